@@ -1,0 +1,55 @@
+//! varve: a log-structured virtual disk whose durable home is an object store.
+//!
+//! # The house
+//! Imports point down only, and rooms on one floor do not know each other; `tests/tidy.rs` checks it.
+//!
+//! | floor | room | what it owns |
+//! | --- | --- | --- |
+//! | 0 words | [`units`] [`limits`] [`error`] [`block_device`] [`service`] [`clock`] [`settings`] | quantities, bounds, errors, the seams to the doors, time and chance, settings |
+//! | 1 pure | [`format`] | bytes to values and back, nothing else |
+//! | 1 pure | [`map`] | where a block's newest content is: extents, pages, places |
+//! | 2 edges | [`disk`] | files, syncs, the simulated and the failing disk |
+//! | 2 edges | [`store`] | S3, directory and memory, and the wrappers around them |
+//! | 3 organs | [`log`] | the write log: ring, append, group commit, recovery scan |
+//! | 3 organs | [`segment`] | packing segments and reading them back |
+//! | 3 organs | [`cache`] | the read cache: on disk and in memory |
+//! | 3 organs | [`index`] | RocksDB: map pages and segment indexes kept locally |
+//! | 4 keepers | [`checkpoint`] | the block map in the store |
+//! | 4 keepers | [`ownership`] | manifests, epochs, sealing |
+//! | 5 owner | [`volume`] | one attached volume, and the fleet of them |
+//! | 6 doors | [`nbd`] [`control`] | the NBD server and the control socket |
+//!
+//! # A write
+//! ```text
+//! nbd -> volume -> log (append, one system call a batch) -> map (log overlay) -> acknowledged
+//!                   | commit: one sync for all who wait
+//!                   v
+//!        packer: a run of the sequence -> segment -> store (in parallel; takes effect in order)
+//!                   -> map pages -> checkpoint, now and then -> manifest (compare-and-swap)
+//! ```
+//! # A read
+//! ```text
+//! nbd -> volume -> map: log overlay, then map pages (memory, RocksDB, checkpoint in the store)
+//!                   -> log | read cache (memory, disk) | store (one range request for neighbours)
+//! ```
+
+pub mod block_device;
+pub mod cache;
+pub mod checkpoint;
+pub mod clock;
+pub mod control;
+pub mod disk;
+pub mod error;
+pub mod format;
+pub mod index;
+pub mod limits;
+pub mod log;
+pub mod map;
+pub mod nbd;
+pub mod ownership;
+pub mod segment;
+pub mod service;
+pub mod settings;
+pub mod store;
+pub mod units;
+pub mod volume;

@@ -1,0 +1,36 @@
+//! Every bound of varve in one place, with its reason. Relations between them are proved at compile time.
+
+use crate::units::BLOCK_SIZE;
+
+/// Longest NBD request payload, and so the longest change that is atomic. 32 MiB is what the kernel,
+/// QEMU and libnbd take as their own maximum.
+pub const REQUEST_BYTES_MAX: u64 = 32 << 20;
+/// Longest payload of one log record: a request of the longest kind that begins and ends within a block.
+pub const RECORD_BYTES_MAX: u64 = REQUEST_BYTES_MAX + BLOCK_SIZE;
+/// Largest volume: 2^32 blocks, the size up to which the figures in the design are meant to hold.
+pub const VOLUME_BYTES_MAX: u64 = 16 << 40;
+/// Smallest volume.
+pub const VOLUME_BYTES_MIN: u64 = 1 << 20;
+/// Smallest ring of a write log: room for two of the longest records besides what is being packed.
+pub const LOG_BYTES_MIN: u64 = 128 << 20;
+/// Uncompressed bytes after which a segment is cut. 24 MiB makes objects of more than 8 MiB of data that
+/// compresses two to one, and bounds the memory of an upload.
+pub const SEGMENT_BYTES_TARGET: u64 = 24 << 20;
+/// Longest object that a reader accepts as a segment.
+pub const SEGMENT_OBJECT_BYTES_MAX: u64 = 128 << 20;
+/// Blocks in one frame: 32 KiB before compression, a compromise between the ratio and reading 4 KiB at random.
+pub const FRAME_BLOCKS: u64 = 8;
+/// Blocks that one page of the block map covers: 1 MiB of volume.
+pub const PAGE_BLOCKS: u64 = 256;
+/// Pages that one directory node of a checkpoint covers: 1 GiB of volume.
+pub const DIRECTORY_PAGES: u64 = 1024;
+/// Longest name of a volume or snapshot, in bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Longest JSON object (manifest, snapshot, store root) that a reader accepts.
+pub const JSON_OBJECT_BYTES_MAX: u64 = 16 << 20;
+
+const _: () = assert!(REQUEST_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
+const _: () = assert!(LOG_BYTES_MIN >= 2 * RECORD_BYTES_MAX + SEGMENT_BYTES_TARGET);
+const _: () = assert!(SEGMENT_BYTES_TARGET + RECORD_BYTES_MAX < SEGMENT_OBJECT_BYTES_MAX);
+const _: () = assert!(VOLUME_BYTES_MAX / BLOCK_SIZE <= 1 << 32);
+const _: () = assert!(PAGE_BLOCKS <= u16::MAX as u64);

@@ -1,0 +1,2 @@
+//! varved
+fn main() {}

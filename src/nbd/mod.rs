@@ -1,0 +1,1 @@
+//! The nbd room.

@@ -1,0 +1,156 @@
+//! The seam between the control socket and the fleet: what a person, through `varve`, can ask of a running daemon.
+//! The types are also the JSON that travels over the socket, so `varve` uses them as they are.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::units::{ByteLen, Epoch, Sequence, UnixMillis, VolumeId};
+
+/// What FLUSH promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Flushed writes survive power loss of the host.
+    Local,
+    /// Flushed writes survive loss of the host: FLUSH waits for the upload.
+    Store,
+}
+
+/// What of a volume's writes is not in the store yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lag {
+    /// Accepted bytes.
+    pub bytes: ByteLen,
+    /// Seconds since the oldest of them was accepted.
+    pub seconds: f64,
+}
+
+/// An attached volume as its owner sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttachedStatus {
+    /// Id.
+    pub volume: VolumeId,
+    /// Name.
+    pub name: String,
+    /// Size in bytes.
+    pub size: ByteLen,
+    /// The attachment.
+    pub epoch: Epoch,
+    /// What FLUSH promises.
+    pub durability: Durability,
+    /// NBD clients connected now.
+    pub clients: u64,
+    /// What is not in the store yet.
+    pub lag: Lag,
+    /// Newest accepted position.
+    pub accepted: Sequence,
+    /// Newest position in the store.
+    pub stored: Sequence,
+    /// Bytes of segment objects in the store.
+    pub stored_bytes: ByteLen,
+    /// Bytes of the write log in use, and its length.
+    pub log_used: ByteLen,
+    /// Length of the ring.
+    pub log_length: ByteLen,
+    /// Why the volume no longer takes requests, if so.
+    pub failed: Option<String>,
+}
+
+/// How an attach went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttachReport {
+    /// The volume as it is now.
+    pub status: AttachedStatus,
+    /// The position from which it resumed: everything up to here is there.
+    pub resumed: Sequence,
+    /// Records found in this host's own log and carried on with.
+    pub replayed_records: u64,
+    /// True if another owner was put out.
+    pub taken_over: bool,
+    /// Who owned it before, for people.
+    pub previous_owner: Option<String>,
+    /// A log of this host that is no longer part of the history, kept aside: its path, and what only it holds.
+    pub rescued_log: Option<RescuedLog>,
+}
+
+/// A write log that holds records which are not part of a volume's history.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RescuedLog {
+    /// Where it is kept.
+    pub path: String,
+    /// Records that only it holds.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: ByteLen,
+    /// When the attachment that wrote them began.
+    pub since: UnixMillis,
+}
+
+/// Requests and bytes to the store since the daemon started, by kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreCounts {
+    /// GET requests.
+    pub gets: u64,
+    /// Bytes received.
+    pub get_bytes: u64,
+    /// PUT requests.
+    pub puts: u64,
+    /// Bytes sent.
+    pub put_bytes: u64,
+    /// DELETE requests.
+    pub deletes: u64,
+    /// LIST requests.
+    pub lists: u64,
+    /// Requests that failed and were tried again.
+    pub retries: u64,
+}
+
+/// The daemon as a whole.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// Version of the daemon.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// The store it serves.
+    pub store: String,
+    /// Where NBD clients connect, as URIs without an export name.
+    pub nbd: Vec<String>,
+    /// Store requests so far.
+    pub store_counts: StoreCounts,
+}
+
+/// What a running daemon does for those who ask.
+#[async_trait]
+pub trait Service: Send + Sync + 'static {
+    /// The daemon.
+    fn daemon(&self) -> DaemonStatus;
+
+    /// The volumes attached here.
+    fn attached(&self) -> Vec<AttachedStatus>;
+
+    /// Attaches a volume. With `takeover` also when another host owns it: what only that host's log holds is lost.
+    ///
+    /// # Errors
+    /// `NotFound`; `Busy`, saying by whom; what the store says.
+    async fn attach(&self, volume: VolumeId, takeover: bool) -> Result<AttachReport>;
+
+    /// Uploads what is left and hands the volume back. Refused while clients are connected, unless `force`, which disconnects them.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not attached here; `Busy`; what the store says.
+    async fn detach(&self, volume: VolumeId, force: bool) -> Result<()>;
+
+    /// Waits until everything accepted before the call is in the store.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not attached here; what the store says.
+    async fn sync(&self, volume: VolumeId) -> Result<AttachedStatus>;
+
+    /// Changes what FLUSH promises from now on, and keeps it in the manifest.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not attached here; what the store says.
+    async fn set_durability(&self, volume: VolumeId, durability: Durability) -> Result<AttachedStatus>;
+}

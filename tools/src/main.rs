@@ -1,0 +1,2 @@
+//! varve
+fn main() {}
