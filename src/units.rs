@@ -172,6 +172,15 @@ impl fmt::Display for SegmentId {
     }
 }
 
+/// The name of one frame of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrameId {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Which of its frames, counted from 0.
+    pub frame: u32,
+}
+
 /// The letters of an id: Crockford's base 32, lower case (no i, l, o, u).
 const ID_ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 /// Letters of an id after its prefix: 13 times 5 bits hold 64.
