@@ -4,7 +4,6 @@
 //! bounded by the length of the ring. Zeroed ranges of any length are one extent.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 
 use crate::units::{BlockCount, BlockRange, Lba, LogOffset};
 
@@ -145,7 +144,8 @@ impl LogOverlay {
             }
         }
         let mut from = start;
-        while let Some((&at, &extent)) = self.extents.range((Bound::Included(from), Bound::Excluded(end))).next() {
+        while from < end {
+            let Some((&at, &extent)) = self.extents.range(from..end).next() else { break };
             let extent_end = at + extent.count;
             if chosen(extent.place) {
                 self.extents.remove(&at);

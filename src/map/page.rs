@@ -81,7 +81,11 @@ impl MapPage {
         let mut used = vec![false; segments.len()];
         for extent in &extents {
             let (offset, count) = (u32::from(extent.offset), u32::from(extent.count));
-            if offset < end || count == 0 || u64::from(offset + count) > PAGE_BLOCKS || extent.block.checked_add(count).is_none() {
+            if offset < end
+                || count == 0
+                || u64::from(offset + count) > PAGE_BLOCKS
+                || extent.block.checked_add(count).is_none()
+            {
                 return None;
             }
             *used.get_mut(usize::from(extent.segment))? = true;
@@ -287,7 +291,8 @@ mod tests {
                     0 => page.set(offset, count, None),
                     1 => {
                         let old = place(random.random_range(0..4), u32::from(offset));
-                        let expected = (0..count).filter(|&step| model[usize::from(offset + step)] == Some(old.plus(u32::from(step))));
+                        let expected = (0..count)
+                            .filter(|&step| model[usize::from(offset + step)] == Some(old.plus(u32::from(step))));
                         let expected: Vec<u16> = expected.collect();
                         assert_eq!(usize::from(page.move_if_at(offset, count, old, target)), expected.len());
                         for step in expected {

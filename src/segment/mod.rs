@@ -1,1 +1,14 @@
-//! The segment room.
+//! Segments: building them from a run of the sequence, and reading them back from the store.
+//!
+//! Owns the way between blocks and segment objects. Guarantees: what [`open_frame`] returns was verified against its
+//! checksum; a built segment's bytes never change. Knows nothing of the log it is filled from or the
+//! cache its frames may go to.
+
+mod builder;
+mod reader;
+
+pub use builder::{BuiltSegment, SegmentBuilder, build_seal};
+pub use reader::{INDEX_SUFFIX_BYTES, fetch_frames, fetch_index, open_frame, parse_object_tail};
+
+#[cfg(test)]
+mod tests;

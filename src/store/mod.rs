@@ -139,7 +139,9 @@ impl From<StoreError> for Error {
             StoreErrorKind::Denied | StoreErrorKind::NoStore => ErrorKind::Denied,
             StoreErrorKind::Full => ErrorKind::Full,
             StoreErrorKind::Rejected => ErrorKind::Unsupported,
-            StoreErrorKind::Unavailable | StoreErrorKind::OutcomeUnknown | StoreErrorKind::Malformed => ErrorKind::Unavailable,
+            StoreErrorKind::Unavailable | StoreErrorKind::OutcomeUnknown | StoreErrorKind::Malformed => {
+                ErrorKind::Unavailable
+            }
         };
         Error::new(kind, error.message)
     }

@@ -1,0 +1,172 @@
+//! The manifest of a volume and the header of a store: JSON bodies in the common envelope.
+//!
+//! The manifest is the root of a volume: what it names, directly or through the checkpoint, or what
+//! follows its checkpoint in the sequence, belongs to the volume, and nothing else does.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::format::envelope;
+use crate::format::map_object::CheckpointRef;
+use crate::limits::{VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
+use crate::service::Durability;
+use crate::units::{
+    BLOCK_SIZE, ByteLen, Epoch, SegmentNumber, Sequence, SnapshotId, StoreId, Token, UnixMillis, VolumeId,
+};
+
+const KIND: &str = "manifest";
+const STORE_KIND: &str = "store";
+
+/// A place in a volume's history as the store counts it: the next segment that would follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Position {
+    /// Epoch of the next segment.
+    pub epoch: Epoch,
+    /// Its number.
+    pub number: SegmentNumber,
+}
+
+/// Who holds the newest epoch. For people, but for the token, by which an owner knows itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Names the attachment.
+    pub token: Token,
+    /// Host name.
+    pub host: String,
+    /// Process id on that host.
+    pub pid: u32,
+    /// Path of the daemon's control socket on that host.
+    pub control: String,
+    /// When it attached.
+    pub attached_at: UnixMillis,
+}
+
+/// A volume that this one's history goes on from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its position from which on the histories differ.
+    pub position: Position,
+    /// The same as a place in its sequence.
+    pub sequence: Sequence,
+}
+
+/// Who keeps a position of this volume from being deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PinHolder {
+    /// A snapshot.
+    Snapshot(SnapshotId),
+    /// A fork.
+    Fork(VolumeId),
+}
+
+/// A position that must stay readable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// Who needs it.
+    pub holder: PinHolder,
+    /// The position.
+    pub position: Position,
+    /// The same as a place in the sequence.
+    pub sequence: Sequence,
+}
+
+/// The root of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its name, for people; not unique.
+    pub name: String,
+    /// Its region, for people.
+    pub region: String,
+    /// Its size in bytes; a multiple of the block size.
+    pub size: ByteLen,
+    /// When it was created.
+    pub created_at: UnixMillis,
+    /// What FLUSH promises.
+    pub durability: Durability,
+    /// Counts the changes of this manifest.
+    pub generation: u64,
+    /// Random: names this very write of the manifest, so that a writer can tell whether its own put had effect.
+    pub nonce: Token,
+    /// The newest epoch that was claimed.
+    pub epoch: Epoch,
+    /// Who claimed it; `None` once detached.
+    pub owner: Option<Owner>,
+    /// The block map as of some position; `None` while everything is still to be replayed from the start.
+    pub checkpoint: Option<CheckpointRef>,
+    /// The first segment that the checkpoint does not include: replay starts here.
+    pub replay_from: Position,
+    /// The place in the sequence that the checkpoint includes.
+    pub sequence: Sequence,
+    /// True after an orderly detach: nothing follows the checkpoint, and the epoch is sealed.
+    pub complete: bool,
+    /// Bytes of this volume's own segment objects, as of the checkpoint.
+    pub stored_bytes: ByteLen,
+    /// When it was destroyed, if it was.
+    pub destroyed_at: Option<UnixMillis>,
+    /// The volumes that its history goes on from, nearest first.
+    pub origins: Vec<Origin>,
+    /// What must stay readable.
+    pub pins: Vec<Pin>,
+}
+
+impl Manifest {
+    /// The manifest as an object.
+    ///
+    /// # Errors
+    /// See [`envelope::encode`].
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        envelope::encode(KIND, self)
+    }
+
+    /// Reads the manifest of `volume`.
+    ///
+    /// # Errors
+    /// `Damaged` or `Unsupported`.
+    pub fn decode(volume: VolumeId, bytes: &[u8]) -> Result<Self> {
+        let what = format!("the manifest of {volume}");
+        let manifest: Manifest = envelope::decode(KIND, &what, bytes)?;
+        if manifest.volume != volume {
+            return Err(Error::damaged(format!("{what} is damaged: it belongs to {}", manifest.volume)));
+        }
+        let size = manifest.size.0;
+        if !(VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX).contains(&size) || !size.is_multiple_of(BLOCK_SIZE) {
+            return Err(Error::damaged(format!("{what} is damaged: a size of {size} bytes makes no sense")));
+        }
+        if manifest.replay_from.epoch > manifest.epoch.next() {
+            return Err(Error::damaged(format!("{what} is damaged: its checkpoint is newer than its epoch")));
+        }
+        Ok(manifest)
+    }
+}
+
+/// The header of a store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreRoot {
+    /// Tells this store from any other.
+    pub store: StoreId,
+    /// When it was created.
+    pub created_at: UnixMillis,
+}
+
+impl StoreRoot {
+    /// The header as an object.
+    ///
+    /// # Errors
+    /// See [`envelope::encode`].
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        envelope::encode(STORE_KIND, self)
+    }
+
+    /// Reads the header of the store at `address`.
+    ///
+    /// # Errors
+    /// `Damaged` or `Unsupported`.
+    pub fn decode(address: &str, bytes: &[u8]) -> Result<Self> {
+        envelope::decode(STORE_KIND, &format!("varve.json of {address}"), bytes)
+    }
+}

@@ -1,0 +1,93 @@
+//! Reading segments: their indexes (one request for the last bytes of the object) and frames (one range request
+//! for neighbours). Damaged bytes are fetched once more before they are believed to be damaged in the store.
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::segment::{Codec, FrameEntry, SegmentIndex, decode_index, decode_trailer};
+use crate::store::{ByteRange, Fetched, ObjectKey, Store};
+use crate::units::{BLOCK_SIZE, SegmentId};
+
+/// How many of a segment's last bytes are asked for at first: enough for the index of almost any.
+pub const INDEX_SUFFIX_BYTES: u64 = 128 << 10;
+
+/// Fetches the index of a segment (or a seal).
+///
+/// # Errors
+/// `NotFound`, `Damaged`, `Unsupported`, and what the store says.
+pub async fn fetch_index(store: &dyn Store, id: SegmentId) -> Result<SegmentIndex> {
+    match fetch_index_once(store, id).await {
+        Err(error) if error.kind() == ErrorKind::Damaged => {
+            tracing::warn!(segment = %id, %error, "fetching a damaged index again");
+            fetch_index_once(store, id).await
+        }
+        other => other,
+    }
+}
+
+async fn fetch_index_once(store: &dyn Store, id: SegmentId) -> Result<SegmentIndex> {
+    let key = ObjectKey::segment(id);
+    let tail = store.get(&key, ByteRange::Suffix(INDEX_SUFFIX_BYTES)).await?;
+    let length = tail.object_length;
+    let trailer = decode_trailer(id, &tail.bytes, length)?;
+    let mut bytes = tail.bytes;
+    if trailer.tail_length() > bytes.len() as u64 {
+        bytes = store.get(&key, ByteRange::Suffix(trailer.tail_length())).await?.bytes;
+    }
+    decode_index(id, &trailer, &bytes)
+}
+
+/// Reads the index from the last bytes of an object, kept locally, for instance.
+///
+/// # Errors
+/// `Damaged` or `Unsupported`.
+pub fn parse_object_tail(id: SegmentId, tail: &[u8], object_length: u64) -> Result<SegmentIndex> {
+    decode_index(id, &decode_trailer(id, tail, object_length)?, tail)
+}
+
+/// Fetches the stored bytes of adjoining frames, `frames[0]` being the first of them in the object.
+///
+/// # Errors
+/// `NotFound` and what the store says; the bytes are not verified yet.
+pub async fn fetch_frames(store: &dyn Store, id: SegmentId, frames: &[FrameEntry]) -> Result<Vec<Bytes>> {
+    let (Some(first), Some(last)) = (frames.first(), frames.last()) else {
+        return Ok(Vec::new());
+    };
+    let length = u64::from(last.offset) + u64::from(last.stored_length) - u64::from(first.offset);
+    let range = ByteRange::Part { offset: u64::from(first.offset), length };
+    let Fetched { bytes, .. } = store.get(&ObjectKey::segment(id), range).await?;
+    let cut = |frame: &FrameEntry| {
+        let start = (frame.offset - first.offset) as usize;
+        bytes.slice(start..start + frame.stored_length as usize)
+    };
+    if bytes.len() as u64 != length {
+        return Err(Error::damaged(format!("segment {id}: the store returned {} bytes for {length}", bytes.len())));
+    }
+    Ok(frames.iter().map(cut).collect())
+}
+
+/// Verifies the stored bytes of a frame and returns its blocks.
+///
+/// # Errors
+/// `Damaged` if they are not what was written, `Unsupported` if they are encrypted.
+pub fn open_frame(id: SegmentId, number: u32, frame: &FrameEntry, stored: &Bytes) -> Result<Bytes> {
+    let damaged = |why: &str| Error::damaged(format!("frame {number} of segment {id} is damaged: {why}"));
+    if frame.key_id != 0 {
+        return Err(Error::new(ErrorKind::Unsupported, format!("frame {number} of segment {id} is encrypted")));
+    }
+    if stored.len() != frame.stored_length as usize || crc32c::crc32c(stored) != frame.crc {
+        return Err(damaged("its checksum is wrong"));
+    }
+    let length = usize::from(frame.blocks) * BLOCK_SIZE as usize;
+    let plain = match frame.codec {
+        Codec::Raw => stored.clone(),
+        Codec::Zstd => {
+            let plain = zstd::bulk::decompress(stored, length).map_err(|error| damaged(&error.to_string()))?;
+            Bytes::from(plain)
+        }
+    };
+    if plain.len() != length {
+        return Err(damaged("it holds fewer blocks than its index says"));
+    }
+    Ok(plain)
+}
