@@ -279,6 +279,14 @@ impl Trailer {
     }
 }
 
+/// The length of the whole object that a tail kept locally says it belongs to; not verified.
+pub fn announced_length(tail: &[u8]) -> Option<u64> {
+    let trailer = tail.get(tail.len().checked_sub(TRAILER_BYTES)?..)?;
+    let mut input = Reader::new("a trailer", trailer);
+    input.take(36).ok()?;
+    input.u64().ok()
+}
+
 /// Reads the trailer from the last bytes of an object of `object_length` bytes.
 ///
 /// # Errors

@@ -112,6 +112,13 @@ impl LogOverlay {
         }
     }
 
+    /// All extents in block order.
+    pub fn extents(&self) -> impl Iterator<Item = (BlockRange, OverlayPlace)> + '_ {
+        self.extents
+            .iter()
+            .map(|(&start, extent)| (BlockRange::new(Lba(start), BlockCount(extent.count)), extent.place))
+    }
+
     /// The place of one block.
     pub fn block(&self, lba: Lba) -> OverlayPlace {
         let mut found = OverlayPlace::Below;

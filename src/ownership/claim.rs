@@ -1,0 +1,79 @@
+//! Claiming the next epoch of a volume.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::manifest::Owner;
+use crate::ownership::manifests::{Loaded, update};
+use crate::store::Store;
+use crate::units::{Epoch, Token};
+
+/// Under which circumstances a claim may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permit {
+    /// Only if nobody owns the volume.
+    IfFree,
+    /// Also if the owner is this attachment of ours, which has died.
+    OwnLate(Token),
+    /// Whoever owns it: what is not in the store is given up.
+    TakeOver,
+}
+
+/// A claimed epoch.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Names this attachment in everything it writes.
+    pub token: Token,
+    /// The manifest that says so.
+    pub loaded: Loaded,
+    /// Who owned the volume before, if anybody did.
+    pub previous: Option<Owner>,
+}
+
+/// Claims the next epoch by compare-and-swap. The claimant owns the volume once it has also sealed the epochs before
+/// ([`discover`](super::discover)).
+///
+/// # Errors
+/// `Busy` if the permit does not suffice, naming the owner; `Invalid` if the volume is destroyed; `Conflict` if somebody else was faster.
+pub async fn claim(store: &dyn Store, loaded: &Loaded, owner: Owner, permit: Permit) -> Result<Attachment> {
+    let manifest = &loaded.manifest;
+    if manifest.destroyed_at.is_some() {
+        return Err(Error::invalid(format!(
+            "volume {0} is destroyed: 'varve volumes undelete {0}' brings it back",
+            manifest.volume
+        )));
+    }
+    if let Some(current) = &manifest.owner {
+        let permitted = match permit {
+            Permit::IfFree => false,
+            Permit::OwnLate(token) => token == current.token,
+            Permit::TakeOver => true,
+        };
+        if !permitted {
+            return Err(busy(loaded, current));
+        }
+    }
+    let (epoch, token) = (manifest.epoch.next(), owner.token);
+    let previous = manifest.owner.clone();
+    let loaded = update(store, loaded, |manifest| {
+        manifest.epoch = epoch;
+        manifest.owner = Some(owner);
+        manifest.complete = false;
+    })
+    .await?;
+    Ok(Attachment { epoch, token, loaded, previous })
+}
+
+fn busy(loaded: &Loaded, owner: &Owner) -> Error {
+    let since = humantime::format_rfc3339_seconds(
+        std::time::UNIX_EPOCH + std::time::Duration::from_millis(owner.attached_at.0),
+    );
+    Error::new(
+        ErrorKind::Busy,
+        format!(
+            "volume {0} is attached by {1} (process {2}) since {since}: detach it there, or, if that host is gone for good, run \
+             'varve volumes attach {0} --takeover', which gives up what is not in the store yet",
+            loaded.manifest.volume, owner.host, owner.pid
+        ),
+    )
+}

@@ -1,0 +1,93 @@
+//! Loading, creating and changing manifests. Nothing else writes one.
+
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use crate::clock;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::format::manifest::Manifest;
+use crate::store::{ByteRange, Condition, ETag, ObjectKey, Store};
+use crate::units::VolumeId;
+
+/// Manifests fetched at the same time when all are listed.
+const FETCHES_AT_ONCE: usize = 16;
+
+/// A manifest as it was read, and the version to compare with when it is changed.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// Its version in the store.
+    pub etag: ETag,
+}
+
+/// Reads the manifest of a volume.
+///
+/// # Errors
+/// `NotFound` if there is no such volume; `Damaged`, `Unsupported`, and what the store says.
+pub async fn load(store: &dyn Store, volume: VolumeId) -> Result<Loaded> {
+    let fetched = match store.get(&ObjectKey::manifest(volume), ByteRange::Full).await {
+        Ok(fetched) => fetched,
+        Err(error) => {
+            let error = Error::from(error);
+            return Err(match error.kind() {
+                ErrorKind::NotFound => Error::not_found(format!("there is no volume {volume} in {}", store.address())),
+                _ => Error::new(error.kind(), format!("cannot read the manifest of {volume}: {error}")),
+            });
+        }
+    };
+    Ok(Loaded { manifest: Manifest::decode(volume, &fetched.bytes)?, etag: fetched.etag })
+}
+
+/// Creates a volume by writing its first manifest.
+///
+/// # Errors
+/// `Conflict` if the id is taken, and what the store says.
+pub async fn create(store: &dyn Store, manifest: Manifest) -> Result<Loaded> {
+    let key = ObjectKey::manifest(manifest.volume);
+    let body = Bytes::from(manifest.encode()?);
+    let etag = store
+        .put(&key, body, Condition::IfAbsent)
+        .await
+        .map_err(Error::from)
+        .context(|| format!("cannot create volume {}", manifest.volume))?;
+    Ok(Loaded { manifest, etag })
+}
+
+/// Swaps in a changed manifest if nobody else changed it since it was loaded.
+///
+/// # Errors
+/// `Conflict` if somebody did; what the store says. After an error other than `Conflict` the change may have had effect.
+pub async fn update(store: &dyn Store, loaded: &Loaded, change: impl FnOnce(&mut Manifest)) -> Result<Loaded> {
+    let mut manifest = loaded.manifest.clone();
+    change(&mut manifest);
+    manifest.generation += 1;
+    manifest.nonce = clock::random_token();
+    let key = ObjectKey::manifest(manifest.volume);
+    let body = Bytes::from(manifest.encode()?);
+    let etag = store
+        .put(&key, body, Condition::IfMatch(loaded.etag.clone()))
+        .await
+        .map_err(Error::from)
+        .context(|| format!("cannot change the manifest of {}", manifest.volume))?;
+    Ok(Loaded { manifest, etag })
+}
+
+/// Reads all manifests of a store. One that cannot be read is returned as its error.
+///
+/// # Errors
+/// What the store says to the listing.
+pub async fn list(store: &dyn Store) -> Result<Vec<(VolumeId, Result<Loaded>)>> {
+    let mut volumes = Vec::new();
+    let mut after = None;
+    loop {
+        let page = store.list(&ObjectKey::volumes(), after.as_ref()).await?;
+        volumes.extend(page.objects.iter().filter_map(|object| object.key.parse_manifest()));
+        match page.next {
+            Some(next) => after = Some(next),
+            None => break,
+        }
+    }
+    let fetches = volumes.into_iter().map(|volume| async move { Ok::<_, Error>((volume, load(store, volume).await)) });
+    stream::iter(fetches).buffered(FETCHES_AT_ONCE).try_collect().await
+}

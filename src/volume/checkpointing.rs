@@ -1,0 +1,88 @@
+//! Writing checkpoints, and the orderly end of an attachment.
+//!
+//! Order: the changed pages go to the store; then all pages and the position to RocksDB, which is flushed; then the manifest is
+//! swapped, and from then on recovery starts here. A crash in between leaves the old checkpoint in force, and pages in the
+//! store that nothing names, under numbers of an epoch that is over.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::checkpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::manifest::Position;
+use crate::ownership::{Sealing, seal_epoch};
+use crate::units::{ByteLen, SegmentId, SegmentNumber, Sequence};
+use crate::volume::core::Volume;
+use crate::volume::local_state::LocalState;
+
+impl Volume {
+    /// Writes a checkpoint of everything that has taken effect, up to `sequence`; replay would go on with `next`. With `complete`
+    /// the attachment ends with it.
+    ///
+    /// # Errors
+    /// `Fenced`; what the store or RocksDB say. It may be tried again.
+    pub(super) async fn write_checkpoint(&self, next: Position, sequence: Sequence, complete: bool) -> Result<()> {
+        let changed = self.pages.changed();
+        let base = self.pages.base();
+        let mut number = self.next_map_object.load(Ordering::Acquire);
+        let position = checkpoint::Position { epoch: next.epoch, number: next.number, sequence };
+        let size = ByteLen(self.size_bytes());
+        let written = checkpoint::write(
+            self.shared.store.clone(),
+            self.id,
+            self.epoch,
+            &mut number,
+            &base,
+            position,
+            size,
+            &changed,
+            &self.pages,
+        )
+        .await;
+        // A number that may have been used is never used again, also after an error.
+        self.next_map_object.store(number, Ordering::Release);
+        let (reference, checkpoint, _) = written?;
+        self.pages.write_back()?;
+        let state = LocalState { position: next, sequence };
+        self.shared.index.put_volume_state(self.id, &state.encode())?;
+        let index = self.shared.index.clone();
+        let flushed = self.shared.runtime.spawn_blocking(move || index.flush()).await;
+        flushed.map_err(|_| Error::new(ErrorKind::Stopping, "the daemon is stopping"))??;
+        let stored_bytes = ByteLen(self.stored_bytes.load(Ordering::Relaxed));
+        let epoch = self.epoch;
+        self.change_manifest(move |manifest| {
+            manifest.checkpoint = Some(reference);
+            manifest.replay_from = if complete { Position { epoch: epoch.next(), number: SegmentNumber(0) } } else { next };
+            manifest.sequence = sequence;
+            manifest.stored_bytes = stored_bytes;
+            if complete {
+                manifest.owner = None;
+                manifest.complete = true;
+            }
+        })
+        .await?;
+        self.pages.rebase(Arc::new(checkpoint));
+        self.segments_since_checkpoint.store(0, Ordering::Release);
+        Ok(())
+    }
+
+    /// Ends the attachment once everything is uploaded: seals its epoch, writes the last checkpoint and hands the volume back.
+    ///
+    /// # Errors
+    /// As [`Volume::write_checkpoint`]. It may be tried again.
+    pub(super) async fn hand_back(&self) -> Result<()> {
+        let stored = self.progress.lock().stored();
+        let number = SegmentNumber(self.next_segment.load(Ordering::Acquire));
+        let id = SegmentId { volume: self.id, epoch: self.epoch, number };
+        if seal_epoch(&*self.shared.store, id, self.token, stored.sequence).await? == Sealing::Occupied {
+            let seal = crate::segment::fetch_index(&*self.shared.store, id).await?;
+            if seal.header.token != self.token {
+                let error = self.fenced(&format!("segment {id} is the seal of another"));
+                self.fail(&error);
+                return Err(error);
+            }
+        }
+        let next = Position { epoch: self.epoch, number };
+        self.write_checkpoint(next, stored.sequence, true).await
+    }
+}

@@ -1,0 +1,209 @@
+//! One attached volume: its parts, and what they agree on.
+//!
+//! Locks, in the order in which they may be taken: `writer` (append and overlay update, so that the overlay changes in the
+//! order of the sequence), `overlay`, the pages' own, `progress`. None is held across a wait.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
+
+use crate::block_device::CommitDone;
+use crate::clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::PAGE_BLOCKS;
+use crate::log::{Appender, Committer, LogReader};
+use crate::map::LogOverlay;
+use crate::ownership::{self, Loaded};
+use crate::service::{AttachedStatus, Durability};
+use crate::units::{BLOCK_SIZE, ByteLen, Epoch, Token, VolumeId};
+use crate::volume::gate::Gate;
+use crate::volume::pages::PageTable;
+use crate::volume::progress::Progress;
+use crate::volume::read_ahead::ReadAhead;
+use crate::volume::shared::Shared;
+
+const _: () = assert!(PAGE_BLOCKS * BLOCK_SIZE == 1 << 20);
+
+/// An attached volume.
+pub struct Volume {
+    /// Its id.
+    pub id: VolumeId,
+    /// The attachment.
+    pub epoch: Epoch,
+    /// Names the attachment.
+    pub token: Token,
+    pub(super) name: Mutex<String>,
+    pub(super) size: AtomicU64,
+    pub(super) shared: Arc<Shared>,
+    pub(super) gate: Gate,
+    pub(super) writer: Mutex<Appender>,
+    pub(super) log: LogReader,
+    pub(super) committer: Committer,
+    pub(super) overlay: RwLock<LogOverlay>,
+    /// Everything before this offset of the log is given back: the overlay names nothing there.
+    pub(super) released: AtomicU64,
+    pub(super) pages: PageTable,
+    pub(super) progress: Mutex<Progress>,
+    pub(super) read_ahead: Mutex<ReadAhead>,
+    /// Tells the uploader that a run may be due.
+    pub(super) upload_wake: Notify,
+    /// Tells writers that log space came free.
+    pub(super) space_wake: Arc<Notify>,
+    /// Those who wait for log space take turns.
+    pub(super) space_turn: tokio::sync::Mutex<()>,
+    pub(super) space_waiters: AtomicU64,
+    /// Tells those who wait on a doubtful gate that it was decided.
+    pub(super) gate_wake: Notify,
+    pub(super) manifest: tokio::sync::Mutex<Loaded>,
+    pub(super) durability: AtomicU8,
+    pub(super) stored_bytes: AtomicU64,
+    pub(super) next_segment: AtomicU64,
+    pub(super) next_map_object: AtomicU64,
+    pub(super) segments_since_checkpoint: AtomicU64,
+    pub(super) clients: AtomicU64,
+    pub(super) stopping: AtomicBool,
+}
+
+impl Volume {
+    /// What FLUSH promises just now.
+    pub fn durability(&self) -> Durability {
+        if self.durability.load(Ordering::Acquire) == Durability::Store as u8 { Durability::Store } else { Durability::Local }
+    }
+
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// The volume as its owner sees it.
+    pub fn status(&self) -> AttachedStatus {
+        let (used, length) = (self.committer.used(), self.committer.length());
+        let progress = self.progress.lock();
+        AttachedStatus {
+            volume: self.id,
+            name: self.name.lock().clone(),
+            size: ByteLen(self.size_bytes()),
+            epoch: self.epoch,
+            durability: self.durability(),
+            clients: self.clients.load(Ordering::Relaxed),
+            lag: progress.lag(clock::uptime()),
+            accepted: progress.accepted().sequence,
+            stored: progress.stored().sequence,
+            stored_bytes: ByteLen(self.stored_bytes.load(Ordering::Relaxed)),
+            log_used: used,
+            log_length: length,
+            failed: self.gate.closed().map(|error| error.to_string()),
+        }
+    }
+
+    /// Stops the volume for good: every request, waiting or to come, is answered with `error`.
+    pub(super) fn fail(&self, error: &Error) {
+        if self.gate.closed().is_none() {
+            tracing::error!(volume = %self.id, epoch = %self.epoch, %error, "the volume takes no more requests");
+        }
+        self.gate.close(error.clone());
+        self.progress.lock().fail(error);
+        self.gate_wake.notify_waiters();
+        self.space_wake.notify_waiters();
+        self.upload_wake.notify_one();
+    }
+
+    /// The error of an owner that was put out.
+    pub(super) fn fenced(&self, by: &str) -> Error {
+        Error::new(
+            ErrorKind::Fenced,
+            format!("volume {} was taken over by another owner ({by}); this attachment (epoch {}) is over", self.id, self.epoch),
+        )
+    }
+
+    /// Calls `done` once everything accepted so far is in the store.
+    pub(super) fn commit_to_store(&self, done: CommitDone) {
+        if let Some(error) = self.gate.closed() {
+            return done(Err(error));
+        }
+        let stored_already = self.progress.lock().wait_stored(done);
+        match stored_already {
+            Some(done) => done(Ok(())),
+            None => self.upload_wake.notify_one(),
+        }
+        // The volume may have failed between the look at the gate and the wait.
+        if let Some(error) = self.gate.closed() {
+            self.progress.lock().fail(&error);
+        }
+    }
+
+    /// Waits until everything accepted so far is in the store.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    pub async fn sync(&self) -> Result<()> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.commit_to_store(Box::new(move |result| {
+            // The one who asked may have gone away; then nobody needs the answer.
+            let _ = sender.send(result);
+        }));
+        receiver.await.map_err(|_| Error::new(ErrorKind::Stopping, format!("volume {} is stopping", self.id)))?
+    }
+
+    /// Looks at the manifest: opens a doubtful gate if the volume is still ours, and closes it for good if not.
+    ///
+    /// # Errors
+    /// `Fenced`, or what the store says; then the doubt remains.
+    pub(super) async fn confirm_ownership(&self) -> Result<()> {
+        let loaded = ownership::load(&*self.shared.store, self.id).await?;
+        let owner = loaded.manifest.owner.as_ref();
+        if loaded.manifest.epoch == self.epoch && owner.is_some_and(|owner| owner.token == self.token) {
+            self.gate.confirm();
+            self.gate_wake.notify_waiters();
+            return Ok(());
+        }
+        let by = owner.map_or_else(|| "nobody".to_owned(), |owner| owner.host.clone());
+        let error = self.fenced(&by);
+        self.fail(&error);
+        Err(error)
+    }
+
+    /// Changes the manifest as its owner.
+    ///
+    /// # Errors
+    /// `Fenced` if the volume has another owner by now; what the store says.
+    pub(super) async fn change_manifest(
+        &self,
+        change: impl Fn(&mut crate::format::manifest::Manifest) + Send,
+    ) -> Result<()> {
+        let mut loaded = self.manifest.lock().await;
+        loop {
+            match ownership::update(&*self.shared.store, &loaded, &change).await {
+                Ok(updated) => {
+                    *loaded = updated;
+                    return Ok(());
+                }
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    let current = ownership::load(&*self.shared.store, self.id).await?;
+                    if current.manifest.epoch != self.epoch {
+                        let by = current.manifest.owner.map_or_else(|| "nobody".to_owned(), |owner| owner.host);
+                        let error = self.fenced(&by);
+                        self.fail(&error);
+                        return Err(error);
+                    }
+                    *loaded = current;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Switches what FLUSH promises, and keeps it.
+    ///
+    /// # Errors
+    /// As for a change of the manifest.
+    pub async fn set_durability(&self, durability: Durability) -> Result<()> {
+        if durability == Durability::Store {
+            self.durability.store(durability as u8, Ordering::Release);
+        }
+        self.change_manifest(|manifest| manifest.durability = durability).await?;
+        self.durability.store(durability as u8, Ordering::Release);
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+//! The volume as a block device: the seam that the doors see.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::block_device::{Attempt, BlockDevice, Change, CommitDone, Geometry, ResidenceExtent};
+use crate::error::Result;
+use crate::service::Durability;
+use crate::units::BLOCK_SIZE;
+use crate::volume::core::Volume;
+use crate::volume::gate::Refusal;
+
+/// An attached volume, as a block device.
+pub struct VolumeDevice(pub Arc<Volume>);
+
+#[async_trait]
+impl BlockDevice for VolumeDevice {
+    fn geometry(&self) -> Geometry {
+        Geometry { size: self.0.size_bytes(), read_only: false, preferred_block: BLOCK_SIZE as u32 }
+    }
+
+    fn try_change(&self, changes: &[Change<&[u8]>], outcomes: &mut Vec<Attempt>) {
+        self.0.try_changes(changes, outcomes);
+    }
+
+    async fn change(&self, change: Change<Bytes>) -> Result<()> {
+        self.0.change_waiting(change).await
+    }
+
+    fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Attempt {
+        self.0.try_read_bytes(offset, buffer)
+    }
+
+    async fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.0.read_bytes(offset, buffer).await
+    }
+
+    fn commit(&self, done: CommitDone) {
+        match self.0.gate.check() {
+            Ok(()) => self.0.commit_now(done),
+            Err(Refusal::Closed(error)) => done(Err(error)),
+            Err(Refusal::Doubtful) => {
+                let volume = self.0.clone();
+                self.0.shared.runtime.spawn(async move {
+                    match volume.pass_gate().await {
+                        Ok(()) => volume.commit_now(done),
+                        Err(error) => done(Err(error)),
+                    }
+                });
+            }
+        }
+    }
+
+    async fn prefetch(&self, offset: u64, length: u64) -> Result<()> {
+        self.0.pass_gate().await?;
+        self.0.check_range(offset, length)?;
+        self.0.bring_near(offset, length).await
+    }
+
+    async fn residence(&self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<ResidenceExtent>> {
+        self.0.residence_of(offset, length, extents_max).await
+    }
+}
+
+impl Volume {
+    /// Commits to the level promised just now. The answer is given only if the volume is still ours as far as it knows.
+    pub(super) fn commit_now(self: &Arc<Self>, done: CommitDone) {
+        match self.durability() {
+            Durability::Store => self.commit_to_store(done),
+            Durability::Local => {
+                let volume = self.clone();
+                self.committer.commit(Box::new(move |result| match (result, volume.gate.check()) {
+                    (Ok(()), Ok(())) => done(Ok(())),
+                    (Ok(()), Err(Refusal::Closed(error))) => done(Err(error)),
+                    (Err(error), _) => {
+                        volume.fail(&error);
+                        done(Err(error));
+                    }
+                    (Ok(()), Err(Refusal::Doubtful)) => {
+                        let waiting = volume.clone();
+                        volume.shared.runtime.spawn(async move { done(waiting.pass_gate().await) });
+                    }
+                }));
+            }
+        }
+    }
+}

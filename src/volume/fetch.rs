@@ -1,0 +1,239 @@
+//! From places in segments to blocks: through the memory and disk parts of the cache, or from the store.
+//!
+//! One fetch per missing frame however many ask (the cache's claims); missing neighbours become one range request. Every
+//! frame is verified before it is handed out. A frame that is damaged is fetched once more, then it is an error for just
+//! those who need it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+
+use crate::cache::{Claim, Lead};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::format::segment::{FrameEntry, SegmentIndex, encode_tail};
+use crate::limits::FRAME_BLOCKS;
+use crate::map::SegmentPlace;
+use crate::segment::{fetch_frames, fetch_index, open_frame, parse_object_tail};
+use crate::units::{BLOCK_SIZE, FrameId, SegmentId};
+use crate::volume::shared::{IndexWeight, Shared};
+
+/// Longest range request for neighbouring frames, in bytes as stored.
+const FETCH_BYTES_MAX: u64 = 4 << 20;
+
+/// Indexes of segments in memory, weighed by their size.
+pub type SegmentIndexCache = quick_cache::sync::Cache<SegmentId, Arc<SegmentIndex>, IndexWeight>;
+
+/// A run of blocks in a segment and where they go.
+pub struct Piece<'a> {
+    /// Where they lie.
+    pub place: SegmentPlace,
+    /// Where their bytes go: a whole number of blocks.
+    pub buffer: &'a mut [u8],
+}
+
+/// Copies the blocks of `piece` from frames in memory, if all of them are there.
+pub fn try_copy(shared: &Shared, place: SegmentPlace, buffer: &mut [u8]) -> bool {
+    let mut block = u64::from(place.block);
+    let mut rest = buffer;
+    while !rest.is_empty() {
+        let id = FrameId { segment: place.segment, frame: (block / FRAME_BLOCKS) as u32 };
+        let Some(frame) = shared.cache.get(&id) else { return false };
+        let Some(copied) = copy_from_frame(&frame, block, rest) else { return false };
+        block += (copied as u64) / BLOCK_SIZE;
+        rest = &mut rest[copied..];
+    }
+    true
+}
+
+/// Copies what of the blocks from `block` on lies in this frame, and returns how many bytes that were.
+fn copy_from_frame(frame: &Bytes, block: u64, buffer: &mut [u8]) -> Option<usize> {
+    let start = (block % FRAME_BLOCKS * BLOCK_SIZE) as usize;
+    let available = frame.get(start..).filter(|bytes| !bytes.is_empty())?;
+    let count = available.len().min(buffer.len());
+    buffer[..count].copy_from_slice(&available[..count]);
+    Some(count)
+}
+
+/// Fills the buffers of all pieces, fetching what is missing.
+///
+/// # Errors
+/// `Damaged`, naming the segment, and what the store says.
+pub async fn fetch(shared: &Arc<Shared>, pieces: Vec<Piece<'_>>) -> Result<()> {
+    let fetches = pieces.into_iter().map(|piece| async move {
+        let count = piece.buffer.len() as u64 / BLOCK_SIZE;
+        let frames = load_frames(shared, piece.place, count).await?;
+        let mut block = u64::from(piece.place.block);
+        let mut rest = piece.buffer;
+        for frame in frames {
+            let copied = copy_from_frame(&frame, block, rest)
+                .ok_or_else(|| Error::damaged(format!("segment {} lacks block {block}", piece.place.segment)))?;
+            block += copied as u64 / BLOCK_SIZE;
+            rest = &mut rest[copied..];
+        }
+        Ok(())
+    });
+    join_all(fetches).await.into_iter().collect()
+}
+
+/// Brings the frames that hold `count` blocks from `place` on into memory, and returns them in order.
+///
+/// # Errors
+/// As [`fetch`].
+pub async fn load_frames(shared: &Arc<Shared>, place: SegmentPlace, count: u64) -> Result<Vec<Bytes>> {
+    let first = u64::from(place.block) / FRAME_BLOCKS;
+    let last = (u64::from(place.block) + count.max(1) - 1) / FRAME_BLOCKS;
+    let ids: Vec<FrameId> =
+        (first..=last).map(|frame| FrameId { segment: place.segment, frame: frame as u32 }).collect();
+    let mut found: Vec<Option<Bytes>> = vec![None; ids.len()];
+    while found.iter().any(Option::is_none) {
+        let (mut leads, mut waits) = (Vec::new(), Vec::new());
+        for (slot, id) in ids.iter().enumerate().filter(|&(slot, _)| found[slot].is_none()) {
+            match shared.cache.claim(*id) {
+                Claim::Ready(bytes) => found[slot] = Some(bytes),
+                Claim::Lead(lead) => leads.push((slot, lead)),
+                Claim::Wait(wait) => waits.push((slot, wait)),
+            }
+        }
+        // What this request leads must be filled before it waits for others, or two requests could wait for each other.
+        for (slot, bytes) in fill_leads(shared, place.segment, first, leads).await? {
+            found[slot] = Some(bytes);
+        }
+        for (slot, wait) in waits {
+            if let Some(bytes) = wait.await {
+                found[slot] = Some(bytes);
+            }
+        }
+    }
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// Gets the frames that this request leads: from the disk part of the cache, or from the store.
+async fn fill_leads(
+    shared: &Arc<Shared>,
+    segment: SegmentId,
+    first: u64,
+    leads: Vec<(usize, Lead)>,
+) -> Result<Vec<(usize, Bytes)>> {
+    if leads.is_empty() {
+        return Ok(Vec::new());
+    }
+    let index = segment_index(shared, segment).await?;
+    let mut missing = Vec::new();
+    let mut filled = Vec::new();
+    for (slot, lead) in leads {
+        let number = (first + slot as u64) as u32;
+        let entry = index.frames.get(number as usize).copied();
+        let entry = entry.ok_or_else(|| Error::damaged(format!("segment {segment} has no frame {number}")))?;
+        let id = FrameId { segment, frame: number };
+        match shared.cache.read_disk(&id) {
+            Some(stored) if let Ok(plain) = open_frame(segment, number, &entry, &stored) => {
+                lead.fill(plain.clone());
+                filled.push((slot, plain));
+            }
+            _ => missing.push(Missing { slot, number, entry, lead }),
+        }
+    }
+    let batches = group_neighbours(missing).into_iter().map(|batch| fetch_batch(shared, segment, batch));
+    for batch in join_all(batches).await {
+        filled.extend(batch?);
+    }
+    Ok(filled)
+}
+
+struct Missing {
+    slot: usize,
+    number: u32,
+    entry: FrameEntry,
+    lead: Lead,
+}
+
+/// Cuts missing frames, which are in order, into runs of neighbours of bounded length.
+fn group_neighbours(missing: Vec<Missing>) -> Vec<Vec<Missing>> {
+    let mut groups: Vec<Vec<Missing>> = Vec::new();
+    for frame in missing {
+        let joins = groups.last().is_some_and(|group| {
+            let (first, last) = (&group[0], &group[group.len() - 1]);
+            let length = u64::from(frame.entry.offset - first.entry.offset) + u64::from(frame.entry.stored_length);
+            last.number + 1 == frame.number && length <= FETCH_BYTES_MAX
+        });
+        match groups.last_mut() {
+            Some(group) if joins => group.push(frame),
+            _ => groups.push(vec![frame]),
+        }
+    }
+    groups
+}
+
+async fn fetch_batch(shared: &Arc<Shared>, segment: SegmentId, batch: Vec<Missing>) -> Result<Vec<(usize, Bytes)>> {
+    let entries: Vec<FrameEntry> = batch.iter().map(|missing| missing.entry).collect();
+    let stored = fetch_frames(&*shared.store, segment, &entries).await.context(|| format!("cannot read segment {segment}"))?;
+    let mut filled = Vec::with_capacity(batch.len());
+    let mut kept = Vec::with_capacity(batch.len());
+    for (missing, mut stored) in batch.into_iter().zip(stored) {
+        let mut plain = open_frame(segment, missing.number, &missing.entry, &stored);
+        if plain.is_err() {
+            tracing::warn!(%segment, frame = missing.number, "fetching a damaged frame again");
+            stored = fetch_frames(&*shared.store, segment, &[missing.entry]).await?.pop().unwrap_or_default();
+            plain = open_frame(segment, missing.number, &missing.entry, &stored);
+        }
+        let plain = plain.inspect_err(|error| tracing::error!(%segment, %error, "a segment is damaged in the store"))?;
+        kept.push((FrameId { segment, frame: missing.number }, stored));
+        missing.lead.fill(plain.clone());
+        filled.push((missing.slot, plain));
+    }
+    // The disk part is filled behind the reader's back: nobody waits for it.
+    let cache = shared.cache.clone();
+    shared.runtime.spawn_blocking(move || {
+        for (id, stored) in kept {
+            cache.insert_disk(id, &stored);
+        }
+    });
+    Ok(filled)
+}
+
+/// The index of a segment, from memory, RocksDB or the store.
+///
+/// # Errors
+/// `Damaged`, `NotFound` turned into `Damaged` (a segment that the map names must exist), and what the store says.
+pub async fn segment_index(shared: &Arc<Shared>, id: SegmentId) -> Result<Arc<SegmentIndex>> {
+    let load = async {
+        if let Some(bytes) = shared.index.segment_index(id)?
+            && let Some(index) = open_local_index(id, &bytes)
+        {
+            return Ok(Arc::new(index));
+        }
+        let index = match fetch_index(&*shared.store, id).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                tracing::error!(segment = %id, "a segment that the block map names is missing in the store");
+                return Err(Error::damaged(format!("segment {id} is missing in the store: {error}")));
+            }
+            other => other?,
+        };
+        keep_index(shared, &index)?;
+        Ok(Arc::new(index))
+    };
+    shared.segment_indexes.get_or_insert_async(&id, load).await
+}
+
+/// Keeps the index of a segment in RocksDB, in the form of the object's tail.
+///
+/// # Errors
+/// What RocksDB says.
+pub fn keep_index(shared: &Shared, index: &SegmentIndex) -> Result<()> {
+    let frames_end = index.frames.last().map_or(0, |last| u64::from(last.offset) + u64::from(last.stored_length));
+    let frames_end = frames_end.max(crate::format::segment::HEADER_BYTES as u64);
+    let tail = encode_tail(&index.header, &index.frames, &index.entries, frames_end)?;
+    shared.index.put_segment_index(index.header.id, &tail)
+}
+
+fn open_local_index(id: SegmentId, tail: &[u8]) -> Option<SegmentIndex> {
+    let length = crate::format::segment::announced_length(tail)?;
+    match parse_object_tail(id, tail, length) {
+        Ok(index) => Some(index),
+        Err(error) => {
+            tracing::warn!(segment = %id, %error, "the local copy of a segment's index is damaged and fetched again");
+            None
+        }
+    }
+}

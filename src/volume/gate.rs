@@ -1,0 +1,113 @@
+//! The gate: may this volume take requests just now? Closed for good by a failure or the loss of ownership, closed while
+//! detaching, and closed for a moment after the process was suspended.
+//!
+//! Why suspension matters: a host that was paused may have been replaced meanwhile. Nothing it does can harm the
+//! history (its next segment meets a seal), but with durability `local` it would acknowledge writes that are no longer
+//! part of it. So when time has jumped, the volume looks at the manifest before it acknowledges anything.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::clock;
+use crate::error::{Error, ErrorKind, Result};
+
+const OPEN: u8 = 0;
+const DOUBTFUL: u8 = 1;
+const CLOSED: u8 = 2;
+
+/// How often the pulse is given.
+pub const PULSE: Duration = Duration::from_millis(500);
+/// A pulse that is this late means that the process was suspended, or starved as if it had been.
+pub const SUSPENSION: Duration = Duration::from_secs(4);
+
+/// What a request that is not let through must do.
+#[derive(Debug)]
+pub enum Refusal {
+    /// Wait until ownership was confirmed.
+    Doubtful,
+    /// Fail.
+    Closed(Error),
+}
+
+/// The gate of one volume.
+pub struct Gate {
+    state: AtomicU8,
+    pulse_ms: AtomicU64,
+    closed: Mutex<Option<Error>>,
+}
+
+impl Gate {
+    /// An open gate.
+    pub fn new() -> Self {
+        Gate { state: AtomicU8::new(OPEN), pulse_ms: AtomicU64::new(uptime_ms()), closed: Mutex::new(None) }
+    }
+
+    /// Lets a request through, or says why not.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn check(&self) -> std::result::Result<(), Refusal> {
+        match self.state.load(Ordering::Acquire) {
+            OPEN if !self.is_late() => Ok(()),
+            OPEN => {
+                // Only an open gate becomes doubtful: a closed one must stay closed.
+                let _ = self.state.compare_exchange(OPEN, DOUBTFUL, Ordering::AcqRel, Ordering::Acquire);
+                Err(Refusal::Doubtful)
+            }
+            DOUBTFUL => Err(Refusal::Doubtful),
+            _ => Err(Refusal::Closed(self.reason())),
+        }
+    }
+
+    /// Given every [`PULSE`] by a task of the process: shows that it runs. False if it came so late that ownership is in doubt.
+    pub fn pulse(&self) -> bool {
+        if self.is_late() {
+            let _ = self.state.compare_exchange(OPEN, DOUBTFUL, Ordering::AcqRel, Ordering::Acquire);
+        }
+        self.pulse_ms.store(uptime_ms(), Ordering::Release);
+        self.state.load(Ordering::Acquire) != DOUBTFUL
+    }
+
+    /// Opens a doubtful gate: ownership was confirmed at a moment after the doubt arose.
+    pub fn confirm(&self) {
+        self.pulse_ms.store(uptime_ms(), Ordering::Release);
+        let _ = self.state.compare_exchange(DOUBTFUL, OPEN, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Closes the gate for good; the first reason stays.
+    pub fn close(&self, error: Error) {
+        let mut closed = self.closed.lock();
+        if closed.is_none() {
+            *closed = Some(error);
+        }
+        self.state.store(CLOSED, Ordering::Release);
+    }
+
+    /// Why the gate is closed, if it is.
+    pub fn closed(&self) -> Option<Error> {
+        self.closed.lock().clone()
+    }
+
+    /// An error for a request, if the gate is closed for good.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn ensure_not_closed(&self) -> Result<()> {
+        self.closed().map_or(Ok(()), Err)
+    }
+
+    fn reason(&self) -> Error {
+        self.closed().unwrap_or_else(|| Error::new(ErrorKind::Stopping, "the volume is closed"))
+    }
+
+    fn is_late(&self) -> bool {
+        let since = uptime_ms().saturating_sub(self.pulse_ms.load(Ordering::Acquire));
+        since > SUSPENSION.as_millis() as u64
+    }
+}
+
+fn uptime_ms() -> u64 {
+    clock::uptime().as_millis() as u64
+}

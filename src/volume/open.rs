@@ -1,0 +1,318 @@
+//! Attaching: from a manifest and what this host's log holds to a volume that takes requests.
+//!
+//! Order, and why: the epoch is claimed first (nobody else can now), then older epochs are sealed while their segments are
+//! found (no older owner can add to the history any more), then the local log is carried on with, if it is the late
+//! owner's; only then are requests taken. Dependent round trips with nothing local: manifest, claim, indexes with the checkpoint's
+//! root beside them, seal.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
+
+use crate::checkpoint::Checkpoint;
+use crate::clock;
+use crate::disk::Disk;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::format::manifest::{Manifest, Owner};
+use crate::log::{self, Ending, LogIdentity, Recovered, RecordKind, WriteLog};
+use crate::map::{LogOverlay, LogPlace, OverlayPlace};
+use crate::ownership::{self, Attachment, History, Permit};
+use crate::service::{AttachReport, RescuedLog};
+use crate::units::{LogOffset, Sequence, VolumeId};
+use crate::volume::core::Volume;
+use crate::volume::fetch::keep_index;
+use crate::volume::gate::Gate;
+use crate::volume::local_state::LocalState;
+use crate::volume::pages::PageTable;
+use crate::volume::progress::{Mark, Progress};
+use crate::volume::read_ahead::ReadAhead;
+use crate::volume::rescue;
+use crate::volume::shared::Shared;
+
+/// A volume that was just attached, and how that went.
+pub struct Opened {
+    /// The volume.
+    pub volume: Arc<Volume>,
+    /// For people.
+    pub report: AttachReport,
+}
+
+/// The path of a volume's write log.
+pub fn log_path(shared: &Shared, volume: VolumeId) -> PathBuf {
+    shared.volumes_directory.join(volume.to_string()).join("log")
+}
+
+/// Attaches a volume.
+///
+/// # Errors
+/// `NotFound`, `Busy`, `Damaged`, and what the store or the local disk say.
+pub async fn attach(shared: &Arc<Shared>, id: VolumeId, takeover: bool) -> Result<Opened> {
+    let loaded = ownership::load(&*shared.store, id).await?;
+    let found = find_log(shared, id, &loaded.manifest)?;
+    let permit = match (&found.own, takeover) {
+        (_, true) => Permit::TakeOver,
+        (Some(recovered), false) => Permit::OwnLate(recovered.identity().token),
+        (None, false) => Permit::IfFree,
+    };
+    let late_owner = loaded.manifest.owner.clone();
+    let attachment = ownership::claim(&*shared.store, &loaded, new_owner(shared), permit).await?;
+    let rescued_log = match found.foreign {
+        Some(foreign) => rescue::keep_aside(shared, id, foreign).await?,
+        None => None,
+    };
+    let manifest = attachment.loaded.manifest.clone();
+    let root = async {
+        match &loaded.manifest.checkpoint {
+            Some(reference) => Checkpoint::open(shared.store.clone(), reference.clone()).await,
+            None => Ok(Checkpoint::empty(shared.store.clone())),
+        }
+    };
+    let history = ownership::discover(
+        &*shared.store,
+        id,
+        manifest.replay_from,
+        attachment.epoch,
+        attachment.token,
+        manifest.sequence,
+    );
+    let (base, history) = tokio::try_join!(root, history)?;
+    let pages = replay_pages(shared, id, &manifest, base, &history).await?;
+    let taken_over = late_owner.is_some() && found.own.is_none();
+    let (log, replay) = carry_on(shared, id, &attachment, found.own, history.last)?;
+    let replayed_records = replay.records;
+    let resumed = replay.last.max(history.last);
+    let volume = assemble(shared, attachment, pages, log, replay, &history)?;
+    if taken_over {
+        tracing::warn!(volume = %id, epoch = %volume.epoch, %resumed, "took the volume over from another owner");
+    }
+    tracing::info!(volume = %id, epoch = %volume.epoch, %resumed, replayed_records, "attached");
+    let report = AttachReport {
+        status: volume.status(),
+        resumed,
+        replayed_records,
+        taken_over,
+        previous_owner: late_owner.map(|owner| format!("{} (process {})", owner.host, owner.pid)),
+        rescued_log,
+    };
+    Ok(Opened { volume, report })
+}
+
+fn new_owner(shared: &Shared) -> Owner {
+    Owner {
+        token: clock::random_token(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        pid: std::process::id(),
+        control: shared.settings.control.clone(),
+        attached_at: clock::now(),
+    }
+}
+
+/// What this host has of a volume's write log.
+struct Found {
+    /// The late owner's, to be carried on with.
+    own: Option<Recovered>,
+    /// One that is not part of the history any more.
+    foreign: Option<Recovered>,
+}
+
+fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest) -> Result<Found> {
+    let path = log_path(shared, id);
+    let recovered = match log::recover(&*shared.disk, &path) {
+        Ok(recovered) => recovered,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found { own: None, foreign: None }),
+        Err(error) => {
+            return Err(error).context(|| {
+                format!("volume {id} cannot be attached here, since its write log {} cannot be read", path.display())
+            });
+        }
+    };
+    let identity = recovered.identity();
+    if identity.volume != id || identity.store != shared.store_id {
+        return Err(Error::invalid(format!(
+            "the write log {} belongs to volume {} of {}: this state directory was used with another store; give each store its own",
+            path.display(),
+            identity.volume,
+            identity.store
+        )));
+    }
+    let is_own = manifest.owner.as_ref().is_some_and(|owner| owner.token == identity.token);
+    if is_own {
+        if let Ending::Damaged { at, blocks, records_beyond } = recovered.ending() {
+            let blocks = blocks.map_or_else(String::new, |range| format!(" (blocks {} to {})", range.start, range.end()));
+            return Err(Error::damaged(format!(
+                "the write log {} is damaged at {at}{blocks}, where it had been durable; {records_beyond} whole records follow. \
+                 Nothing was changed. 'varve volumes attach {id} --takeover' goes on from what the store holds and keeps the log aside",
+                path.display()
+            )));
+        }
+        return Ok(Found { own: Some(recovered), foreign: None });
+    }
+    Ok(Found { own: None, foreign: Some(recovered) })
+}
+
+/// The pages as of the end of the history in the store.
+async fn replay_pages(
+    shared: &Arc<Shared>,
+    id: VolumeId,
+    manifest: &Manifest,
+    base: Checkpoint,
+    history: &History,
+) -> Result<PageTable> {
+    let local = shared.index.volume_state(id)?.and_then(|bytes| LocalState::decode(&bytes));
+    let is_current = local.is_some_and(|local| local.sequence >= manifest.sequence && local.position >= manifest.replay_from);
+    if !is_current && local.is_some() {
+        tracing::info!(volume = %id, "the local pages are older than the checkpoint and are dropped");
+    }
+    if !is_current {
+        shared.index.drop_volume(id)?;
+        let state = LocalState { position: manifest.replay_from, sequence: manifest.sequence };
+        shared.index.put_volume_state(id, &state.encode())?;
+    }
+    let pages = PageTable::new(id, shared.index.clone(), shared.page_budget.clone(), Arc::new(base));
+    for segment in &history.segments {
+        keep_index(shared, segment)?;
+        pages.apply(segment).await?;
+    }
+    Ok(pages)
+}
+
+/// What the log brings.
+struct Replay {
+    overlay: LogOverlay,
+    released: LogOffset,
+    /// Up to where it is stored already.
+    stored: Mark,
+    /// Records that are not in the store yet: where each ends and the bytes of its data.
+    pending: Vec<(Mark, u64)>,
+    records: u64,
+    last: Sequence,
+}
+
+/// Carries on with the late owner's log, or begins a new one.
+fn carry_on(
+    shared: &Shared,
+    id: VolumeId,
+    attachment: &Attachment,
+    own: Option<Recovered>,
+    stored: Sequence,
+) -> Result<(WriteLog, Replay)> {
+    let identity = LogIdentity {
+        store: shared.store_id,
+        volume: id,
+        epoch: attachment.epoch,
+        token: attachment.token,
+        attached_at: clock::now(),
+    };
+    if let Some(recovered) = own.filter(|recovered| recovered.last_sequence() > stored) {
+        if recovered.tail_sequence() > stored.next() {
+            return Err(Error::damaged(format!(
+                "the write log of {id} begins with record {}, but the store holds only up to {stored}: records between are lost",
+                recovered.tail_sequence()
+            )));
+        }
+        let replay = replay_log(&recovered, stored)?;
+        return Ok((recovered.resume(identity, false)?, replay));
+    }
+    let path = log_path(shared, id);
+    let directory = path.parent().map(PathBuf::from).unwrap_or_default();
+    shared.disk.create_directory(&directory).context(|| format!("cannot create {}", directory.display()))?;
+    let log = log::create(&*shared.disk, &path, shared.settings.log_length, identity, stored.next())?;
+    let head = log.appender.head();
+    let stored = Mark { sequence: stored, end: head };
+    let overlay = LogOverlay::default();
+    Ok((log, Replay { overlay, released: head, stored, pending: Vec::new(), records: 0, last: stored.sequence }))
+}
+
+fn replay_log(recovered: &Recovered, stored: Sequence) -> Result<Replay> {
+    let tail = recovered.tail();
+    let mut replay = Replay {
+        overlay: LogOverlay::default(),
+        released: tail,
+        stored: Mark { sequence: Sequence(recovered.tail_sequence().0.saturating_sub(1)), end: tail },
+        pending: Vec::new(),
+        records: 0,
+        last: recovered.last_sequence(),
+    };
+    for view in recovered.records() {
+        let view = view?;
+        let bytes = match view.kind {
+            RecordKind::Write => {
+                replay.overlay.set(view.range, OverlayPlace::Log(LogPlace { record: view.place.record, block: 0 }));
+                view.range.count.bytes().0
+            }
+            RecordKind::Zero => {
+                replay.overlay.set(view.range, OverlayPlace::Zero(view.place.record));
+                0
+            }
+            RecordKind::Fence | RecordKind::Pad => continue,
+        };
+        let mark = Mark { sequence: view.place.sequence, end: view.place.end };
+        if mark.sequence <= stored {
+            replay.stored = mark;
+        } else {
+            replay.pending.push((mark, bytes));
+            replay.records += 1;
+        }
+    }
+    Ok(replay)
+}
+
+fn assemble(
+    shared: &Arc<Shared>,
+    attachment: Attachment,
+    pages: PageTable,
+    log: WriteLog,
+    replay: Replay,
+    history: &History,
+) -> Result<Arc<Volume>> {
+    let now = clock::uptime();
+    let mut progress = Progress::new(replay.stored);
+    for (mark, bytes) in &replay.pending {
+        progress.accept(*mark, *bytes, now);
+    }
+    let head = Mark { sequence: replay.last, end: log.appender.head() };
+    progress.note_end(head);
+    let space_wake = Arc::new(Notify::new());
+    let wake = space_wake.clone();
+    log.committer.on_space_freed(Arc::new(move || wake.notify_waiters()));
+    let manifest = &attachment.loaded.manifest;
+    let new_bytes: u64 = history.segments.iter().map(|segment| segment.object_length).sum();
+    Ok(Arc::new(Volume {
+        id: manifest.volume,
+        epoch: attachment.epoch,
+        token: attachment.token,
+        name: Mutex::new(manifest.name.clone()),
+        size: AtomicU64::new(manifest.size.0),
+        shared: shared.clone(),
+        gate: Gate::new(),
+        writer: Mutex::new(log.appender),
+        log: log.reader,
+        committer: log.committer,
+        overlay: RwLock::new(replay.overlay),
+        released: AtomicU64::new(replay.released.0),
+        pages,
+        progress: Mutex::new(progress),
+        read_ahead: Mutex::new(ReadAhead::default()),
+        upload_wake: Notify::new(),
+        space_wake,
+        space_turn: tokio::sync::Mutex::new(()),
+        space_waiters: AtomicU64::new(0),
+        gate_wake: Notify::new(),
+        durability: AtomicU8::new(manifest.durability as u8),
+        stored_bytes: AtomicU64::new(manifest.stored_bytes.0 + new_bytes),
+        next_segment: AtomicU64::new(0),
+        next_map_object: AtomicU64::new(0),
+        segments_since_checkpoint: AtomicU64::new(history.segments.len() as u64),
+        clients: AtomicU64::new(0),
+        stopping: AtomicBool::new(false),
+        manifest: tokio::sync::Mutex::new(attachment.loaded),
+    }))
+}
+
+/// What only a foreign log holds, for a report.
+pub(super) fn rescued(path: &std::path::Path, records: u64, bytes: u64, recovered_at: crate::units::UnixMillis) -> RescuedLog {
+    RescuedLog { path: path.display().to_string(), records, bytes: crate::units::ByteLen(bytes), since: recovered_at }
+}

@@ -1,0 +1,315 @@
+//! The pages of one volume's block map: hot ones in memory within a budget, all that were ever touched in RocksDB, the rest
+//! in the checkpoint.
+//!
+//! Invariants: a page that differs from the checkpoint is in memory (dirty) or in RocksDB; memory is newer than
+//! RocksDB, RocksDB newer than the checkpoint. Pages change only by [`PageTable::apply`], which one task
+//! calls, in the order of the sequence.
+//!
+//! After a crash RocksDB may hold pages that are newer than the checkpoint: replaying the segments behind the checkpoint over
+//! them ends in the same state, since the last write of every block comes last again.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use parking_lot::{Mutex, RwLock};
+
+use crate::checkpoint::{Checkpoint, PageSource};
+use crate::error::Result;
+use crate::format::page::{open_page, seal_page};
+use crate::format::segment::{EntryKind, IndexEntry, SegmentIndex};
+use crate::index::Index;
+use crate::limits::PAGE_BLOCKS;
+use crate::map::{MapPage, PageIndex, PagePlace, SegmentPlace};
+use crate::units::{BlockCount, BlockRange, Lba, VolumeId};
+
+/// Neighbours that a fetch from the checkpoint may bring along.
+const READ_AHEAD_PAGES: usize = 64;
+/// Dirty pages written to RocksDB at once.
+const WRITE_BACK_PAGES: usize = 128;
+
+/// Memory that the pages of all volumes share.
+#[derive(Debug)]
+pub struct PageBudget {
+    used: AtomicUsize,
+    limit: usize,
+}
+
+impl PageBudget {
+    /// A budget of `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        PageBudget { used: AtomicUsize::new(0), limit }
+    }
+
+    fn is_exceeded(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > self.limit
+    }
+}
+
+struct Resident {
+    page: Arc<MapPage>,
+    bytes: usize,
+    dirty: bool,
+    touched: bool,
+}
+
+#[derive(Default)]
+struct Residents {
+    pages: HashMap<PageIndex, Resident>,
+    clock: VecDeque<PageIndex>,
+    changed: BTreeSet<PageIndex>,
+}
+
+/// The pages of one volume.
+pub struct PageTable {
+    volume: VolumeId,
+    index: Arc<Index>,
+    budget: Arc<PageBudget>,
+    base: RwLock<Arc<Checkpoint>>,
+    residents: Mutex<Residents>,
+}
+
+impl PageTable {
+    /// The pages of `volume` over the checkpoint `base`; what RocksDB holds of them must not be older.
+    pub fn new(volume: VolumeId, index: Arc<Index>, budget: Arc<PageBudget>, base: Arc<Checkpoint>) -> Self {
+        PageTable { volume, index, budget, base: RwLock::new(base), residents: Mutex::new(Residents::default()) }
+    }
+
+    /// Pushes the places of `range` onto `places` if all its pages are in memory, and says whether they were.
+    pub fn try_lookup(&self, range: BlockRange, places: &mut Vec<PagePlace>) -> bool {
+        let mut residents = self.residents.lock();
+        let before = places.len();
+        for (index, part) in parts_by_page(range) {
+            let Some(resident) = residents.pages.get_mut(&index) else {
+                places.truncate(before);
+                return false;
+            };
+            resident.touched = true;
+            resident.page.lookup(index, part, places);
+        }
+        true
+    }
+
+    /// Pushes the places of `range` onto `places`, loading the pages that are missing.
+    ///
+    /// # Errors
+    /// What RocksDB or the store say.
+    pub async fn lookup(&self, range: BlockRange, places: &mut Vec<PagePlace>) -> Result<()> {
+        for (index, part) in parts_by_page(range) {
+            self.load(index).await?.lookup(index, part, places);
+        }
+        Ok(())
+    }
+
+    /// Makes the changes that a segment says, in its order.
+    ///
+    /// # Errors
+    /// What RocksDB or the store say; the table is then partly changed, and applying the same segment again completes it.
+    pub async fn apply(&self, segment: &SegmentIndex) -> Result<()> {
+        for entry in &segment.entries {
+            for (index, part) in parts_by_page(entry.range) {
+                let page = self.load(index).await?;
+                if page.is_empty() && entry.kind == EntryKind::Zero {
+                    continue;
+                }
+                self.change(index, page, |page| apply_entry(page, index, part, entry, segment));
+            }
+        }
+        Ok(())
+    }
+
+    /// The pages that differ from the checkpoint, in order.
+    pub fn changed(&self) -> Vec<PageIndex> {
+        self.residents.lock().changed.iter().copied().collect()
+    }
+
+    /// The checkpoint below.
+    pub fn base(&self) -> Arc<Checkpoint> {
+        self.base.read().clone()
+    }
+
+    /// Says that a new checkpoint holds all changes so far.
+    pub fn rebase(&self, base: Arc<Checkpoint>) {
+        *self.base.write() = base;
+        self.residents.lock().changed.clear();
+    }
+
+    /// Writes all dirty pages to RocksDB.
+    ///
+    /// # Errors
+    /// What RocksDB says.
+    pub fn write_back(&self) -> Result<()> {
+        loop {
+            let mut residents = self.residents.lock();
+            let dirty = residents.pages.iter().filter(|(_, resident)| resident.dirty).map(|(&index, _)| index);
+            let batch: Vec<PageIndex> = dirty.take(WRITE_BACK_PAGES).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
+            self.write_back_batch(&mut residents, &batch)?;
+        }
+    }
+
+    fn write_back_batch(&self, residents: &mut Residents, batch: &[PageIndex]) -> Result<()> {
+        let sealed = batch.iter().filter_map(|index| residents.pages.get(index).map(|r| (*index, seal_page(&r.page))));
+        self.index.put_pages(self.volume, sealed)?;
+        for index in batch {
+            if let Some(resident) = residents.pages.get_mut(index) {
+                resident.dirty = false;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings a page into memory and returns it.
+    async fn load(&self, index: PageIndex) -> Result<Arc<MapPage>> {
+        loop {
+            if let Some(page) = self.resident(index)? {
+                return Ok(page);
+            }
+            let base = self.base();
+            let fetched = base.pages(index, READ_AHEAD_PAGES).await?;
+            if let Some(page) = self.adopt(&base, index, fetched)? {
+                return Ok(page);
+            }
+        }
+    }
+
+    /// A page from memory, or else from RocksDB.
+    fn resident(&self, index: PageIndex) -> Result<Option<Arc<MapPage>>> {
+        let mut residents = self.residents.lock();
+        if let Some(resident) = residents.pages.get_mut(&index) {
+            resident.touched = true;
+            return Ok(Some(resident.page.clone()));
+        }
+        let Some(bytes) = self.index.page(self.volume, index)? else {
+            return Ok(None);
+        };
+        let page = Arc::new(open_page(&bytes)?);
+        self.insert(&mut residents, index, page.clone(), false);
+        self.evict(&mut residents)?;
+        Ok(Some(page))
+    }
+
+    /// Takes in pages that came from the checkpoint, unless newer ones are known by now, and returns the one that was
+    /// asked for if it was taken in.
+    fn adopt(
+        &self,
+        base: &Arc<Checkpoint>,
+        wanted: PageIndex,
+        fetched: Vec<(PageIndex, MapPage)>,
+    ) -> Result<Option<Arc<MapPage>>> {
+        let mut residents = self.residents.lock();
+        if !Arc::ptr_eq(base, &self.base.read()) {
+            return Ok(None);
+        }
+        let (mut fresh, mut found) = (Vec::new(), None);
+        for (index, page) in fetched {
+            if residents.pages.contains_key(&index) || self.index.page(self.volume, index)?.is_some() {
+                continue;
+            }
+            if !page.is_empty() {
+                fresh.push((index, seal_page(&page)));
+            }
+            let page = Arc::new(page);
+            if index == wanted {
+                found = Some(page.clone());
+            }
+            self.insert(&mut residents, index, page, false);
+        }
+        self.index.put_pages(self.volume, fresh)?;
+        self.evict(&mut residents)?;
+        Ok(found)
+    }
+
+    fn change(&self, index: PageIndex, mut page: Arc<MapPage>, edit: impl FnOnce(&mut MapPage)) {
+        let mut residents = self.residents.lock();
+        if let Some(resident) = residents.pages.remove(&index) {
+            self.budget.used.fetch_sub(resident.bytes, Ordering::Relaxed);
+            page = resident.page;
+        } else {
+            residents.clock.push_back(index);
+        }
+        edit(Arc::make_mut(&mut page));
+        let bytes = page.memory_bytes();
+        self.budget.used.fetch_add(bytes, Ordering::Relaxed);
+        residents.pages.insert(index, Resident { page, bytes, dirty: true, touched: true });
+        residents.changed.insert(index);
+    }
+
+    fn insert(&self, residents: &mut Residents, index: PageIndex, page: Arc<MapPage>, dirty: bool) {
+        let bytes = page.memory_bytes();
+        self.budget.used.fetch_add(bytes, Ordering::Relaxed);
+        residents.pages.insert(index, Resident { page, bytes, dirty, touched: true });
+        residents.clock.push_back(index);
+    }
+
+    /// Lets go of pages that were not used for the longest time until the budget is kept. At least one page stays.
+    fn evict(&self, residents: &mut Residents) -> Result<()> {
+        let mut turns = residents.clock.len() * 2;
+        while self.budget.is_exceeded() && residents.clock.len() > 1 && turns > 0 {
+            turns -= 1;
+            let Some(index) = residents.clock.pop_front() else { break };
+            let Some(resident) = residents.pages.get_mut(&index) else { continue };
+            if resident.touched {
+                resident.touched = false;
+                residents.clock.push_back(index);
+                continue;
+            }
+            if resident.dirty {
+                let dirty = residents.clock.iter().filter(|index| residents.pages.get(index).is_some_and(|r| r.dirty));
+                let mut batch: Vec<PageIndex> = dirty.take(WRITE_BACK_PAGES - 1).copied().collect();
+                batch.push(index);
+                self.write_back_batch(residents, &batch)?;
+            }
+            if let Some(gone) = residents.pages.remove(&index) {
+                self.budget.used.fetch_sub(gone.bytes, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for PageTable {
+    fn drop(&mut self) {
+        let bytes: usize = self.residents.lock().pages.values().map(|resident| resident.bytes).sum();
+        self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl PageSource for PageTable {
+    async fn page(&self, index: PageIndex) -> Result<Arc<MapPage>> {
+        self.load(index).await
+    }
+}
+
+fn parts_by_page(range: BlockRange) -> impl Iterator<Item = (PageIndex, BlockRange)> {
+    let end = range.end().0;
+    let mut at = range.start.0;
+    std::iter::from_fn(move || {
+        (at < end).then(|| {
+            let index = PageIndex(at / PAGE_BLOCKS);
+            let part_end = ((index.0 + 1) * PAGE_BLOCKS).min(end);
+            let part = BlockRange::new(Lba(at), BlockCount(part_end - at));
+            at = part_end;
+            (index, part)
+        })
+    })
+}
+
+/// Makes the change that `entry` says for `part`, the blocks of it that lie in this page.
+fn apply_entry(page: &mut MapPage, index: PageIndex, part: BlockRange, entry: &IndexEntry, segment: &SegmentIndex) {
+    let offset = (part.start.0 - index.range().start.0) as u16;
+    let count = part.count.0 as u16;
+    let skipped = (part.start.0 - entry.range.start.0) as u32;
+    let place = |block: u32| SegmentPlace { segment: segment.header.id, block: block + skipped };
+    match entry.kind {
+        EntryKind::Data { block } => page.set(offset, count, Some(place(block))),
+        EntryKind::Zero => page.set(offset, count, None),
+        EntryKind::Moved { block, old } => {
+            page.move_if_at(offset, count, old.plus(skipped), place(block));
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! How far a volume's sequence has come: accepted, cut into segments, stored. Pure bookkeeping under the volume's
+//! progress lock; it decides when the next segment is cut.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::block_device::CommitDone;
+use crate::error::Error;
+use crate::limits::SEGMENT_BYTES_TARGET;
+use crate::service::Lag;
+use crate::units::{ByteLen, LogOffset, Sequence};
+
+/// The end of some part of the sequence: its last place, and where its last record ends in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Last place.
+    pub sequence: Sequence,
+    /// End of its record.
+    pub end: LogOffset,
+}
+
+/// A run of the sequence that becomes one segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// What lies before it.
+    pub after: Mark,
+    /// Its own end.
+    pub end: Mark,
+    /// Bytes of data that its records hold.
+    pub bytes: u64,
+}
+
+struct Piece {
+    end: Mark,
+    bytes: u64,
+    since: Duration,
+}
+
+/// The bookkeeping.
+pub struct Progress {
+    accepted: Mark,
+    cut: Mark,
+    stored: Mark,
+    /// What is accepted and not cut, in pieces of about a segment.
+    uncut: VecDeque<Piece>,
+    /// What is cut and not stored: bytes and age of each run.
+    cut_runs: VecDeque<(u64, Duration)>,
+    wanted: Sequence,
+    waiters: Vec<(Sequence, CommitDone)>,
+}
+
+impl Progress {
+    /// Everything up to `mark` is stored, and nothing is accepted beyond it.
+    pub fn new(mark: Mark) -> Self {
+        Progress {
+            accepted: mark,
+            cut: mark,
+            stored: mark,
+            uncut: VecDeque::new(),
+            cut_runs: VecDeque::new(),
+            wanted: mark.sequence,
+            waiters: Vec::new(),
+        }
+    }
+
+    /// Notes an accepted record of `bytes` of data. True if a whole segment has gathered by now.
+    pub fn accept(&mut self, end: Mark, bytes: u64, now: Duration) -> bool {
+        self.accepted = end;
+        match self.uncut.back_mut() {
+            Some(piece) if piece.bytes + bytes <= SEGMENT_BYTES_TARGET => {
+                piece.end = end;
+                piece.bytes += bytes;
+            }
+            _ => self.uncut.push_back(Piece { end, bytes, since: now }),
+        }
+        self.uncut.len() > 1
+    }
+
+    /// Notes where the log ends: behind the last record there may be a fence, which belongs to no run.
+    pub fn note_end(&mut self, end: Mark) {
+        self.accepted = end;
+        if self.uncut.is_empty() {
+            self.cut = end;
+            self.stored = end;
+        }
+    }
+
+    /// The next run to cut, if one is due: a whole segment has gathered, somebody waits for it, or it is older than `age`.
+    pub fn next_run(&mut self, now: Duration, age: Duration) -> Option<Run> {
+        let piece = self.uncut.front()?;
+        let due = self.uncut.len() > 1 || self.wanted > self.cut.sequence || now.saturating_sub(piece.since) >= age;
+        if !due {
+            return None;
+        }
+        let piece = self.uncut.pop_front()?;
+        let run = Run { after: self.cut, end: piece.end, bytes: piece.bytes };
+        self.cut = piece.end;
+        self.cut_runs.push_back((piece.bytes, piece.since));
+        Some(run)
+    }
+
+    /// When the oldest uncut record will be `age` old.
+    pub fn due_at(&self, age: Duration) -> Option<Duration> {
+        self.uncut.front().map(|piece| piece.since + age)
+    }
+
+    /// Notes that the run up to `end` has taken effect in the store, and returns those who waited for it.
+    pub fn store(&mut self, end: Mark) -> Vec<CommitDone> {
+        self.stored = end;
+        self.cut_runs.pop_front();
+        let (done, waiting) = std::mem::take(&mut self.waiters).into_iter().partition(|(target, _)| *target <= end.sequence);
+        self.waiters = waiting;
+        Vec::into_iter(done).map(|(_, call)| call).collect()
+    }
+
+    /// Calls `done` once everything accepted so far is stored, and asks for it to be cut at once. Returns it if that is so already.
+    pub fn wait_stored(&mut self, done: CommitDone) -> Option<CommitDone> {
+        if self.stored.sequence >= self.accepted.sequence {
+            return Some(done);
+        }
+        self.wanted = self.accepted.sequence;
+        self.waiters.push((self.accepted.sequence, done));
+        None
+    }
+
+    /// Those who wait, to be told of a failure.
+    pub fn fail(&mut self, error: &Error) {
+        for (_, done) in std::mem::take(&mut self.waiters) {
+            done(Err(error.clone()));
+        }
+    }
+
+    /// The end of what is accepted.
+    pub fn accepted(&self) -> Mark {
+        self.accepted
+    }
+
+    /// The end of what is in the store.
+    pub fn stored(&self) -> Mark {
+        self.stored
+    }
+
+    /// What is accepted and not in the store.
+    pub fn lag(&self, now: Duration) -> Lag {
+        let bytes = self.uncut.iter().map(|p| p.bytes).sum::<u64>() + self.cut_runs.iter().map(|run| run.0).sum::<u64>();
+        let oldest = self.cut_runs.front().map(|run| run.1).or_else(|| self.uncut.front().map(|piece| piece.since));
+        let seconds = oldest.map_or(0.0, |since| now.saturating_sub(since).as_secs_f64());
+        Lag { bytes: ByteLen(bytes), seconds }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(sequence: u64) -> Mark {
+        Mark { sequence: Sequence(sequence), end: LogOffset(sequence * 64) }
+    }
+
+    #[test]
+    fn runs_are_cut_when_full_wanted_or_old() {
+        let age = Duration::from_secs(3);
+        let mut progress = Progress::new(mark(10));
+        assert!(progress.next_run(age * 2, age).is_none(), "nothing written, nothing cut");
+        assert!(!progress.accept(mark(11), SEGMENT_BYTES_TARGET / 2, Duration::ZERO));
+        assert!(progress.next_run(Duration::from_secs(1), age).is_none());
+        assert!(!progress.accept(mark(12), SEGMENT_BYTES_TARGET / 2, Duration::ZERO));
+        assert!(progress.accept(mark(13), 4096, Duration::from_secs(1)));
+        let run = progress.next_run(Duration::from_secs(1), age).unwrap();
+        assert_eq!((run.after, run.end, run.bytes), (mark(10), mark(12), SEGMENT_BYTES_TARGET));
+        assert!(progress.next_run(Duration::from_secs(2), age).is_none());
+        assert_eq!(progress.next_run(Duration::from_secs(4), age).unwrap().end, mark(13));
+        assert_eq!(progress.lag(Duration::from_secs(5)).bytes, ByteLen(SEGMENT_BYTES_TARGET + 4096));
+        progress.store(mark(12));
+        assert_eq!(progress.lag(Duration::from_secs(5)), Lag { bytes: ByteLen(4096), seconds: 4.0 });
+        progress.store(mark(13));
+        assert_eq!(progress.lag(Duration::from_secs(5)), Lag::default());
+    }
+
+    #[test]
+    fn those_who_wait_are_told_once_it_is_stored() {
+        let mut progress = Progress::new(mark(0));
+        assert!(progress.wait_stored(Box::new(|_| ())).is_some(), "nothing to wait for");
+        progress.accept(mark(1), 4096, Duration::ZERO);
+        assert!(progress.wait_stored(Box::new(|_| ())).is_none());
+        progress.accept(mark(2), 4096, Duration::ZERO);
+        let run = progress.next_run(Duration::ZERO, Duration::MAX).unwrap();
+        assert_eq!(run.end, mark(2), "a waiting flush takes along what came after it");
+        assert_eq!(progress.store(run.end).len(), 1);
+    }
+}

@@ -1,0 +1,113 @@
+//! What all volumes of a daemon share: the store, the index, the cache, budgets and threads.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use crate::cache::ReadCache;
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::format::segment::SegmentIndex;
+use crate::index::Index;
+use crate::store::Store;
+use crate::units::{ByteLen, SegmentId, StoreId};
+use crate::volume::fetch::SegmentIndexCache;
+use crate::volume::pages::PageBudget;
+
+/// How the engine is set up.
+#[derive(Clone, Debug)]
+pub struct EngineSettings {
+    /// Length of each volume's write log, in bytes.
+    pub log_length: ByteLen,
+    /// How old a small amount of data may become before it is uploaded.
+    pub segment_age: Duration,
+    /// Segments after which a checkpoint is written.
+    pub segments_per_checkpoint: u64,
+    /// Path of this daemon's control socket, for the manifest's owner.
+    pub control: String,
+}
+
+/// What the volumes of a daemon share.
+pub struct Shared {
+    /// For requests that a client waits for: patience is bounded.
+    pub store: Arc<dyn Store>,
+    /// Identity of the store.
+    pub store_id: StoreId,
+    /// The local disk.
+    pub disk: Arc<dyn Disk>,
+    /// Directory of the volumes' local files.
+    pub volumes_directory: PathBuf,
+    /// RocksDB.
+    pub index: Arc<Index>,
+    /// The read cache.
+    pub cache: Arc<ReadCache>,
+    /// Indexes of segments, in memory.
+    pub segment_indexes: SegmentIndexCache,
+    /// Memory of the map's pages.
+    pub page_budget: Arc<PageBudget>,
+    /// Threads that pack segments.
+    pub packers: Packers,
+    /// The runtime of everything that waits.
+    pub runtime: Handle,
+    /// Settings.
+    pub settings: EngineSettings,
+}
+
+/// Threads of the lowest priority that pack segments: they take what the foreground leaves, and all of it once a full log makes
+/// writers wait.
+pub struct Packers {
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Packers {
+    /// As many threads as there are cores.
+    ///
+    /// # Errors
+    /// `Io` if the threads cannot be made.
+    pub fn start() -> Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(cores)
+            .thread_name("varve-pack")
+            .on_thread_start(|| {
+                // On Linux the priority belongs to the thread. Without the right to lower it, packing merely competes.
+                if let Err(error) = rustix::process::setpriority_process(None, 19) {
+                    tracing::debug!(%error, "packing runs at ordinary priority");
+                }
+            })
+            .build()
+            .map_err(|error| Error::io("cannot start the packing threads", &error))?;
+        Ok(Packers { runtime: Some(runtime) })
+    }
+
+    /// Runs `job` on one of the threads.
+    ///
+    /// # Errors
+    /// What the job says; `Stopping` if the threads are gone.
+    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        let stopping = || Error::new(crate::error::ErrorKind::Stopping, "the packing threads have stopped");
+        let handle = self.runtime.as_ref().ok_or_else(stopping)?.spawn_blocking(job);
+        handle.await.map_err(|_| stopping())?
+    }
+}
+
+impl Drop for Packers {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// The weight of a segment index in its cache, by its memory.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexWeight;
+
+impl quick_cache::Weighter<SegmentId, Arc<SegmentIndex>> for IndexWeight {
+    fn weight(&self, _: &SegmentId, index: &Arc<SegmentIndex>) -> u64 {
+        index.memory_bytes() as u64
+    }
+}

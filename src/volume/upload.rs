@@ -1,0 +1,268 @@
+//! The uploader of one volume: cuts runs of the sequence, has them packed and uploaded in parallel, and lets them take effect in
+//! order; then the log gives their space back, and now and then a checkpoint is written.
+//!
+//! Order of effects for each segment, and why:
+//! 1. the object is in the store, and so are all before it: from here on it is part of the history;
+//! 2. its entries are in the map's pages: a read that no longer finds a block in the overlay finds it there;
+//! 3. those who wait for durability `store` are answered;
+//! 4. only then may the log release its records.
+//!
+//! Errors: a store that is away, full or forbids is asked again for ever, with growing pauses; the log fills and
+//! writers wait. A place that is taken by somebody else's object means that the epoch is over: fenced.
+//!
+//! After a crash: segments in the store are found by name, the rest is still in the log.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{FuturesOrdered, StreamExt};
+use tokio::task::JoinHandle;
+
+use crate::clock;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::format::segment::{SegmentHeader, SegmentIndex};
+use crate::limits::RECORD_BYTES_MAX;
+use crate::log::{LogRead, LogReader, RecordKind};
+use crate::map::{LogOverlay, LogPlace, OverlayPlace};
+use crate::segment::{SegmentBuilder, fetch_index};
+use crate::store::{Condition, ObjectKey, StoreErrorKind};
+use crate::units::{BLOCK_SIZE, BlockCount, ByteLen, LogOffset, SegmentId, SegmentNumber};
+use crate::volume::core::Volume;
+use crate::volume::fetch::keep_index;
+use crate::volume::progress::{Mark, Run};
+
+/// Segments that are packed or uploaded at the same time: bounds memory, and hides the store's latency.
+const UPLOADS_AT_ONCE: usize = 4;
+/// First and longest pause between attempts at a store that refuses.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(15);
+/// Bytes that the log releases at a time, so that no step takes long.
+const RELEASE_STEP: u64 = 16 << 20;
+
+struct Uploaded {
+    end: Mark,
+    index: SegmentIndex,
+}
+
+type Uploads = FuturesOrdered<JoinHandle<Result<Uploaded>>>;
+
+impl Volume {
+    /// Below this much free space the log gives back what is stored already; above it, keeps it for reads.
+    pub(super) fn release_below(&self) -> ByteLen {
+        ByteLen((self.committer.length().0 / 8).max(2 * RECORD_BYTES_MAX))
+    }
+
+    /// Runs until the volume fails or stops.
+    pub(super) async fn run_uploader(self: Arc<Self>) {
+        let mut uploads = Uploads::new();
+        while self.gate.closed().is_none() || self.is_draining() {
+            if uploads.len() < UPLOADS_AT_ONCE
+                && let Some(run) = self.next_run()
+            {
+                let number = SegmentNumber(self.next_segment.fetch_add(1, Ordering::AcqRel));
+                uploads.push_back(self.shared.runtime.spawn(self.clone().pack_and_upload(run, number)));
+                continue;
+            }
+            if let Err(error) = self.release_log() {
+                return self.fail(&error);
+            }
+            let due = self.progress.lock().due_at(self.shared.settings.segment_age);
+            tokio::select! {
+                Some(done) = uploads.next(), if !uploads.is_empty() => {
+                    let uploaded = done.unwrap_or_else(|_| Err(Error::new(ErrorKind::Stopping, "the uploader was stopped")));
+                    if let Err(error) = self.take_effect(uploaded).await {
+                        return self.fail(&error);
+                    }
+                }
+                () = self.upload_wake.notified() => {}
+                () = sleep_until(due), if due.is_some() && uploads.len() < UPLOADS_AT_ONCE => {}
+            }
+            if self.stopping.load(Ordering::Acquire) && uploads.is_empty() && !self.has_uncut() {
+                return;
+            }
+        }
+    }
+
+    fn is_draining(&self) -> bool {
+        self.stopping.load(Ordering::Acquire) && self.gate.closed().is_some_and(|e| e.kind() == ErrorKind::Stopping)
+    }
+
+    fn has_uncut(&self) -> bool {
+        self.progress.lock().due_at(Duration::ZERO).is_some()
+    }
+
+    fn next_run(&self) -> Option<Run> {
+        let stopping = self.stopping.load(Ordering::Acquire);
+        let tight = self.committer.free() < self.release_below();
+        let age = if stopping || tight { Duration::ZERO } else { self.shared.settings.segment_age };
+        self.progress.lock().next_run(clock::uptime(), age)
+    }
+
+    async fn pack_and_upload(self: Arc<Self>, run: Run, number: SegmentNumber) -> Result<Uploaded> {
+        let id = SegmentId { volume: self.id, epoch: self.epoch, number };
+        let header = SegmentHeader {
+            id,
+            token: self.token,
+            first: run.after.sequence.next(),
+            last: run.end.sequence,
+            created_at: clock::now(),
+            seal: false,
+        };
+        let log = self.log.clone();
+        let built = self.shared.packers.run(move || pack(&log, header, run)).await?;
+        self.put_segment(id, built.bytes).await?;
+        Ok(Uploaded { end: run.end, index: built.index })
+    }
+
+    /// Puts a segment into the store, however long that takes.
+    async fn put_segment(&self, id: SegmentId, body: Bytes) -> Result<()> {
+        let key = ObjectKey::segment(id);
+        let mut pause = RETRY_FIRST;
+        loop {
+            if let Some(error) = self.gate.closed().filter(|_| !self.is_draining()) {
+                return Err(error);
+            }
+            match self.shared.store.put(&key, body.clone(), Condition::IfAbsent).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind == StoreErrorKind::PreconditionFailed => {
+                    match self.settle_taken_place(id).await {
+                        Err(error) if error.kind() == ErrorKind::Unavailable => {}
+                        other => return other,
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(volume = %self.id, segment = %id, %error, "an upload failed; writes go on until the log is full, and it is tried again");
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Something has the name of our next segment: an earlier try of ours, or the seal of a newer owner.
+    async fn settle_taken_place(&self, id: SegmentId) -> Result<()> {
+        let found = fetch_index(&*self.shared.store, id).await?;
+        if found.header.token == self.token && !found.header.seal {
+            return Ok(());
+        }
+        Err(self.fenced(&format!("segment {id} is a {}", if found.header.seal { "seal" } else { "segment of another" })))
+    }
+
+    async fn take_effect(self: &Arc<Self>, uploaded: Result<Uploaded>) -> Result<()> {
+        let Uploaded { end, index } = uploaded?;
+        self.retry_while_unavailable("applying a segment to the map", || self.pages.apply(&index)).await?;
+        keep_index(&self.shared, &index)?;
+        self.stored_bytes.fetch_add(index.object_length, Ordering::Relaxed);
+        let waiting = self.progress.lock().store(end);
+        for done in waiting {
+            done(Ok(()));
+        }
+        let since = self.segments_since_checkpoint.fetch_add(1, Ordering::AcqRel) + 1;
+        if since >= self.shared.settings.segments_per_checkpoint {
+            let next = crate::format::manifest::Position { epoch: self.epoch, number: index.header.id.number.next() };
+            self.retry_while_unavailable("writing a checkpoint", || self.write_checkpoint(next, end.sequence, false)).await?;
+        }
+        Ok(())
+    }
+
+    /// Tries again, with pauses, as long as it is the store that cannot be had.
+    pub(super) async fn retry_while_unavailable<F, T>(&self, what: &str, mut attempt: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut pause = RETRY_FIRST;
+        loop {
+            match attempt().await {
+                Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Denied | ErrorKind::Full) => {
+                    if let Some(closed) = self.gate.closed().filter(|_| !self.is_draining()) {
+                        return Err(closed);
+                    }
+                    tracing::warn!(volume = %self.id, %error, "{what} failed; it is tried again");
+                }
+                other => return other,
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Gives back log space that is stored already, as long as little is free.
+    pub(super) fn release_log(&self) -> Result<()> {
+        if self.gate.closed().is_some() {
+            return Ok(());
+        }
+        loop {
+            let stored = self.progress.lock().stored();
+            let from = LogOffset(self.released.load(Ordering::Acquire));
+            let free = self.committer.length().0 - (self.log_head().0 - from.0);
+            if free >= self.release_below().0 || from >= stored.end {
+                return Ok(());
+            }
+            let mut to = Mark { sequence: stored.sequence, end: from };
+            let mut ranges = Vec::new();
+            for view in self.log.headers(from, stored.end) {
+                let view = view.context(|| "releasing log space")?;
+                let keeps_place = matches!(view.kind, RecordKind::Write | RecordKind::Zero);
+                if keeps_place {
+                    ranges.push(view.range);
+                    to = Mark { sequence: view.place.sequence, end: view.place.end };
+                } else {
+                    // A fence or pad carries the number of the record that comes next.
+                    let sequence = crate::units::Sequence(view.place.sequence.0.saturating_sub(1));
+                    to = Mark { sequence, end: view.place.end };
+                }
+                if to.end.0 - from.0 >= RELEASE_STEP {
+                    break;
+                }
+            }
+            self.released.store(to.end.0, Ordering::Release);
+            let mut overlay = self.overlay.write();
+            for range in ranges {
+                overlay.release(range, to.end);
+            }
+            drop(overlay);
+            self.committer.release(to.end, to.sequence.next())?;
+        }
+    }
+
+    fn log_head(&self) -> LogOffset {
+        self.progress.lock().accepted().end
+    }
+}
+
+async fn sleep_until(due: Option<Duration>) {
+    let now = clock::uptime();
+    tokio::time::sleep(due.map_or(Duration::MAX, |due| due.saturating_sub(now))).await;
+}
+
+/// Packs a run: the last content of every block that it changes, in block order.
+fn pack(log: &LogReader, header: SegmentHeader, run: Run) -> Result<crate::segment::BuiltSegment> {
+    let mut last = LogOverlay::default();
+    for view in log.headers(run.after.end, run.end.end) {
+        let view = view.context(|| format!("packing segment {}", header.id))?;
+        match view.kind {
+            RecordKind::Write => {
+                last.set(view.range, OverlayPlace::Log(LogPlace { record: view.place.record, block: 0 }));
+            }
+            RecordKind::Zero => last.set(view.range, OverlayPlace::Zero(view.place.record)),
+            RecordKind::Fence | RecordKind::Pad => {}
+        }
+    }
+    let mut builder = SegmentBuilder::new(header, BlockCount(run.bytes / BLOCK_SIZE))?;
+    for (range, place) in last.extents() {
+        match place {
+            OverlayPlace::Zero(_) => builder.push_zero(range),
+            OverlayPlace::Log(place) => builder.push_data(range, |from, buffer| {
+                let block = place.block + from as u32;
+                match log.read_blocks(place.record, block, buffer)? {
+                    LogRead::Done => Ok(()),
+                    LogRead::Gone => Err(Error::damaged(format!("the log gave back {} before it was stored", place.record))),
+                }
+            })?,
+            OverlayPlace::Below => {}
+        }
+    }
+    builder.finish()
+}

@@ -1,0 +1,357 @@
+//! The write path: from a batch of changes to records in the log and places in the overlay.
+//!
+//! Whole blocks go into the log as they are. Part blocks are merged with what is there: read without a lock, then appended
+//! only if the block's place is still the one that was read (else again), so concurrent writers of the same
+//! block never lose each other's bytes, and nobody waits for anybody.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::block_device::{Attempt, Change};
+use crate::clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::{RECORD_BYTES_MAX, REQUEST_BYTES_MAX};
+use crate::log::{Appender, LogPlace as Appended, NewRecord};
+use crate::map::{LogPlace, OverlayPlace};
+use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, Lba};
+use crate::volume::core::Volume;
+use crate::volume::gate::Refusal;
+use crate::volume::progress::Mark;
+
+/// How long a merged write waits on a full log before it looks again.
+const FULL_LOG_LOOK: Duration = Duration::from_millis(50);
+
+/// A change whose first or last block must be merged with what is there, as the records that it becomes.
+struct Merged {
+    parts: Vec<Part>,
+    /// The places that the merged blocks were read from.
+    seen: Vec<(Lba, OverlayPlace)>,
+    /// The log's tail when they were read: if it moved, a place may have changed its meaning.
+    tail: u64,
+}
+
+enum Part {
+    Data { lba: Lba, data: Vec<u8> },
+    Zero(BlockRange),
+}
+
+impl Part {
+    /// The bytes of one block, if it is among the data.
+    fn block_mut(&mut self, wanted: Lba) -> Option<&mut [u8]> {
+        let Part::Data { lba, data } = self else { return None };
+        let start = usize::try_from(wanted.0.checked_sub(lba.0)? * BLOCK_SIZE).ok()?;
+        data.get_mut(start..start + BLOCK_SIZE as usize)
+    }
+
+    fn record(&self) -> NewRecord<'_> {
+        match self {
+            Part::Data { lba, data } => NewRecord::Write { lba: *lba, data },
+            Part::Zero(range) => NewRecord::Zero { lba: range.start, blocks: range.count },
+        }
+    }
+}
+
+impl Volume {
+    pub(super) fn try_changes(&self, changes: &[Change<&[u8]>], outcomes: &mut Vec<Attempt>) {
+        match self.gate.check() {
+            Ok(()) => {}
+            Err(Refusal::Doubtful) => return outcomes.extend(changes.iter().map(|_| Attempt::WouldBlock)),
+            Err(Refusal::Closed(error)) => {
+                return outcomes.extend(changes.iter().map(|_| Attempt::Failed(error.clone())));
+            }
+        }
+        // Writers that wait for space go first.
+        if self.space_waiters.load(Ordering::Acquire) > 0 {
+            return outcomes.extend(changes.iter().map(|_| Attempt::WouldBlock));
+        }
+        let mut batch: Vec<NewRecord<'_>> = Vec::with_capacity(changes.len());
+        for change in changes {
+            match self.check_change(change) {
+                Err(error) => {
+                    self.append_batch(&mut batch, outcomes);
+                    outcomes.push(Attempt::Failed(error));
+                }
+                Ok(()) => match whole_blocks(change) {
+                    Some(record) => batch.push(record),
+                    None => {
+                        self.append_batch(&mut batch, outcomes);
+                        outcomes.push(self.try_part_blocks(change));
+                    }
+                },
+            }
+        }
+        self.append_batch(&mut batch, outcomes);
+    }
+
+    /// Makes one change, waiting for whatever it needs.
+    pub(super) async fn change_waiting(&self, change: Change<Bytes>) -> Result<()> {
+        loop {
+            self.pass_gate().await?;
+            let borrowed = match &change {
+                Change::Write { offset, data } => Change::Write { offset: *offset, data: &data[..] },
+                Change::Zero { offset, length } => Change::Zero { offset: *offset, length: *length },
+                Change::Trim { offset, length } => Change::Trim { offset: *offset, length: *length },
+            };
+            self.check_change(&borrowed)?;
+            let done = match whole_blocks(&borrowed) {
+                Some(record) => self.append_waiting(&record).await?,
+                None => self.change_part_blocks(&borrowed).await?,
+            };
+            if done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits while the gate is doubtful.
+    pub(super) async fn pass_gate(&self) -> Result<()> {
+        loop {
+            let woken = self.gate_wake.notified();
+            match self.gate.check() {
+                Ok(()) => return Ok(()),
+                Err(Refusal::Closed(error)) => return Err(error),
+                Err(Refusal::Doubtful) => woken.await,
+            }
+        }
+    }
+
+    fn check_change(&self, change: &Change<&[u8]>) -> Result<()> {
+        let (offset, length) = match change {
+            Change::Write { offset, data } => (*offset, data.len() as u64),
+            Change::Zero { offset, length } | Change::Trim { offset, length } => (*offset, *length),
+        };
+        let size = self.size_bytes();
+        if length == 0 {
+            return Err(Error::invalid("a change of no bytes"));
+        }
+        if offset.checked_add(length).is_none_or(|end| end > size) {
+            let message = format!("{length} bytes at {offset} lie beyond the end of volume {} ({size} bytes)", self.id);
+            return Err(Error::new(ErrorKind::Full, message));
+        }
+        if matches!(change, Change::Write { .. }) && length > REQUEST_BYTES_MAX {
+            return Err(Error::invalid(format!("a write of {length} bytes is longer than {REQUEST_BYTES_MAX}")));
+        }
+        Ok(())
+    }
+
+    /// Appends the records gathered so far, pushing an outcome for each.
+    fn append_batch(&self, batch: &mut Vec<NewRecord<'_>>, outcomes: &mut Vec<Attempt>) {
+        if batch.is_empty() {
+            return;
+        }
+        let appended = self.append(&mut self.writer.lock(), batch);
+        let count = batch.len();
+        batch.clear();
+        match appended {
+            Ok(fitted) => {
+                outcomes.extend((0..fitted).map(|_| Attempt::Done));
+                outcomes.extend((fitted..count).map(|_| Attempt::WouldBlock));
+            }
+            Err(error) => outcomes.extend((0..count).map(|_| Attempt::Failed(error.clone()))),
+        }
+    }
+
+    /// Appends records and makes them the newest content of their blocks. Returns how many found room.
+    fn append(&self, writer: &mut Appender, records: &[NewRecord<'_>]) -> Result<usize> {
+        let mut places: Vec<Appended> = Vec::with_capacity(records.len());
+        let fitted = match writer.append(records, &mut places) {
+            Ok(fitted) => fitted,
+            Err(error) => {
+                self.fail(&error);
+                return Err(error);
+            }
+        };
+        if fitted > 0 {
+            let mut overlay = self.overlay.write();
+            for (record, place) in records.iter().zip(&places) {
+                match record {
+                    NewRecord::Write { lba, data } => {
+                        let range = BlockRange::new(*lba, BlockCount(data.len() as u64 / BLOCK_SIZE));
+                        overlay.set(range, OverlayPlace::Log(LogPlace { record: place.record, block: 0 }));
+                    }
+                    NewRecord::Zero { lba, blocks } => {
+                        overlay.set(BlockRange::new(*lba, *blocks), OverlayPlace::Zero(place.record));
+                    }
+                }
+            }
+            drop(overlay);
+            self.note_accepted(&records[..fitted], &places);
+        }
+        if fitted < records.len() || self.committer.free() < self.release_below() {
+            self.upload_wake.notify_one();
+        }
+        Ok(fitted)
+    }
+
+    fn note_accepted(&self, records: &[NewRecord<'_>], places: &[Appended]) {
+        let now = clock::uptime();
+        let mut progress = self.progress.lock();
+        let was_empty = progress.due_at(Duration::ZERO).is_none();
+        let mut gathered = false;
+        for (record, place) in records.iter().zip(places) {
+            let bytes = match record {
+                NewRecord::Write { data, .. } => data.len() as u64,
+                NewRecord::Zero { .. } => 0,
+            };
+            gathered = progress.accept(Mark { sequence: place.sequence, end: place.end }, bytes, now);
+        }
+        drop(progress);
+        if gathered || was_empty {
+            self.upload_wake.notify_one();
+        }
+    }
+
+    /// Appends one record, waiting for room.
+    async fn append_waiting(&self, record: &NewRecord<'_>) -> Result<bool> {
+        self.space_waiters.fetch_add(1, Ordering::AcqRel);
+        let _leave = LeaveQueue(&self.space_waiters);
+        let _turn = self.space_turn.lock().await;
+        loop {
+            let woken = self.space_wake.notified();
+            tokio::pin!(woken);
+            woken.as_mut().enable();
+            self.gate.ensure_not_closed()?;
+            if self.append(&mut self.writer.lock(), std::slice::from_ref(record))? == 1 {
+                return Ok(true);
+            }
+            woken.await;
+        }
+    }
+
+    fn try_part_blocks(&self, change: &Change<&[u8]>) -> Attempt {
+        let Some((mut merged, edges)) = self.plan_merge(change) else { return Attempt::Done };
+        for lba in edges {
+            let Some(buffer) = merged.parts.iter_mut().find_map(|part| part.block_mut(lba)) else { continue };
+            match self.try_read_blocks(BlockRange::new(lba, BlockCount(1)), buffer) {
+                Attempt::Done => {}
+                other => return other,
+            }
+        }
+        fill_in(change, &mut merged.parts);
+        match self.append_merged(&merged) {
+            Ok(true) => Attempt::Done,
+            Ok(false) => Attempt::WouldBlock,
+            Err(error) => Attempt::Failed(error),
+        }
+    }
+
+    async fn change_part_blocks(&self, change: &Change<&[u8]>) -> Result<bool> {
+        let Some((mut merged, edges)) = self.plan_merge(change) else { return Ok(true) };
+        for lba in edges {
+            let Some(buffer) = merged.parts.iter_mut().find_map(|part| part.block_mut(lba)) else { continue };
+            self.read_blocks(BlockRange::new(lba, BlockCount(1)), buffer).await?;
+        }
+        fill_in(change, &mut merged.parts);
+        let woken = self.space_wake.notified();
+        tokio::pin!(woken);
+        woken.as_mut().enable();
+        if self.append_merged(&merged)? {
+            return Ok(true);
+        }
+        // Either somebody changed a merged block meanwhile, or the log is full: wait for room if it may be that.
+        if self.committer.free().0 < 2 * RECORD_BYTES_MAX {
+            self.upload_wake.notify_one();
+            // Bounded, since other writers may take the room that came free without another wake-up.
+            let _ = tokio::time::timeout(FULL_LOG_LOOK, woken).await;
+        }
+        Ok(false)
+    }
+
+    /// Lays out the records of a change with part blocks, and says which blocks must be read first. `None` for a trim
+    /// of less than a block, which changes nothing.
+    fn plan_merge(&self, change: &Change<&[u8]>) -> Option<(Merged, Vec<Lba>)> {
+        let (offset, length, all_data) = match change {
+            Change::Write { offset, data } => (*offset, data.len() as u64, true),
+            Change::Zero { offset, length } => (*offset, *length, false),
+            Change::Trim { .. } => return None,
+        };
+        let range = BlockRange::covering(offset, length);
+        let last = Lba(range.end().0 - 1);
+        let mut edges = Vec::with_capacity(2);
+        if !offset.is_multiple_of(BLOCK_SIZE) {
+            edges.push(range.start);
+        }
+        if !(offset + length).is_multiple_of(BLOCK_SIZE) && edges.first() != Some(&last) {
+            edges.push(last);
+        }
+        let data_part = |range: BlockRange| Part::Data { lba: range.start, data: vec![0; range.count.bytes().0 as usize] };
+        let mut parts = Vec::with_capacity(3);
+        if all_data {
+            parts.push(data_part(range));
+        } else {
+            parts.extend(edges.iter().map(|&lba| data_part(BlockRange::new(lba, BlockCount(1)))));
+            let start = offset.div_ceil(BLOCK_SIZE);
+            let end = (offset + length) / BLOCK_SIZE;
+            if end > start {
+                parts.push(Part::Zero(BlockRange::new(Lba(start), BlockCount(end - start))));
+            }
+        }
+        let tail = self.released.load(Ordering::Acquire);
+        let overlay = self.overlay.read();
+        let seen = edges.iter().map(|&lba| (lba, overlay.block(lba))).collect();
+        Some((Merged { parts, seen, tail }, edges))
+    }
+
+    /// Appends a merged change if the blocks it was merged with are still where they were read.
+    fn append_merged(&self, merged: &Merged) -> Result<bool> {
+        let mut writer = self.writer.lock();
+        let unchanged = {
+            let overlay = self.overlay.read();
+            self.released.load(Ordering::Acquire) == merged.tail && merged.seen.iter().all(|(lba, place)| overlay.block(*lba) == *place)
+        };
+        if !unchanged {
+            return Ok(false);
+        }
+        let records: Vec<NewRecord<'_>> = merged.parts.iter().map(Part::record).collect();
+        // If only some find room, the whole change is made again: it is the same content.
+        Ok(self.append(&mut writer, &records)? == records.len())
+    }
+}
+
+struct LeaveQueue<'a>(&'a AtomicU64);
+
+impl Drop for LeaveQueue<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The record for a change that covers whole blocks only. A trim covers the whole blocks within it.
+fn whole_blocks<'a>(change: &Change<&'a [u8]>) -> Option<NewRecord<'a>> {
+    let aligned = |offset: u64, length: u64| offset.is_multiple_of(BLOCK_SIZE) && length.is_multiple_of(BLOCK_SIZE);
+    match change {
+        Change::Write { offset, data } if aligned(*offset, data.len() as u64) => {
+            Some(NewRecord::Write { lba: Lba::containing(*offset), data })
+        }
+        Change::Zero { offset, length } | Change::Trim { offset, length } if aligned(*offset, *length) => {
+            Some(NewRecord::Zero { lba: Lba::containing(*offset), blocks: BlockCount(length / BLOCK_SIZE) })
+        }
+        Change::Trim { offset, length } => {
+            let start = offset.div_ceil(BLOCK_SIZE);
+            let end = (offset + length) / BLOCK_SIZE;
+            (end > start).then(|| NewRecord::Zero { lba: Lba(start), blocks: BlockCount(end - start) })
+        }
+        _ => None,
+    }
+}
+
+/// Puts the bytes of the change over the merged blocks.
+fn fill_in(change: &Change<&[u8]>, parts: &mut [Part]) {
+    let (offset, length) = match change {
+        Change::Write { offset, data } => (*offset, data.len() as u64),
+        Change::Zero { offset, length } | Change::Trim { offset, length } => (*offset, *length),
+    };
+    for part in parts {
+        let Part::Data { lba, data: blocks } = part else { continue };
+        let base = lba.byte_offset();
+        let from = offset.max(base);
+        let to = (offset + length).min(base + blocks.len() as u64);
+        let target = &mut blocks[(from - base) as usize..(to - base) as usize];
+        match change {
+            Change::Write { data, .. } => target.copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]),
+            _ => target.fill(0),
+        }
+    }
+}
