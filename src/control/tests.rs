@@ -190,7 +190,7 @@ async fn requests_that_make_no_sense_get_a_json_error() {
     for (request, status, message) in [
         (post("/v1/volumes/vol_x/attach", ""), "400", "not the id of a volume"),
         (post("/v1/volumes/..%2f..%2fetc/attach", ""), "400", "not the id of a volume"),
-        (post(attach, "{\"takeover\": 1}"), "400", "takeover"),
+        (post(attach, "{\"takeover\": 1}"), "400", "expected a boolean"),
         (post(attach, "{\"take_over\": true}"), "400", "take_over"),
         (post(attach, "["), "400", "not the JSON"),
         (post(attach, &long), "400", "more than 65536 bytes"),
