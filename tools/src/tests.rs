@@ -28,8 +28,10 @@ fn settings(directory: &Path) -> SharedSettings {
 
 /// Surroundings whose daemon, if one runs, is the one whose socket is in `directory`.
 fn context(directory: &Path, store: Memory) -> Context<Memory> {
-    let context = Context::new(settings(directory), false).unwrap().with_store(store);
-    Context { now: NOW, ask: |_| Ok(false), ..context }
+    let mut context = Context::new(settings(directory), false).unwrap().with_store(store);
+    context.now = NOW;
+    context.ask = |_| Ok(false);
+    context
 }
 
 fn nowhere(store: Memory) -> Context<Memory> {
@@ -252,7 +254,8 @@ async fn show_tells_the_lag_where_it_is_known() {
 
 #[tokio::test]
 async fn json_is_what_the_types_say() {
-    let context = Context { json: true, ..nowhere(Memory::holding(vec![attached(7, "demo", "hector", "/c")])) };
+    let mut context = nowhere(Memory::holding(vec![attached(7, "demo", "hector", "/c")]));
+    context.json = true;
     let shown: serde_json::Value = serde_json::from_str(&text(&context, "volumes show demo").await).unwrap();
     assert_eq!(shown["id"], "vol_0000000000007");
     assert_eq!(shown["size"], 10_u64 << 30);

@@ -43,7 +43,8 @@ fn flags_come_before_the_environment_and_that_before_the_file() {
     let asked = |arguments: &[&str], environment: &[(&str, &str)]| {
         let output = varve(directory.path(), &[arguments, &["status"]].concat(), environment);
         let message = text(&output.stderr).to_owned();
-        message.strip_prefix("Error: no daemon listens at ").unwrap_or(&message).split(": ").next().unwrap().to_owned()
+        let path = message.strip_prefix("Error: no daemon listens at ").and_then(|rest| rest.split_once(": "));
+        path.map_or(message.clone(), |(path, _)| path.to_owned())
     };
     let home = directory.path().join(".local/share/varve/state/control.sock");
     assert_eq!(asked(&[], &[]), home.to_str().unwrap());
