@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -18,6 +19,8 @@ use crate::service::{AttachReport, AttachedStatus, DaemonStatus, Durability, Lag
 use crate::units::{ByteLen, Epoch, Sequence, VolumeId};
 
 const KNOWN: VolumeId = VolumeId(7);
+/// A test that waits longer has failed.
+const DEADLINE: Duration = Duration::from_secs(10);
 const OWNED_ELSEWHERE: VolumeId = VolumeId(8);
 
 /// A daemon with one volume.
@@ -226,7 +229,8 @@ async fn an_attach_is_finished_though_its_client_has_gone() {
     // A whole request in between: the server has had its chance to notice that the client is gone.
     running.client.status().await.unwrap();
     go_on.notify_one();
-    running.service.finished.notified().await;
+    let finished = running.service.finished.notified();
+    assert!(tokio::time::timeout(DEADLINE, finished).await.is_ok(), "the attach was cut off with its client");
     assert_eq!(running.client.volumes().await.unwrap().len(), 1);
     running.stop().await;
 }

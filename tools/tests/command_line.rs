@@ -1,5 +1,7 @@
 //! The built binary: exit status, where messages go, and the environment.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may, as tests may")]
+
 use std::process::{Command, Output};
 
 fn varve(directory: &std::path::Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {

@@ -36,7 +36,7 @@ impl Request {
     /// What the store says.
     pub async fn run<B: Backend>(self, context: &Context<B>) -> Result<Report> {
         let mut volumes = context.store().await?.list_volumes(self.all).await?;
-        volumes.sort_by(|a, b| (a.created_at, a.id).cmp(&(b.created_at, b.id)));
+        volumes.sort_by_key(|volume| (volume.created_at, volume.id));
         Report::new(context.json, &volumes, || table(&volumes, context.now))
     }
 }
