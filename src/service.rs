@@ -1,11 +1,14 @@
 //! The seam between the control socket and the fleet: what a person, through `varve`, can ask of a running daemon.
-//! The types are also the JSON that travels over the socket, so `varve` uses them as they are.
+//! The types are also the JSON that travels over the socket, so `varve` uses them as they are. Below them stand the
+//! words for what `varve` does straight on the store, without an owner.
+
+use std::path::PathBuf;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::units::{ByteLen, Epoch, Sequence, UnixMillis, VolumeId};
+use crate::units::{ByteLen, Epoch, SegmentId, Sequence, UnixMillis, VolumeId};
 
 /// What FLUSH promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,4 +156,121 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     /// `NotFound` if it is not attached here; what the store says.
     async fn set_durability(&self, volume: VolumeId, durability: Durability) -> Result<AttachedStatus>;
+}
+
+/// Whether a volume is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VolumeState {
+    /// Nobody owns it.
+    Detached,
+    /// Somebody owns it, or died owning it.
+    Attached,
+    /// It was destroyed, and can be brought back until it is purged.
+    Destroyed,
+}
+
+/// Who owns a volume, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerSummary {
+    /// Name of the host.
+    pub host: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Path of its control socket on that host.
+    pub control: String,
+    /// When it attached the volume.
+    pub attached_at: UnixMillis,
+}
+
+/// A volume as the store knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSummary {
+    /// Id.
+    pub id: VolumeId,
+    /// Name; need not be unique.
+    pub name: String,
+    /// Region it was created in.
+    pub region: String,
+    /// Whether it is in use.
+    pub state: VolumeState,
+    /// Size in bytes.
+    pub size: ByteLen,
+    /// Bytes of segment objects in the store.
+    pub stored_bytes: ByteLen,
+    /// The newest attachment.
+    pub epoch: Epoch,
+    /// What FLUSH promises.
+    pub durability: Durability,
+    /// When it was created.
+    pub created_at: UnixMillis,
+    /// Who owns it, while it is attached.
+    pub owner: Option<OwnerSummary>,
+    /// When it was destroyed.
+    pub destroyed_at: Option<UnixMillis>,
+    /// From when on it cannot be brought back.
+    pub purge_after: Option<UnixMillis>,
+}
+
+/// What a volume is created from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewVolume {
+    /// Name, as [`parse_name`](crate::settings::parse_name) allows it.
+    pub name: String,
+    /// Size in bytes.
+    pub size: ByteLen,
+    /// Region.
+    pub region: String,
+    /// What FLUSH promises.
+    pub durability: Durability,
+}
+
+/// How far a check has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckProgress {
+    /// Objects verified.
+    pub done: u64,
+    /// Objects to verify.
+    pub total: u64,
+}
+
+/// Something a check found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckProblem {
+    /// The object's name in the store.
+    pub object: String,
+    /// What is wrong with it.
+    pub what: String,
+    /// The blocks that cannot be read for it, if known.
+    pub blocks: Option<String>,
+}
+
+/// What a check has verified and found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckReport {
+    /// Segments verified.
+    pub segments: u64,
+    /// Bytes read for it.
+    pub bytes: ByteLen,
+    /// What is wrong; empty if all is well.
+    pub problems: Vec<CheckProblem>,
+}
+
+/// What `varve dump` can print as a person can read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DumpTarget {
+    /// The manifest of a volume.
+    Manifest(VolumeId),
+    /// The newest checkpoint of a volume.
+    Checkpoint(VolumeId),
+    /// A segment, or the seal in its place.
+    Segment(SegmentId),
+    /// A manifest in a local file.
+    ManifestFile(PathBuf),
+    /// An object with checkpoint pages in a local file.
+    CheckpointFile(PathBuf),
+    /// A segment or seal in a local file.
+    SegmentFile(PathBuf),
+    /// The file of a write log.
+    LogFile(PathBuf),
 }

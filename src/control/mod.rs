@@ -1,1 +1,37 @@
-//! The control room.
+//! The control socket: how a person, through `varve`, reaches a running daemon. An HTTP API with JSON bodies over a Unix socket.
+//!
+//! | request | body | answer |
+//! | --- | --- | --- |
+//! | `GET /v1/status` | | [`DaemonStatus`](crate::service::DaemonStatus) |
+//! | `GET /v1/volumes` | | a list of [`AttachedStatus`](crate::service::AttachedStatus) |
+//! | `GET /v1/volumes/{id}` | | [`AttachedStatus`](crate::service::AttachedStatus) |
+//! | `POST /v1/volumes/{id}/attach` | `{"takeover": bool}` | [`AttachReport`](crate::service::AttachReport) |
+//! | `POST /v1/volumes/{id}/detach` | `{"force": bool}` | `{}` |
+//! | `POST /v1/volumes/{id}/sync` | | [`AttachedStatus`](crate::service::AttachedStatus) |
+//! | `PATCH /v1/volumes/{id}` | `{"durability": "local" or "store"}` | [`AttachedStatus`](crate::service::AttachedStatus) |
+//!
+//! Any failure: `{"error": {"kind": "...", "message": "..."}}` with the status of its kind (`wire`). A body that is left out
+//! means all defaults; a field that is not known is refused.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `socket` | the socket file: who may connect, stale files, removal |
+//! | `server` | requests to calls of a [`Service`](crate::service::Service) |
+//! | `client` | the same from the other end |
+//! | `wire` | bodies, and errors as JSON and HTTP status |
+//!
+//! Guarantees: only the user who runs the daemon (and root) can connect: the socket has mode 0600 from its first moment on. The socket
+//! file of a living daemon is never replaced. An operation that has begun is finished even if the client goes away meanwhile. No
+//! request is retried here, by neither end.
+//!
+//! After a crash the socket file is left behind; the next daemon finds that nobody answers on it, and replaces it.
+
+pub mod client;
+mod server;
+mod socket;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+pub use server::serve;
+pub use socket::ControlSocket;

@@ -1,2 +1,105 @@
-//! varve
-fn main() {}
+//! varve: creates, lists, shows, attaches, checks and destroys volumes.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `arguments` | the command line as clap reads it |
+//! | `commands/` | one file a command: raw arguments, the checked request, what it does, what it prints |
+//! | `context` | what every command works with: settings, the store, the daemon |
+//! | `backend` | the only place that calls the library for the store |
+//! | `target` | a volume as people name it |
+//! | `owner` | who has a volume, and what can be done about it |
+//! | `render` | blocks, tables, JSON, sizes and times |
+//!
+//! What needs no owner goes straight to the store; the rest goes to the control socket of the daemon that owns the volume. Results
+//! go to standard output; errors, questions and progress to standard error. The exit status is 0 if all went well, 1 if not, 2 for a command
+//! line that makes no sense.
+
+mod arguments;
+mod backend;
+mod commands;
+mod context;
+mod owner;
+mod render;
+mod target;
+#[cfg(test)]
+mod tests;
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+use varve::error::{Error, Result};
+use varve::settings::Places;
+
+use crate::arguments::CommandLine;
+use crate::context::Context;
+use crate::render::Report;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = match CommandLine::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::WARN.into())
+        .with_env_var("VARVE_LOG")
+        .from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(arguments).await {
+        Ok(report) => finish(&report),
+        Err(error) => fail(error.message()),
+    }
+}
+
+async fn run(arguments: CommandLine) -> Result<Report> {
+    let CommandLine { shared, json, command } = arguments;
+    // Checked before anything is touched: nothing is done of a request that makes no sense.
+    let request = command.check()?;
+    let context = Context::<backend::Store>::new(shared.resolve(&Places::from_environment())?, json)?;
+    request.run(&context).await
+}
+
+fn finish(report: &Report) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(report.text.as_bytes()).and_then(|()| out.flush()) {
+        // The reader has seen enough: `varve volumes list | head`.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        Err(error) => return fail(&format!("standard output: {error}")),
+        Ok(()) => {}
+    }
+    report.failure.as_deref().map_or(ExitCode::SUCCESS, fail)
+}
+
+fn fail(message: &str) -> ExitCode {
+    // There is nobody left to tell if this fails too.
+    let _ = writeln!(std::io::stderr(), "Error: {message}");
+    ExitCode::FAILURE
+}
+
+/// Prints what clap has to say: help and version as they are, errors in our form.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        return error.print().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").map_or_else(|| text.clone(), |rest| format!("Error: {rest}"));
+    let _ = write!(std::io::stderr(), "{text}");
+    ExitCode::from(2)
+}
+
+/// Asks a question that only `y` or `yes` affirms.
+fn ask(question: &str) -> Result<bool> {
+    let mut error = std::io::stderr();
+    if !std::io::stdin().is_terminal() || !error.is_terminal() {
+        return Err(Error::invalid(format!("{question} Nobody is there to ask: give --yes to say so")));
+    }
+    let mut answer = String::new();
+    write!(error, "{question} [y/N] ")
+        .and_then(|()| error.flush())
+        .and_then(|()| std::io::stdin().read_line(&mut answer))
+        .map_err(|error| Error::io("terminal", &error))?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}

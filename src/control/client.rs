@@ -1,0 +1,208 @@
+//! The client of the control socket.
+//!
+//! Looking takes a few seconds at most. What changes something may take as long as an upload takes, and has no time limit: the person
+//! who waits decides.
+
+use std::error::Error as _;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::wire::{AttachBody, DetachBody, ErrorBody, UpdateBody};
+use crate::error::{Error, ErrorKind, Result};
+use crate::service::{AttachReport, AttachedStatus, DaemonStatus, Durability};
+use crate::units::VolumeId;
+
+/// How long a daemon may take to say how it is.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Why a call did not succeed.
+#[derive(Clone, Debug)]
+pub enum CallError {
+    /// No daemon listens at this path.
+    NoDaemon(PathBuf),
+    /// The daemon, or the way to it, failed.
+    Failed(Error),
+}
+
+impl CallError {
+    /// True if a daemon answered, but does not know the volume or the resource.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, CallError::Failed(error) if error.kind() == ErrorKind::NotFound)
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CallError::NoDaemon(path) => write!(f, "no daemon listens at {}", path.display()),
+            CallError::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
+
+impl From<CallError> for Error {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::NoDaemon(_) => Error::new(ErrorKind::Unavailable, error.to_string()),
+            CallError::Failed(error) => error,
+        }
+    }
+}
+
+/// A client of the daemon whose control socket is at one path.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    path: PathBuf,
+}
+
+impl Client {
+    /// A client for the socket at `path`; nothing is connected yet.
+    ///
+    /// # Errors
+    /// `Io` if the HTTP client cannot be set up.
+    pub fn new(path: &Path) -> Result<Self> {
+        let http = reqwest::Client::builder()
+            .unix_socket(path.to_owned())
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|error| Error::new(ErrorKind::Io, format!("control client: {error}")))?;
+        Ok(Client { http, path: path.to_owned() })
+    }
+
+    /// The path of the socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How the daemon is.
+    ///
+    /// # Errors
+    /// `NoDaemon`, or what went wrong.
+    pub async fn status(&self) -> Result<DaemonStatus, CallError> {
+        self.call(self.request(Method::GET, "status").timeout(LOOK_TIMEOUT)).await
+    }
+
+    /// The volumes attached there.
+    ///
+    /// # Errors
+    /// `NoDaemon`, or what went wrong.
+    pub async fn volumes(&self) -> Result<Vec<AttachedStatus>, CallError> {
+        self.call(self.request(Method::GET, "volumes").timeout(LOOK_TIMEOUT)).await
+    }
+
+    /// One volume attached there.
+    ///
+    /// # Errors
+    /// `NoDaemon`; `NotFound` if it is not attached there; or what went wrong.
+    pub async fn volume(&self, id: VolumeId) -> Result<AttachedStatus, CallError> {
+        self.call(self.request(Method::GET, &format!("volumes/{id}")).timeout(LOOK_TIMEOUT)).await
+    }
+
+    /// Attaches a volume there. Takes as long as it takes.
+    ///
+    /// # Errors
+    /// `NoDaemon`, or what [`Service::attach`](crate::service::Service::attach) says.
+    pub async fn attach(&self, id: VolumeId, takeover: bool) -> Result<AttachReport, CallError> {
+        self.call(self.with_body(Method::POST, &format!("volumes/{id}/attach"), &AttachBody { takeover })?).await
+    }
+
+    /// Detaches a volume there. Takes as long as it takes.
+    ///
+    /// # Errors
+    /// `NoDaemon`, or what [`Service::detach`](crate::service::Service::detach) says.
+    pub async fn detach(&self, id: VolumeId, force: bool) -> Result<(), CallError> {
+        let request = self.with_body(Method::POST, &format!("volumes/{id}/detach"), &DetachBody { force })?;
+        self.call::<serde_json::Map<String, serde_json::Value>>(request).await.map(|_| ())
+    }
+
+    /// Waits until everything accepted before the call is in the store.
+    ///
+    /// # Errors
+    /// `NoDaemon`, or what [`Service::sync`](crate::service::Service::sync) says.
+    pub async fn sync(&self, id: VolumeId) -> Result<AttachedStatus, CallError> {
+        self.call(self.request(Method::POST, &format!("volumes/{id}/sync"))).await
+    }
+
+    /// Changes what FLUSH promises.
+    ///
+    /// # Errors
+    /// `NoDaemon`, or what [`Service::set_durability`](crate::service::Service::set_durability) says.
+    pub async fn set_durability(&self, id: VolumeId, durability: Durability) -> Result<AttachedStatus, CallError> {
+        self.call(self.with_body(Method::PATCH, &format!("volumes/{id}"), &UpdateBody { durability })?).await
+    }
+
+    fn request(&self, method: Method, resource: &str) -> RequestBuilder {
+        // The host is for the form only: the socket decides who answers.
+        self.http.request(method, format!("http://varved/v1/{resource}"))
+    }
+
+    fn with_body<T: Serialize>(&self, method: Method, resource: &str, body: &T) -> Result<RequestBuilder, CallError> {
+        let bytes = serde_json::to_vec(body).map_err(|error| self.failed(ErrorKind::Invalid, &error.to_string()))?;
+        Ok(self.request(method, resource).header(reqwest::header::CONTENT_TYPE, "application/json").body(bytes))
+    }
+
+    async fn call<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, CallError> {
+        let response = request.send().await.map_err(|error| self.unreached(&error))?;
+        let status = response.status();
+        let body = response.bytes().await.map_err(|error| self.unreached(&error))?;
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|error| {
+                self.failed(
+                    ErrorKind::Unsupported,
+                    &format!("the answer makes no sense to this version of varve: {error}"),
+                )
+            });
+        }
+        match serde_json::from_slice::<ErrorBody>(&body) {
+            Ok(body) => Err(CallError::Failed(body.into())),
+            Err(_) => {
+                Err(self
+                    .failed(ErrorKind::Unsupported, &format!("what answers there is no varved (HTTP status {status})")))
+            }
+        }
+    }
+
+    fn failed(&self, kind: ErrorKind, what: &str) -> CallError {
+        CallError::Failed(Error::new(kind, format!("control socket {}: {what}", self.path.display())))
+    }
+
+    fn unreached(&self, error: &reqwest::Error) -> CallError {
+        if error.is_timeout() {
+            return self.failed(
+                ErrorKind::Unavailable,
+                &format!("the daemon did not answer within {} s", LOOK_TIMEOUT.as_secs()),
+            );
+        }
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = error.source();
+        let mut innermost = error.to_string();
+        while let Some(source) = cause {
+            innermost = source.to_string();
+            match source.downcast_ref::<io::Error>().map(io::Error::kind) {
+                Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) if error.is_connect() => {
+                    return CallError::NoDaemon(self.path.clone());
+                }
+                Some(io::ErrorKind::PermissionDenied) => {
+                    return self
+                        .failed(ErrorKind::Denied, "it belongs to another user: run this as the user who runs varved");
+                }
+                _ => cause = source.source(),
+            }
+        }
+        let what = if error.is_connect() {
+            innermost
+        } else {
+            format!("the daemon went away before it had answered: {innermost}")
+        };
+        self.failed(ErrorKind::Unavailable, &what)
+    }
+}

@@ -1,1 +1,0 @@
-//! Settings of both binaries.

@@ -1,0 +1,324 @@
+//! Settings of both binaries: from flags, then the environment (`VARVE_STORE`, `VARVE_STATE`, `VARVE_CONTROL`,
+//! `VARVE_CONFIG`), then the settings file (TOML), then defaults.
+//!
+//! | key | default | what |
+//! | --- | --- | --- |
+//! | `store` | `file://DATA/varve/store` | where volumes live: `file:///path` or `s3://bucket/prefix` |
+//! | `state` | `DATA/varve/state` | local directory: write logs, map, read cache |
+//! | `control` | `STATE/control.sock` | the control socket |
+//! | `nbd` | `127.0.0.1:10809` | TCP addresses for NBD clients; the default holds if no address and no Unix socket is given |
+//! | `nbd-unix` | none | Unix socket for NBD clients |
+//! | `log-size` | 2 GiB | write log of each attached volume |
+//! | `cache-size` | 10 GiB | read cache on disk, for all volumes together |
+//! | `memory-size` | 256 MiB | read cache and map pages in memory, for all volumes together |
+//! | `detach-after` | 5m | time without clients after which a volume is detached |
+//! | `segment-age` | 3s | age at which a write is uploaded even if little has gathered |
+//! | `tls` | off | TLS for NBD over TCP: `off`, `allow`, `require` |
+//! | `tls-certificate`, `tls-key` | none | PEM files, needed unless `tls` is `off` |
+//! | `tls-client-ca` | none | PEM file: clients must show a certificate that it has signed |
+//! | `connections-max` | 256 | NBD connections at a time |
+//!
+//! DATA is `$XDG_DATA_HOME`, or `$HOME/.local/share`. The keys are those of the file; the flags have the same names with
+//! `--` before them. Both binaries read the same file. A key that is not in the table is an error.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, ValueEnum};
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::units::ByteLen;
+
+mod file;
+mod size;
+#[cfg(test)]
+mod tests;
+
+pub use file::FileSettings;
+pub use size::{parse_log_size, parse_name, parse_size, parse_volume_size};
+
+const NBD_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10809);
+const LOG_BYTES_DEFAULT: ByteLen = ByteLen(2 << 30);
+const CACHE_BYTES_DEFAULT: ByteLen = ByteLen(10 << 30);
+const MEMORY_BYTES_DEFAULT: ByteLen = ByteLen(256 << 20);
+const DETACH_AFTER_DEFAULT: Duration = Duration::from_mins(5);
+const SEGMENT_AGE_DEFAULT: Duration = Duration::from_secs(3);
+const CONNECTIONS_DEFAULT: u32 = 256;
+const CONNECTIONS_MAX: u32 = 65_536;
+/// Longest time that makes sense anywhere: a year.
+const DURATION_MAX: Duration = Duration::from_hours(365 * 24);
+
+/// The flags that both binaries take.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct SharedArguments {
+    /// Where volumes live: file:///path or s3://bucket/prefix
+    #[arg(long, value_name = "URL", env = "VARVE_STORE", hide_env_values = true, global = true)]
+    pub store: Option<String>,
+    /// Local directory of the daemon: write logs, map, read cache
+    #[arg(long, value_name = "DIR", env = "VARVE_STATE", hide_env_values = true, global = true)]
+    pub state: Option<PathBuf>,
+    /// Control socket of the daemon [default: control.sock in the state directory]
+    #[arg(long, value_name = "PATH", env = "VARVE_CONTROL", hide_env_values = true, global = true)]
+    pub control: Option<PathBuf>,
+    /// Settings file (TOML)
+    #[arg(long, value_name = "FILE", env = "VARVE_CONFIG", hide_env_values = true, global = true)]
+    pub config: Option<PathBuf>,
+}
+
+/// The flags of varved.
+#[derive(Parser, Clone, Debug, Default, PartialEq, Eq)]
+#[command(name = "varved", version, about = "Serves the volumes of a store over NBD")]
+pub struct DaemonArguments {
+    #[command(flatten)]
+    shared: SharedArguments,
+    #[command(flatten)]
+    own: OwnArguments,
+}
+
+/// What only varved takes; the settings file is turned into the same.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+struct OwnArguments {
+    /// Address for NBD clients; may be repeated [default: 127.0.0.1:10809]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
+    nbd: Vec<SocketAddr>,
+    /// Unix socket for NBD clients
+    #[arg(long, value_name = "PATH")]
+    nbd_unix: Option<PathBuf>,
+    /// Write log of each attached volume [default: 2GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_log_size, allow_hyphen_values = true)]
+    log_size: Option<ByteLen>,
+    /// Read cache on disk, for all volumes together [default: 10GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, allow_hyphen_values = true)]
+    cache_size: Option<ByteLen>,
+    /// Read cache and map pages in memory, for all volumes together [default: 256MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, allow_hyphen_values = true)]
+    memory_size: Option<ByteLen>,
+    /// Time without clients after which a volume is detached [default: 5m]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
+    detach_after: Option<Duration>,
+    /// Age at which a write is uploaded even if little has gathered [default: 3s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
+    segment_age: Option<Duration>,
+    /// TLS for NBD over TCP [default: off]
+    #[arg(long, value_enum, value_name = "MODE")]
+    tls: Option<TlsMode>,
+    /// Certificate chain (PEM)
+    #[arg(long, value_name = "FILE")]
+    tls_certificate: Option<PathBuf>,
+    /// Private key (PEM)
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// Clients must show a certificate signed by this one (PEM)
+    #[arg(long, value_name = "FILE")]
+    tls_client_ca: Option<PathBuf>,
+    /// NBD connections at a time [default: 256]
+    #[arg(long, value_name = "COUNT", value_parser = parse_connections, allow_hyphen_values = true)]
+    connections_max: Option<u32>,
+}
+
+/// Whether NBD clients over TCP use TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TlsMode {
+    /// Never.
+    #[default]
+    Off,
+    /// If the client asks for it.
+    Allow,
+    /// Always.
+    Require,
+}
+
+/// TLS with the files it needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsSettings {
+    /// True if a client that does not ask for TLS is refused.
+    pub required: bool,
+    /// Certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+    /// Clients must show a certificate that this one (PEM) has signed.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// What both binaries need to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedSettings {
+    /// URL of the store.
+    pub store: String,
+    /// Local directory of the daemon.
+    pub state: PathBuf,
+    /// Path of the control socket.
+    pub control: PathBuf,
+}
+
+/// All that varved needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// What both binaries know.
+    pub shared: SharedSettings,
+    /// TCP addresses for NBD clients.
+    pub nbd: Vec<SocketAddr>,
+    /// True if nobody named an address or socket, and `nbd` is the default.
+    pub nbd_is_default: bool,
+    /// Unix socket for NBD clients.
+    pub nbd_unix: Option<PathBuf>,
+    /// Write log of each attached volume, in bytes.
+    pub log_size: ByteLen,
+    /// Read cache on disk, in bytes.
+    pub cache_size: ByteLen,
+    /// Read cache and map pages in memory together, in bytes.
+    pub memory_size: ByteLen,
+    /// Time without clients after which a volume is detached.
+    pub detach_after: Duration,
+    /// Age at which a write is uploaded even if little has gathered.
+    pub segment_age: Duration,
+    /// TLS for NBD over TCP; none if off.
+    pub tls: Option<TlsSettings>,
+    /// NBD connections at a time.
+    pub connections_max: u32,
+}
+
+/// Where the defaults lie: what the environment says of the user's directories.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// `$XDG_DATA_HOME`.
+    pub data_home: Option<PathBuf>,
+    /// `$HOME`.
+    pub home: Option<PathBuf>,
+}
+
+impl Places {
+    /// From the environment of this process. Relative paths are ignored, as the XDG specification demands.
+    pub fn from_environment() -> Self {
+        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        Places { data_home: absolute("XDG_DATA_HOME"), home: absolute("HOME") }
+    }
+
+    fn data(&self, flag: &str) -> Result<PathBuf> {
+        let data_home = self.data_home.clone().or_else(|| Some(self.home.as_ref()?.join(".local/share")));
+        data_home.map(|path| path.join("varve")).ok_or_else(|| {
+            Error::invalid(format!(
+                "neither HOME nor XDG_DATA_HOME is set, so there is no default for {flag}: give it as a flag"
+            ))
+        })
+    }
+}
+
+impl SharedArguments {
+    /// The settings of `varve`: reads the settings file if one is named.
+    ///
+    /// # Errors
+    /// `Invalid`, `NotFound` or `Io` for the settings file; `Invalid` where there is no default.
+    pub fn resolve(&self, places: &Places) -> Result<SharedSettings> {
+        let file = self.file()?;
+        self.over(&file, places)
+    }
+
+    fn file(&self) -> Result<FileSettings> {
+        self.config.as_deref().map_or_else(|| Ok(FileSettings::default()), FileSettings::read)
+    }
+
+    fn over(&self, file: &FileSettings, places: &Places) -> Result<SharedSettings> {
+        let store = self.store.clone().or_else(|| file.store.clone());
+        let store = match store {
+            Some(url) if url.trim().is_empty() => {
+                return Err(Error::invalid("--store is empty: give file:///path or s3://bucket/prefix"));
+            }
+            Some(url) => url,
+            None => format!("file://{}", places.data("--store")?.join("store").display()),
+        };
+        let state = self.state.clone().or_else(|| file.state.clone());
+        let state =
+            state.map_or_else(|| Ok(places.data("--state")?.join("state")), |path| not_empty(path, "--state"))?;
+        let control = self.control.clone().or_else(|| file.control.clone());
+        let control = control.map_or_else(|| Ok(state.join("control.sock")), |path| not_empty(path, "--control"))?;
+        Ok(SharedSettings { store, state, control })
+    }
+}
+
+impl DaemonArguments {
+    /// The settings of `varved`: reads the settings file if one is named.
+    ///
+    /// # Errors
+    /// `Invalid`, `NotFound` or `Io` for the settings file; `Invalid` where there is no default, or for settings that
+    /// contradict each other.
+    pub fn resolve(&self, places: &Places) -> Result<Settings> {
+        let file = self.shared.file()?;
+        let shared = self.shared.over(&file, places)?;
+        let own = &self.own;
+        let given_nbd = if own.nbd.is_empty() { &file.nbd } else { &own.nbd };
+        let nbd_unix = own.nbd_unix.clone().or(file.nbd_unix.clone());
+        let nbd_is_default = given_nbd.is_empty() && nbd_unix.is_none();
+        Ok(Settings {
+            shared,
+            nbd: if nbd_is_default { vec![NBD_DEFAULT] } else { given_nbd.clone() },
+            nbd_is_default,
+            nbd_unix,
+            log_size: own.log_size.or(file.log_size).unwrap_or(LOG_BYTES_DEFAULT),
+            cache_size: own.cache_size.or(file.cache_size).unwrap_or(CACHE_BYTES_DEFAULT),
+            memory_size: own.memory_size.or(file.memory_size).unwrap_or(MEMORY_BYTES_DEFAULT),
+            detach_after: own.detach_after.or(file.detach_after).unwrap_or(DETACH_AFTER_DEFAULT),
+            segment_age: own.segment_age.or(file.segment_age).unwrap_or(SEGMENT_AGE_DEFAULT),
+            tls: tls_settings(own, &file)?,
+            connections_max: own.connections_max.or(file.connections_max).unwrap_or(CONNECTIONS_DEFAULT),
+        })
+    }
+}
+
+fn tls_settings(own: &OwnArguments, file: &FileSettings) -> Result<Option<TlsSettings>> {
+    let mode = own.tls.or(file.tls).unwrap_or_default();
+    let certificate = own.tls_certificate.clone().or(file.tls_certificate.clone());
+    let key = own.tls_key.clone().or(file.tls_key.clone());
+    let client_ca = own.tls_client_ca.clone().or(file.tls_client_ca.clone());
+    let required = match mode {
+        // Somebody who names a certificate expects encryption; serving without it must be asked for.
+        TlsMode::Off if certificate.is_some() || key.is_some() || client_ca.is_some() => {
+            return Err(Error::invalid(
+                "TLS files are given, but tls is off: add --tls allow or --tls require, or leave them out",
+            ));
+        }
+        TlsMode::Off => return Ok(None),
+        TlsMode::Allow => false,
+        TlsMode::Require => true,
+    };
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Ok(Some(TlsSettings { required, certificate, key, client_ca })),
+        _ => Err(Error::invalid("TLS needs both --tls-certificate and --tls-key (PEM files)")),
+    }
+}
+
+fn not_empty(path: PathBuf, flag: &str) -> Result<PathBuf> {
+    if path.as_os_str().is_empty() { Err(Error::invalid(format!("{flag} is empty: give a path"))) } else { Ok(path) }
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr> {
+    text.parse().map_err(|_| {
+        Error::invalid(format!(
+            "'{}' is not an address and port: write it as 127.0.0.1:10809, 0.0.0.0:10809 or [::1]:10809",
+            text.escape_default()
+        ))
+    })
+}
+
+fn parse_duration(text: &str) -> Result<Duration> {
+    let duration = humantime::parse_duration(text).map_err(|_| {
+        Error::invalid(format!("'{}' is not a time: write it as 500ms, 3s, 5m or 2h", text.escape_default()))
+    })?;
+    if duration.is_zero() || duration > DURATION_MAX {
+        return Err(Error::invalid(format!(
+            "'{}' makes no sense: the time must be more than 0 and at most a year",
+            text.escape_default()
+        )));
+    }
+    Ok(duration)
+}
+
+fn parse_connections(text: &str) -> Result<u32> {
+    text.parse().ok().filter(|count| (1..=CONNECTIONS_MAX).contains(count)).ok_or_else(|| {
+        Error::invalid(format!("'{}' is not a number of connections: 1 to {CONNECTIONS_MAX}", text.escape_default()))
+    })
+}

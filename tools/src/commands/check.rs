@@ -1,0 +1,93 @@
+//! `varve check`
+
+use std::io::{IsTerminal, Write};
+
+use clap::Args;
+use serde::Serialize;
+use varve::error::Result;
+use varve::service::{CheckProgress, CheckReport};
+use varve::units::VolumeId;
+
+use crate::backend::Backend;
+use crate::context::Context;
+use crate::render::{self, Block, Report};
+use crate::target::{Target, VALUE_NAME};
+
+/// As given.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Id or name of the volume
+    #[arg(value_name = VALUE_NAME)]
+    volume: String,
+}
+
+/// As checked.
+#[derive(Debug)]
+pub struct Request {
+    volume: Target,
+}
+
+#[derive(Serialize)]
+struct Checked {
+    id: VolumeId,
+    #[serde(flatten)]
+    report: CheckReport,
+}
+
+impl Arguments {
+    /// # Errors
+    /// `Invalid`.
+    pub fn check(self) -> Result<Request> {
+        Ok(Request { volume: Target::parse(&self.volume)? })
+    }
+}
+
+impl Request {
+    /// Problems found make the command fail, but are a result.
+    ///
+    /// # Errors
+    /// What the store says, if the check could not be carried out.
+    pub async fn run<B: Backend>(self, context: &Context<B>) -> Result<Report> {
+        let id = self.volume.id(context).await?;
+        let shown = std::io::stderr().is_terminal();
+        let mut last_percent = None;
+        let mut progress = |at: CheckProgress| {
+            let percent = at.done.saturating_mul(100).checked_div(at.total);
+            if shown && percent != last_percent {
+                last_percent = percent;
+                // Only for the eye: a result does not depend on it.
+                let _ = write!(std::io::stderr(), "\rchecking: {} of {} objects", at.done, at.total);
+            }
+        };
+        let outcome = context.store().await?.check(id, &mut progress).await;
+        if last_percent.is_some() {
+            let _ = writeln!(std::io::stderr());
+        }
+        let checked = Checked { id, report: outcome? };
+        let problems = checked.report.problems.len();
+        let failure = (problems != 0).then(|| format!("{id} is damaged: {problems} problems were found"));
+        Ok(Report { failure, ..Report::new(context.json, &checked, || text(&checked))? })
+    }
+}
+
+fn text(checked: &Checked) -> String {
+    let report = &checked.report;
+    let mut text = Block::default()
+        .line("ID", checked.id)
+        .line("Segments", report.segments)
+        .line("Verified", render::size(report.bytes))
+        .line("Problems", report.problems.len())
+        .finish();
+    if !report.problems.is_empty() {
+        let rows = report.problems.iter().map(|problem| {
+            [
+                problem.object.clone(),
+                problem.blocks.clone().unwrap_or_else(|| "unknown".to_owned()),
+                problem.what.clone(),
+            ]
+        });
+        text += "\n";
+        text += &render::table(["OBJECT", "BLOCKS", "PROBLEM"], &[], rows);
+    }
+    text
+}

@@ -1,0 +1,96 @@
+//! `varve volumes destroy`
+
+use clap::Args;
+use varve::error::{Error, ErrorKind, Result};
+use varve::service::{VolumeState, VolumeSummary};
+
+use crate::backend::Backend;
+use crate::context::Context;
+use crate::render::{self, Report};
+use crate::target::{Target, VALUE_NAME};
+
+/// As given.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Ids or names of the volumes
+    #[arg(value_name = VALUE_NAME, required = true)]
+    volumes: Vec<String>,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// As checked.
+#[derive(Debug)]
+pub struct Request {
+    volumes: Vec<Target>,
+    yes: bool,
+}
+
+impl Arguments {
+    /// # Errors
+    /// `Invalid`.
+    pub fn check(self) -> Result<Request> {
+        let volumes = self.volumes.iter().map(|text| Target::parse(text)).collect::<Result<_>>()?;
+        Ok(Request { volumes, yes: self.yes })
+    }
+}
+
+impl Request {
+    /// Looks at all of them first, so that a mistake in one destroys none.
+    ///
+    /// # Errors
+    /// `Busy` if one is attached, saying by whom; `Invalid` if nobody agreed; what the store says.
+    pub async fn run<B: Backend>(self, context: &Context<B>) -> Result<Report> {
+        let mut found: Vec<VolumeSummary> = Vec::new();
+        for target in &self.volumes {
+            let volume = context.store().await?.volume(target.id(context).await?).await?;
+            may_be_destroyed(&volume)?;
+            if found.iter().all(|other| other.id != volume.id) {
+                found.push(volume);
+            }
+        }
+        if !self.yes {
+            let names: Vec<_> =
+                found.iter().map(|volume| format!("{} ({})", volume.id, render::harmless(&volume.name))).collect();
+            if !(context.ask)(&format!("Destroy {}?", names.join(", ")))? {
+                return Err(Error::invalid("nothing was destroyed"));
+            }
+        }
+        let (mut destroyed, mut failure) = (Vec::new(), None);
+        for volume in found {
+            match context.store().await?.destroy_volume(volume.id).await {
+                Ok(volume) => destroyed.push(volume),
+                Err(error) => {
+                    failure = Some(format!("{} was not destroyed: {error}", volume.id));
+                    break;
+                }
+            }
+        }
+        let report = Report::new(context.json, &destroyed, || destroyed.iter().map(line).collect())?;
+        Ok(Report { failure, ..report })
+    }
+}
+
+/// Says beforehand what the store would say, and what can be done about it.
+fn may_be_destroyed(volume: &VolumeSummary) -> Result<()> {
+    let id = volume.id;
+    match (volume.state, &volume.owner) {
+        (VolumeState::Detached, _) => Ok(()),
+        (VolumeState::Destroyed, _) => Err(Error::not_found(format!("{id} is destroyed already"))),
+        (VolumeState::Attached, owner) => {
+            let by =
+                owner.as_ref().map_or_else(|| "somebody".to_owned(), |owner| render::harmless(&render::owner(owner)));
+            Err(Error::new(
+                ErrorKind::Busy,
+                format!("{id} is attached by {by}: nothing was destroyed; detach it first: varve volumes detach {id}"),
+            ))
+        }
+    }
+}
+
+fn line(volume: &VolumeSummary) -> String {
+    let until = volume.purge_after.map(|at| format!(" until {}", render::moment(at))).unwrap_or_default();
+    let name = render::harmless(&volume.name);
+    format!("Destroyed {} ({name}). It can be brought back{until}: varve volumes undelete {}\n", volume.id, volume.id)
+}

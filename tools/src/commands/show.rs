@@ -1,0 +1,107 @@
+//! `varve volumes show`
+
+use clap::Args;
+use serde::Serialize;
+use varve::error::Result;
+use varve::service::{AttachedStatus, Lag, VolumeState, VolumeSummary};
+
+use crate::backend::Backend;
+use crate::context::Context;
+use crate::render::{self, Block, Report};
+use crate::target::{Target, VALUE_NAME};
+
+/// As given.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Id or name of the volume
+    #[arg(value_name = VALUE_NAME)]
+    volume: String,
+}
+
+/// As checked.
+#[derive(Debug)]
+pub struct Request {
+    volume: Target,
+}
+
+/// A volume as the store knows it, and as its owner does if it can be asked here.
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    volume: VolumeSummary,
+    /// What is not in the store yet; null if only an owner elsewhere knows.
+    lag: Option<Lag>,
+    /// What the owner says, if it can be asked here.
+    attached: Option<AttachedStatus>,
+}
+
+impl Arguments {
+    /// # Errors
+    /// `Invalid`.
+    pub fn check(self) -> Result<Request> {
+        Ok(Request { volume: Target::parse(&self.volume)? })
+    }
+}
+
+impl Request {
+    /// # Errors
+    /// What the store says. A daemon that does not answer is no error.
+    pub async fn run<B: Backend>(self, context: &Context<B>) -> Result<Report> {
+        let id = self.volume.id(context).await?;
+        let volume = context.store().await?.volume(id).await?;
+        let attached = match volume.state {
+            // A daemon of an older epoch has lost the volume and only does not know it yet: it can tell nothing.
+            VolumeState::Attached => context.daemon.volume(id).await.ok().filter(|live| live.epoch >= volume.epoch),
+            VolumeState::Detached | VolumeState::Destroyed => None,
+        };
+        let lag = match (&attached, volume.state) {
+            (Some(live), _) => Some(live.lag),
+            (None, VolumeState::Attached) => None,
+            (None, VolumeState::Detached | VolumeState::Destroyed) => Some(Lag::default()),
+        };
+        let shown = Shown { volume: current(volume, attached.as_ref()), lag, attached };
+        Report::new(context.json, &shown, || block(&shown))
+    }
+}
+
+/// The owner knows better than the manifest, which it writes only now and then.
+fn current(volume: VolumeSummary, attached: Option<&AttachedStatus>) -> VolumeSummary {
+    match attached {
+        None => volume,
+        Some(live) => VolumeSummary {
+            size: live.size,
+            epoch: live.epoch,
+            durability: live.durability,
+            stored_bytes: live.stored_bytes,
+            ..volume
+        },
+    }
+}
+
+fn block(shown: &Shown) -> String {
+    let volume = &shown.volume;
+    let live = shown.attached.as_ref();
+    let lag = shown.lag.as_ref().map_or_else(|| "unknown: only its owner can tell".to_owned(), render::lag);
+    Block::default()
+        .line("ID", volume.id)
+        .line("Name", &volume.name)
+        .line("State", render::state(volume.state))
+        .line("Region", &volume.region)
+        .line("Size", render::size(volume.size))
+        .line("Stored", render::size(volume.stored_bytes))
+        .line("Durability", render::durability(volume.durability))
+        .line("Epoch", volume.epoch)
+        .maybe("Owner", volume.owner.as_ref().map(render::owner))
+        .maybe("Attached at", volume.owner.as_ref().map(|owner| render::moment(owner.attached_at)))
+        .line("Lag", lag)
+        .maybe("Clients", live.map(|live| live.clients))
+        .maybe(
+            "Write log",
+            live.map(|live| format!("{} of {}", render::size(live.log_used), render::size(live.log_length))),
+        )
+        .maybe("Failed", live.and_then(|live| live.failed.as_ref()))
+        .line("Created at", render::moment(volume.created_at))
+        .maybe("Destroyed at", volume.destroyed_at.map(render::moment))
+        .maybe("Kept until", volume.purge_after.map(render::moment))
+        .finish()
+}

@@ -1,0 +1,89 @@
+//! Who has a volume, and what can be done about it: for commands that the daemon here could not carry out.
+
+use varve::control::client::CallError;
+use varve::error::{Context as _, Error, ErrorKind, Result};
+use varve::service::{OwnerSummary, VolumeState};
+use varve::units::VolumeId;
+
+use crate::backend::Backend;
+use crate::context::{Context, quoted};
+use crate::render;
+
+/// The error of a call, and how to start a daemon if there is none.
+pub fn no_daemon<B: Backend>(context: &Context<B>, error: &CallError) -> Error {
+    match error {
+        CallError::NoDaemon(_) => {
+            Error::new(ErrorKind::Unavailable, format!("{error}: start one with: {}", context.start_command()))
+        }
+        CallError::Failed(error) => error.clone(),
+    }
+}
+
+/// Succeeds if the daemon here does not have the volume because nobody has.
+///
+/// # Errors
+/// Who has it and what can be done; or the error of the call if it says something else.
+pub async fn only_if_detached<B: Backend>(
+    context: &Context<B>,
+    id: VolumeId,
+    error: CallError,
+    verb: &str,
+) -> Result<()> {
+    if matches!(error, CallError::Failed(_)) && !error.is_not_found() {
+        return Err(error.into());
+    }
+    let volume = context.store().await.context(|| &error)?.volume(id).await?;
+    match (volume.state, &volume.owner) {
+        (VolumeState::Detached, _) => Ok(()),
+        (VolumeState::Destroyed, _) => {
+            Err(Error::not_found(format!("{id} is destroyed: bring it back with: varve volumes undelete {id}")))
+        }
+        (VolumeState::Attached, None) => {
+            Err(Error::new(ErrorKind::Busy, format!("{error}, and {id} is attached by somebody unknown")))
+        }
+        (VolumeState::Attached, Some(owner)) => {
+            Err(Error::new(ErrorKind::Busy, elsewhere(context, id, owner, &error, verb, this_host().as_deref())))
+        }
+    }
+}
+
+/// What to say of a volume whose owner did not answer here.
+fn elsewhere<B: Backend>(
+    context: &Context<B>,
+    id: VolumeId,
+    owner: &OwnerSummary,
+    error: &CallError,
+    verb: &str,
+    host: Option<&str>,
+) -> String {
+    let since = render::moment(owner.attached_at);
+    let who = render::harmless(&format!("{id} has been attached by {} since {since}", render::owner(owner)));
+    let same_host = host == Some(owner.host.as_str());
+    let same_socket = owner.control == context.settings.control.display().to_string();
+    let takeover = format!("varve volumes attach {id} --takeover (what only its write log holds is lost)");
+    match error {
+        _ if same_host && !same_socket => {
+            format!(
+                "{who}: ask that daemon: varve --control {} volumes {verb} {id}",
+                render::harmless(&quoted(&owner.control))
+            )
+        }
+        CallError::NoDaemon(_) if same_host => {
+            format!("{who}, but {error}: start that daemon again with: {}", context.start_command())
+        }
+        CallError::Failed(_) if same_host => {
+            format!(
+                "{who}, but the daemon there has been restarted since: take it up again with: varve volumes attach {id}"
+            )
+        }
+        _ => format!(
+            "{who}: {verb} it on that host, or, if the host is gone for good, take it over here with: {takeover}"
+        ),
+    }
+}
+
+/// The name of this host as its kernel knows it.
+fn this_host() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim_end().to_owned())
+}
