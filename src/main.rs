@@ -1,2 +1,141 @@
-//! varved
-fn main() {}
+//! varved: the daemon that serves the volumes of a store over NBD.
+//!
+//! Starts from the edges inwards: settings, store, state directory, fleet, doors; stops in the opposite order. On SIGTERM or
+//! SIGINT clients are let go, what is left is uploaded, and every volume is handed back.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use varve::control::{self, ControlSocket};
+use varve::error::{Context, Error, Result};
+use varve::nbd::{self, NbdSettings, Server};
+use varve::settings::{DaemonArguments, Places, Settings};
+use varve::store;
+use varve::volume::state_directory::{self, StateSettings};
+use varve::volume::{EngineSettings, Fleet, FleetExports, FleetService, root};
+
+/// How long clients may take to leave when the daemon stops.
+const CLIENTS_LEAVE: Duration = Duration::from_secs(5);
+/// How long uploads may take when the daemon stops; what is left then stays in the logs.
+const UPLOADS_END: Duration = Duration::from_secs(60);
+/// Segments between two checkpoints: bounds what an attach has to look at.
+const SEGMENTS_PER_CHECKPOINT: u64 = 64;
+
+fn main() -> ExitCode {
+    let arguments = DaemonArguments::parse();
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .with_env_var("VARVE_LOG")
+        .from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match arguments.resolve(&Places::from_environment()).and_then(|settings| run(&settings)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "varved ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(settings: &Settings) -> Result<()> {
+    let runtime = Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("varve")
+        .build()
+        .context(|| "cannot start the runtime")?;
+    let result = serve(&runtime, settings);
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
+    let shared_settings = &settings.shared;
+    let opened = runtime.block_on(open_store(&shared_settings.store))?;
+    let (opened, root) = opened;
+    let engine = EngineSettings {
+        log_length: settings.log_size,
+        segment_age: settings.segment_age,
+        segments_per_checkpoint: SEGMENTS_PER_CHECKPOINT,
+        control: shared_settings.control.display().to_string(),
+    };
+    let state = StateSettings {
+        path: shared_settings.state.clone(),
+        cache_size: settings.cache_size,
+        memory_size: settings.memory_size,
+        engine,
+    };
+    let (shared, lock) = state_directory::open(state, opened.store.clone(), root.store, runtime.handle().clone())?;
+    let _guard = runtime.enter();
+    let socket = ControlSocket::bind(&shared_settings.control)?;
+    let fleet = Fleet::start(shared, settings.detach_after);
+    let nbd = Server::start(nbd_settings(settings), Arc::new(FleetExports(fleet.clone())), runtime.handle().clone())?;
+    let addresses = nbd.addresses();
+    let service = FleetService { fleet: fleet.clone(), counts: opened.counts.clone(), nbd: addresses.clone() };
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let control = runtime.spawn(control::serve(socket, Arc::new(service), async move {
+        // An error means that the sender is gone, which is the same news.
+        let _ = stopped.await;
+    }));
+    tracing::info!(store = opened.store.address(), nbd = ?addresses, control = %shared_settings.control.display(), "varved is ready");
+    runtime.block_on(wait_for_signal())?;
+    tracing::info!("stopping");
+    let cut_off = nbd.stop(CLIENTS_LEAVE);
+    if cut_off > 0 {
+        tracing::warn!(cut_off, "connections did not end in time and were cut off");
+    }
+    let left = runtime.block_on(fleet.detach_all(UPLOADS_END));
+    drop(stop);
+    runtime.block_on(control).map_err(|error| Error::invalid(format!("the control socket failed: {error}")))??;
+    drop(lock);
+    if left.is_empty() {
+        return Ok(());
+    }
+    let left: Vec<String> = left.iter().map(ToString::to_string).collect();
+    Err(Error::new(
+        varve::error::ErrorKind::Unavailable,
+        format!("not handed back: {}; their logs stay here, and this host carries on with them when it starts again", left.join(", ")),
+    ))
+}
+
+async fn open_store(url: &str) -> Result<(store::OpenStore, varve::format::manifest::StoreRoot)> {
+    let opened = store::open(url, true).await?;
+    let root = root::read_or_create(&*opened.store).await?;
+    store::probe(&*opened.store).await?;
+    Ok((opened, root))
+}
+
+fn nbd_settings(settings: &Settings) -> NbdSettings {
+    let mut tls = nbd::TlsSettings::default();
+    if let Some(wanted) = &settings.tls {
+        tls.mode = if wanted.required { nbd::TlsMode::Require } else { nbd::TlsMode::Allow };
+        tls.certificate = Some(wanted.certificate.clone());
+        tls.key = Some(wanted.key.clone());
+        tls.client_ca = wanted.client_ca.clone();
+    }
+    NbdSettings {
+        // The default address gives way to sockets that systemd hands over.
+        tcp: if settings.nbd_is_default && std::env::var_os("LISTEN_FDS").is_some() { Vec::new() } else { settings.nbd.clone() },
+        unix: settings.nbd_unix.iter().cloned().collect(),
+        inherited: true,
+        tls,
+        connections_max: usize::try_from(settings.connections_max).unwrap_or(usize::MAX),
+        ..NbdSettings::default()
+    }
+}
+
+async fn wait_for_signal() -> Result<()> {
+    let watch = |kind| signal(kind).context(|| "cannot watch for signals");
+    let (mut terminate, mut interrupt) = (watch(SignalKind::terminate())?, watch(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

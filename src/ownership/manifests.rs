@@ -91,3 +91,27 @@ pub async fn list(store: &dyn Store) -> Result<Vec<(VolumeId, Result<Loaded>)>> 
     let fetches = volumes.into_iter().map(|volume| async move { Ok::<_, Error>((volume, load(store, volume).await)) });
     stream::iter(fetches).buffered(FETCHES_AT_ONCE).try_collect().await
 }
+
+/// The volume that a name means, if only one that is not destroyed has it.
+///
+/// # Errors
+/// `NotFound`; `Invalid` if several have it, naming them; what the store says.
+pub async fn resolve_name(store: &dyn Store, name: &str) -> Result<VolumeId> {
+    let shown = name.escape_default();
+    let mut found = Vec::new();
+    for (id, loaded) in list(store).await? {
+        match loaded {
+            Ok(loaded) if loaded.manifest.name == name && loaded.manifest.destroyed_at.is_none() => found.push(id),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(volume = %id, %error, "passed over while looking for a name"),
+        }
+    }
+    match found[..] {
+        [] => Err(Error::not_found(format!("there is no volume '{shown}' in {}", store.address()))),
+        [id] => Ok(id),
+        _ => {
+            let ids: Vec<String> = found.iter().map(ToString::to_string).collect();
+            Err(Error::invalid(format!("several volumes are named '{shown}': use the id of one: {}", ids.join(", "))))
+        }
+    }
+}

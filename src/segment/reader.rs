@@ -80,7 +80,8 @@ pub fn open_frame(id: SegmentId, number: u32, frame: &FrameEntry, stored: &Bytes
     }
     let length = usize::from(frame.blocks) * BLOCK_SIZE as usize;
     let plain = match frame.codec {
-        Codec::Raw => stored.clone(),
+        // A copy of its own: a slice would keep the whole fetched range alive in the cache.
+        Codec::Raw => Bytes::copy_from_slice(stored),
         Codec::Zstd => {
             let plain = zstd::bulk::decompress(stored, length).map_err(|error| damaged(&error.to_string()))?;
             Bytes::from(plain)

@@ -68,6 +68,11 @@ impl ObjectKey {
         ObjectKey(format!("volumes/{id}/segments/"))
     }
 
+    /// The prefix of the segments of one epoch.
+    pub fn epoch_segments(id: VolumeId, epoch: Epoch) -> Self {
+        ObjectKey(format!("volumes/{id}/segments/{:010}/", epoch.0))
+    }
+
     /// The prefix of a volume's map objects.
     pub fn map_objects(id: VolumeId) -> Self {
         ObjectKey(format!("volumes/{id}/map/"))

@@ -38,7 +38,7 @@ pub fn try_copy(shared: &Shared, place: SegmentPlace, buffer: &mut [u8]) -> bool
     let mut rest = buffer;
     while !rest.is_empty() {
         let id = FrameId { segment: place.segment, frame: (block / FRAME_BLOCKS) as u32 };
-        let Some(frame) = shared.cache.get(&id) else { return false };
+        let Some(frame) = shared.cache.get(id) else { return false };
         let Some(copied) = copy_from_frame(&frame, block, rest) else { return false };
         block += (copied as u64) / BLOCK_SIZE;
         rest = &mut rest[copied..];
@@ -126,7 +126,7 @@ async fn fill_leads(
         let entry = index.frames.get(number as usize).copied();
         let entry = entry.ok_or_else(|| Error::damaged(format!("segment {segment} has no frame {number}")))?;
         let id = FrameId { segment, frame: number };
-        match shared.cache.read_disk(&id) {
+        match shared.cache.read_stored(id) {
             Some(stored) if let Ok(plain) = open_frame(segment, number, &entry, &stored) => {
                 lead.fill(plain.clone());
                 filled.push((slot, plain));
@@ -186,7 +186,7 @@ async fn fetch_batch(shared: &Arc<Shared>, segment: SegmentId, batch: Vec<Missin
     let cache = shared.cache.clone();
     shared.runtime.spawn_blocking(move || {
         for (id, stored) in kept {
-            cache.insert_disk(id, &stored);
+            cache.insert_stored(id, &stored);
         }
     });
     Ok(filled)

@@ -1,1 +1,49 @@
-//! The volume room.
+//! The owner: one attached volume and the fleet of them, over everything below.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `core` | the parts of a volume and what they agree on |
+//! | `write`, `read` | the two paths |
+//! | `progress` | how far the sequence has come; when a segment is cut |
+//! | `upload` | cutting, packing, uploading, taking effect, releasing log space |
+//! | `checkpointing` | checkpoints, and the end of an attachment |
+//! | `open`, `rescue` | attaching, and logs that are no longer part of the history |
+//! | `gate` | may requests be taken? |
+//! | `pages`, `fetch`, `read_ahead` | map pages and frames, near and far |
+//! | `fleet`, `serve`, `stop` | volumes that come and go; the fleet behind the doors |
+//! | `admin`, `check`, `dump`, `root` | what needs no owner |
+//! | `shared`, `state_directory` | what all volumes of a daemon share, and where it lies |
+
+mod admin;
+mod check;
+mod checkpointing;
+mod core;
+mod device;
+mod dump;
+mod fetch;
+mod fleet;
+mod gate;
+mod local_state;
+mod open;
+mod pages;
+mod progress;
+mod read;
+mod read_ahead;
+mod rescue;
+pub mod root;
+mod serve;
+mod shared;
+pub mod state_directory;
+mod stop;
+mod upload;
+mod write;
+
+pub use admin::{Admin, UNDELETE_MILLIS};
+pub use core::Volume;
+pub use device::VolumeDevice;
+pub use fetch::SegmentIndexCache;
+pub use fleet::Fleet;
+pub use open::{Opened, attach};
+pub use pages::PageBudget;
+pub use serve::{FleetExports, FleetService};
+pub use shared::{EngineSettings, IndexWeight, Packers, Shared};

@@ -20,7 +20,7 @@ use crate::format::manifest::{Manifest, Owner};
 use crate::log::{self, Ending, LogIdentity, Recovered, RecordKind, WriteLog};
 use crate::map::{LogOverlay, LogPlace, OverlayPlace};
 use crate::ownership::{self, Attachment, History, Permit};
-use crate::service::{AttachReport, RescuedLog};
+use crate::service::AttachReport;
 use crate::units::{LogOffset, Sequence, VolumeId};
 use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
@@ -310,9 +310,4 @@ fn assemble(
         stopping: AtomicBool::new(false),
         manifest: tokio::sync::Mutex::new(attachment.loaded),
     }))
-}
-
-/// What only a foreign log holds, for a report.
-pub(super) fn rescued(path: &std::path::Path, records: u64, bytes: u64, recovered_at: crate::units::UnixMillis) -> RescuedLog {
-    RescuedLog { path: path.display().to_string(), records, bytes: crate::units::ByteLen(bytes), since: recovered_at }
 }

@@ -257,7 +257,7 @@ impl Volume {
         while left > 0 {
             let id = FrameId { segment: place.segment, frame: (block / frame_blocks) as u32 };
             let in_frame = (frame_blocks - block % frame_blocks) * BLOCK_SIZE;
-            let cached = self.shared.cache.contains(&id);
+            let cached = self.shared.cache.contains(id);
             let part = in_frame.min(left);
             residences.push((part, if cached { Residence::Cache } else { Residence::Store }));
             block += in_frame / BLOCK_SIZE;

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::format::segment::SegmentIndex;
 use crate::index::Index;
 use crate::store::Store;
-use crate::units::{ByteLen, SegmentId, StoreId};
+use crate::units::{ByteLen, FrameId, SegmentId, StoreId};
 use crate::volume::fetch::SegmentIndexCache;
 use crate::volume::pages::PageBudget;
 
@@ -109,5 +109,26 @@ pub struct IndexWeight;
 impl quick_cache::Weighter<SegmentId, Arc<SegmentIndex>> for IndexWeight {
     fn weight(&self, _: &SegmentId, index: &Arc<SegmentIndex>) -> u64 {
         index.memory_bytes() as u64
+    }
+}
+
+/// The cache's slots, kept in RocksDB.
+pub struct SlotsInIndex(pub Arc<Index>);
+
+impl crate::cache::SlotIndex for SlotsInIndex {
+    fn get(&self, frame: FrameId) -> Result<Option<u64>> {
+        self.0.slot(frame)
+    }
+
+    fn get_many(&self, frames: &[FrameId]) -> Result<Vec<Option<u64>>> {
+        self.0.slots(frames)
+    }
+
+    fn apply(&self, puts: &[(FrameId, u64)], deletes: &[FrameId]) -> Result<()> {
+        self.0.apply_slots(puts, deletes)
+    }
+
+    fn clear(&self) -> Result<()> {
+        self.0.clear_slots()
     }
 }

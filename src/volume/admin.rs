@@ -1,0 +1,225 @@
+//! What `varve` does straight on the store, without an owner: creating, listing, destroying and bringing back volumes.
+
+use std::sync::Arc;
+
+use crate::clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::manifest::{Manifest, Position};
+use crate::ownership::{self, Loaded};
+use crate::service::{
+    CheckProgress, CheckReport, DumpTarget, Durability, NewVolume, OwnerSummary, VolumeState, VolumeSummary,
+};
+use crate::store::{self, Store};
+use crate::units::{ByteLen, Epoch, SegmentNumber, Sequence, UnixMillis, VolumeId};
+use crate::volume::{check, dump, root};
+
+/// How long a destroyed volume can be brought back.
+pub const UNDELETE_MILLIS: u64 = 24 * 60 * 60 * 1000;
+
+/// An opened store.
+pub struct Admin {
+    store: Arc<dyn Store>,
+}
+
+impl Admin {
+    /// Opens the store at a URL. With `create`, a place that is empty becomes a store.
+    ///
+    /// # Errors
+    /// `Invalid`, `NotFound`, `Denied`, `Unsupported`, and what the store says.
+    pub async fn open(url: &str, create: bool) -> Result<Self> {
+        let opened = store::open(url, create).await?;
+        if create {
+            root::read_or_create(&*opened.store).await?;
+        } else {
+            root::read(&*opened.store).await?;
+        }
+        Ok(Admin { store: opened.store })
+    }
+
+    /// Creates a volume: one request.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn create_volume(&self, new: NewVolume) -> Result<VolumeSummary> {
+        let manifest = Manifest {
+            volume: VolumeId(clock::random_u64()),
+            name: new.name,
+            region: new.region,
+            size: new.size,
+            created_at: clock::now(),
+            durability: new.durability,
+            generation: 1,
+            nonce: clock::random_token(),
+            epoch: Epoch(0),
+            owner: None,
+            checkpoint: None,
+            replay_from: Position { epoch: Epoch(1), number: SegmentNumber(0) },
+            sequence: Sequence(0),
+            complete: true,
+            stored_bytes: ByteLen(0),
+            destroyed_at: None,
+            origins: Vec::new(),
+            pins: Vec::new(),
+        };
+        ownership::create(&*self.store, manifest).await.map(|loaded| summary(&loaded.manifest))
+    }
+
+    /// Lists volumes, sorted by name; also the destroyed ones that can still be brought back, if asked to.
+    ///
+    /// # Errors
+    /// What the store says; a manifest that cannot be read is an error too, since a list that lacks a volume would mislead.
+    pub async fn list_volumes(&self, include_destroyed: bool) -> Result<Vec<VolumeSummary>> {
+        let mut volumes = Vec::new();
+        for (_, loaded) in ownership::list(&*self.store).await? {
+            let volume = summary(&loaded?.manifest);
+            let gone = volume.purge_after.is_some_and(|purge| purge < clock::now());
+            if !gone && (include_destroyed || volume.destroyed_at.is_none()) {
+                volumes.push(volume);
+            }
+        }
+        volumes.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        Ok(volumes)
+    }
+
+    /// The volume that an id, or a name that only one has, means.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid`, and what the store says.
+    pub async fn resolve(&self, id_or_name: &str) -> Result<VolumeId> {
+        if let Ok(id) = id_or_name.parse() {
+            return Ok(id);
+        }
+        if id_or_name.starts_with("vol_") || id_or_name.starts_with("vs_") {
+            return id_or_name.parse();
+        }
+        ownership::resolve_name(&*self.store, id_or_name).await
+    }
+
+    /// Looks at a volume.
+    ///
+    /// # Errors
+    /// `NotFound`, and what the store says.
+    pub async fn volume(&self, id: VolumeId) -> Result<VolumeSummary> {
+        self.load(id).await.map(|loaded| summary(&loaded.manifest))
+    }
+
+    /// Destroys a volume that nobody owns. It can be brought back for a day.
+    ///
+    /// # Errors
+    /// `Busy` if somebody owns it, naming the owner; `Invalid` if it is destroyed already.
+    pub async fn destroy_volume(&self, id: VolumeId) -> Result<VolumeSummary> {
+        self.change(id, |manifest| {
+            if let Some(owner) = &manifest.owner {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!(
+                        "volume {id} is attached by {} (process {}) and is not destroyed: detach it first with 'varve volumes detach {id}'",
+                        owner.host, owner.pid
+                    ),
+                ));
+            }
+            if manifest.destroyed_at.is_some() {
+                return Err(Error::invalid(format!("volume {id} is destroyed already")));
+            }
+            manifest.destroyed_at = Some(clock::now());
+            Ok(())
+        })
+        .await
+    }
+
+    /// Brings a destroyed volume back.
+    ///
+    /// # Errors
+    /// `Invalid` if it is not destroyed, or was too long ago.
+    pub async fn undelete_volume(&self, id: VolumeId) -> Result<VolumeSummary> {
+        self.change(id, |manifest| {
+            let Some(destroyed_at) = manifest.destroyed_at else {
+                return Err(Error::invalid(format!("volume {id} is not destroyed")));
+            };
+            if destroyed_at.0 + UNDELETE_MILLIS < clock::now().0 {
+                return Err(Error::invalid(format!("volume {id} was destroyed more than 24 hours ago and cannot be brought back")));
+            }
+            manifest.destroyed_at = None;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Changes what FLUSH promises of a volume that nobody owns.
+    ///
+    /// # Errors
+    /// `Busy` if somebody owns it.
+    pub async fn set_durability(&self, id: VolumeId, durability: Durability) -> Result<VolumeSummary> {
+        self.change(id, |manifest| {
+            if let Some(owner) = &manifest.owner {
+                let message = format!("volume {id} is attached by {}: its daemon must change it", owner.host);
+                return Err(Error::new(ErrorKind::Busy, message));
+            }
+            manifest.durability = durability;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Verifies everything that a volume refers to, calling `progress` as it goes on.
+    ///
+    /// # Errors
+    /// `NotFound`, and what the store says; what is wrong with the volume is in the report.
+    pub async fn check(&self, id: VolumeId, progress: &mut (dyn FnMut(CheckProgress) + Send)) -> Result<CheckReport> {
+        let loaded = self.load(id).await?;
+        check::check(&self.store, &loaded.manifest, progress).await
+    }
+
+    /// Prints an object as a person can read it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Damaged`, and what the store says.
+    pub async fn dump(&self, target: DumpTarget) -> Result<String> {
+        dump::dump(&self.store, target).await
+    }
+
+    async fn load(&self, id: VolumeId) -> Result<Loaded> {
+        ownership::load(&*self.store, id).await
+    }
+
+    /// Changes a manifest by compare-and-swap, looking again if somebody else was faster.
+    async fn change(&self, id: VolumeId, change: impl Fn(&mut Manifest) -> Result<()>) -> Result<VolumeSummary> {
+        loop {
+            let loaded = self.load(id).await?;
+            let mut changed = loaded.manifest.clone();
+            change(&mut changed)?;
+            match ownership::update(&*self.store, &loaded, |manifest| *manifest = changed).await {
+                Ok(updated) => return Ok(summary(&updated.manifest)),
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn summary(manifest: &Manifest) -> VolumeSummary {
+    let state = match (manifest.destroyed_at, &manifest.owner) {
+        (Some(_), _) => VolumeState::Destroyed,
+        (None, Some(_)) => VolumeState::Attached,
+        (None, None) => VolumeState::Detached,
+    };
+    VolumeSummary {
+        id: manifest.volume,
+        name: manifest.name.clone(),
+        region: manifest.region.clone(),
+        state,
+        size: manifest.size,
+        stored_bytes: manifest.stored_bytes,
+        epoch: manifest.epoch,
+        durability: manifest.durability,
+        created_at: manifest.created_at,
+        owner: manifest.owner.as_ref().map(|owner| OwnerSummary {
+            host: owner.host.clone(),
+            pid: owner.pid,
+            control: owner.control.clone(),
+            attached_at: owner.attached_at,
+        }),
+        destroyed_at: manifest.destroyed_at,
+        purge_after: manifest.destroyed_at.map(|at| UnixMillis(at.0 + UNDELETE_MILLIS)),
+    }
+}

@@ -1,0 +1,255 @@
+//! The fleet: all the volumes that this daemon has attached, and how they come and go.
+//!
+//! Connecting is attaching: the first client of a volume attaches it, and some minutes after the last has gone it is detached. Each
+//! volume has a slot with a lock of its own, so that attaching one never waits for another.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ownership;
+use crate::service::{AttachReport, AttachedStatus};
+use crate::units::VolumeId;
+use crate::volume::core::Volume;
+use crate::volume::gate::PULSE;
+use crate::volume::open::{self, Opened};
+use crate::volume::shared::Shared;
+
+/// An attached volume and the task that uploads for it.
+struct Attached {
+    volume: Arc<Volume>,
+    uploader: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Slot {
+    attached: tokio::sync::Mutex<Option<Attached>>,
+    /// The same volume, to be looked at without waiting.
+    shown: Mutex<Option<Arc<Volume>>>,
+}
+
+/// The volumes of a daemon.
+pub struct Fleet {
+    pub(super) shared: Arc<Shared>,
+    pub(super) detach_after: Duration,
+    slots: Mutex<HashMap<VolumeId, Arc<Slot>>>,
+}
+
+impl Fleet {
+    /// An empty fleet; its pulse is given as long as it lives.
+    pub fn start(shared: Arc<Shared>, detach_after: Duration) -> Arc<Self> {
+        let fleet = Arc::new(Fleet { shared, detach_after, slots: Mutex::default() });
+        let pulsed = Arc::downgrade(&fleet);
+        fleet.shared.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(PULSE).await;
+                let Some(fleet) = pulsed.upgrade() else { return };
+                for volume in fleet.volumes() {
+                    if !volume.gate.pulse() {
+                        fleet.shared.runtime.spawn(resolve_doubt(volume));
+                    }
+                }
+            }
+        });
+        fleet
+    }
+
+    /// The attached volumes.
+    pub fn volumes(&self) -> Vec<Arc<Volume>> {
+        let slots: Vec<Arc<Slot>> = self.slots.lock().values().cloned().collect();
+        slots.iter().filter_map(|slot| slot.shown.lock().clone()).collect()
+    }
+
+    /// An attached volume.
+    pub fn find(&self, id: VolumeId) -> Option<Arc<Volume>> {
+        self.slots.lock().get(&id).and_then(|slot| slot.shown.lock().clone())
+    }
+
+    fn slot(&self, id: VolumeId) -> Arc<Slot> {
+        self.slots.lock().entry(id).or_default().clone()
+    }
+
+    /// Attaches a volume unless it is attached here already, and counts a client if `client` says so.
+    ///
+    /// # Errors
+    /// What attaching says.
+    pub async fn attach(&self, id: VolumeId, takeover: bool, client: bool) -> Result<(Arc<Volume>, AttachReport)> {
+        let slot = self.slot(id);
+        let mut attached = slot.attached.lock().await;
+        if let Some(current) = &*attached {
+            match current.volume.gate.closed() {
+                None => {
+                    if client {
+                        current.volume.clients.fetch_add(1, Ordering::AcqRel);
+                    }
+                    return Ok((current.volume.clone(), report_again(current.volume.status())));
+                }
+                // The owner was put out, or its disk failed: it takes a new attachment to go on.
+                Some(reason) => {
+                    tracing::info!(volume = %id, %reason, "attaching anew");
+                    self.forget(&slot, attached.take()).await;
+                }
+            }
+        }
+        let Opened { volume, report } = open::attach(&self.shared, id, takeover).await?;
+        if client {
+            volume.clients.fetch_add(1, Ordering::AcqRel);
+        }
+        let uploader = self.shared.runtime.spawn(volume.clone().run_uploader());
+        *slot.shown.lock() = Some(volume.clone());
+        *attached = Some(Attached { volume: volume.clone(), uploader });
+        Ok((volume, report))
+    }
+
+    async fn forget(&self, slot: &Slot, gone: Option<Attached>) {
+        *slot.shown.lock() = None;
+        if let Some(gone) = gone {
+            gone.uploader.abort();
+            // An aborted task ends with an error, which is what is wanted here.
+            let _ = gone.uploader.await;
+            gone.volume.log_is_closed().await;
+        }
+    }
+
+    /// Uploads what is left of a volume and hands it back. With `only_idle` it stays if a client is there.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy`, and what the store says.
+    pub async fn detach(&self, id: VolumeId, force: bool) -> Result<()> {
+        let not_attached = || Error::not_found(format!("volume {id} is not attached here"));
+        let slot = self.slots.lock().get(&id).cloned().ok_or_else(not_attached)?;
+        // What takes long is done before the lock is taken and while clients are still served.
+        let volume = slot.shown.lock().clone().ok_or_else(not_attached)?;
+        if !force {
+            refuse_if_used(&volume)?;
+        }
+        if volume.gate.closed().is_none() {
+            volume.sync().await?;
+        }
+        let mut attached = slot.attached.lock().await;
+        let current = attached.take().ok_or_else(not_attached)?;
+        if !force && let Err(error) = refuse_if_used(&current.volume) {
+            *attached = Some(current);
+            return Err(error);
+        }
+        let Attached { volume, uploader } = current;
+        if let Some(error) = volume.gate.closed() {
+            self.forget(&slot, Some(Attached { volume, uploader })).await;
+            tracing::warn!(volume = %id, %error, "let go of a volume that had failed");
+            return Ok(());
+        }
+        volume.begin_stop();
+        if uploader.await.is_err() {
+            return Err(Error::new(ErrorKind::Stopping, format!("the uploader of {id} was stopped")));
+        }
+        *slot.shown.lock() = None;
+        volume.hand_back().await?;
+        volume.log_is_closed().await;
+        drop(volume);
+        let path = open::log_path(&self.shared, id);
+        if let Err(error) = self.shared.disk.remove(&path) {
+            tracing::warn!(volume = %id, %error, path = %path.display(), "the log of a detached volume could not be removed");
+        }
+        tracing::info!(volume = %id, "detached");
+        Ok(())
+    }
+
+    /// Detaches every volume, and gives up waiting after `patience`: what is not uploaded by then stays in the local logs.
+    /// Returns the volumes that could not be handed back.
+    pub async fn detach_all(self: &Arc<Self>, patience: Duration) -> Vec<VolumeId> {
+        let mut detaching = Vec::new();
+        for volume in self.volumes() {
+            let (fleet, id) = (self.clone(), volume.id);
+            detaching.push((id, tokio::spawn(async move { fleet.detach(id, true).await })));
+        }
+        let deadline = tokio::time::Instant::now() + patience;
+        let mut left = Vec::new();
+        for (id, task) in detaching {
+            match tokio::time::timeout_at(deadline, task).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(error))) => {
+                    tracing::error!(volume = %id, %error, "could not be detached; its log stays here");
+                    left.push(id);
+                }
+                Ok(Err(_)) | Err(_) => {
+                    tracing::error!(volume = %id, "could not be detached in time; its log stays here");
+                    left.push(id);
+                }
+            }
+        }
+        left
+    }
+
+    /// A client has gone: if it was the last, the volume is detached some time later, unless another comes.
+    pub(super) fn client_gone(self: &Arc<Self>, volume: &Arc<Volume>) {
+        if volume.clients.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        let (fleet, id, epoch) = (self.clone(), volume.id, volume.epoch);
+        self.shared.runtime.spawn(async move {
+            tokio::time::sleep(fleet.detach_after).await;
+            let idle = fleet.find(id).is_some_and(|volume| {
+                volume.epoch == epoch && volume.clients.load(Ordering::Acquire) == 0
+            });
+            if idle && let Err(error) = fleet.detach(id, false).await {
+                tracing::info!(volume = %id, %error, "stays attached");
+            }
+        });
+    }
+
+    /// The volume that an id, or a name that only one has, means.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` if several volumes have the name.
+    pub async fn resolve(&self, name: &str) -> Result<VolumeId> {
+        if let Ok(id) = name.parse() {
+            return Ok(id);
+        }
+        ownership::resolve_name(&*self.shared.store, name).await
+    }
+
+    /// Where a volume's local files are.
+    pub fn local_directory(&self, id: VolumeId) -> PathBuf {
+        self.shared.volumes_directory.join(id.to_string())
+    }
+}
+
+fn refuse_if_used(volume: &Volume) -> Result<()> {
+    match volume.clients.load(Ordering::Acquire) {
+        0 => Ok(()),
+        clients => Err(Error::new(
+            ErrorKind::Busy,
+            format!("volume {} is in use by {clients} NBD clients: disconnect them, or detach with --force", volume.id),
+        )),
+    }
+}
+
+fn report_again(status: AttachedStatus) -> AttachReport {
+    AttachReport {
+        resumed: status.accepted,
+        status,
+        replayed_records: 0,
+        taken_over: false,
+        previous_owner: None,
+        rescued_log: None,
+    }
+}
+
+/// Asks the store until it says whether the volume is still ours.
+async fn resolve_doubt(volume: Arc<Volume>) {
+    tracing::warn!(volume = %volume.id, "this process was suspended; looking whether the volume is still ours");
+    while volume.gate.closed().is_none() {
+        match volume.confirm_ownership().await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(volume = %volume.id, %error, "ownership is not confirmed"),
+        }
+        tokio::time::sleep(PULSE).await;
+    }
+}
