@@ -15,7 +15,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `socket` | the socket file: who may connect, stale files, removal |
+//! | `listen` | the socket file: who may connect, stale files, removal |
 //! | `server` | requests to calls of a [`Service`](crate::service::Service) |
 //! | `client` | the same from the other end |
 //! | `wire` | bodies, and errors as JSON and HTTP status |
@@ -27,11 +27,11 @@
 //! After a crash the socket file is left behind; the next daemon finds that nobody answers on it, and replaces it.
 
 pub mod client;
+mod listen;
 mod server;
-mod socket;
 #[cfg(test)]
 mod tests;
 mod wire;
 
+pub use listen::ControlSocket;
 pub use server::serve;
-pub use socket::ControlSocket;

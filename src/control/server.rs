@@ -14,7 +14,7 @@ use axum::routing::{get, post};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::socket::ControlSocket;
+use super::listen::ControlSocket;
 use super::wire::{AttachBody, BODY_BYTES_MAX, DetachBody, ErrorBody, UpdateBody, http_status};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::service::{AttachedStatus, Service};

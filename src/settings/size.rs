@@ -85,11 +85,12 @@ pub fn parse_size(text: &str) -> Result<ByteLen> {
         return Err(Error::invalid(format!("'{}' is zero: a size is larger than 0", text.escape_default())));
     }
     if !bytes.is_multiple_of(BLOCK_SIZE) {
+        let above = bytes.div_ceil(BLOCK_SIZE) * 4;
+        let nearest =
+            if bytes < BLOCK_SIZE { format!("{above}KiB") } else { format!("{}KiB or {above}KiB", above - 4) };
         return Err(Error::invalid(format!(
-            "'{}' is {bytes} bytes, not a multiple of {BLOCK_SIZE}: the nearest sizes are {}KiB and {}KiB",
-            text.escape_default(),
-            bytes / BLOCK_SIZE * 4,
-            (bytes / BLOCK_SIZE + 1) * 4
+            "'{}' is {bytes} bytes, not a multiple of {BLOCK_SIZE}: the nearest is {nearest}",
+            text.escape_default()
         )));
     }
     Ok(ByteLen(bytes))

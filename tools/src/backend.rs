@@ -1,9 +1,10 @@
 //! The seam to the library's facade over an opened store. Commands know this trait only; this file is the only one that names
 //! the facade.
 
-use varve::error::{Error, ErrorKind, Result};
+use varve::error::Result;
 use varve::service::{CheckProgress, CheckReport, DumpTarget, Durability, NewVolume, VolumeSummary};
 use varve::units::VolumeId;
+use varve::volume::Admin;
 
 #[cfg(test)]
 pub mod memory;
@@ -32,42 +33,38 @@ pub trait Backend: Sized {
     async fn dump(&self, what: DumpTarget) -> Result<String>;
 }
 
-/// The backend of this program.
-pub type Store = Unopened;
+/// The backend of this program: the library's facade. Its own methods have the names of the trait's, and are what is called.
+pub type Store = Admin;
 
-/// Stands in for the facade until it is part of the library: no store can be opened.
-#[derive(Debug)]
-pub enum Unopened {}
-
-impl Backend for Unopened {
-    async fn open(store_url: &str, _create: bool) -> Result<Self> {
-        Err(Error::new(ErrorKind::Unsupported, format!("this build of varve has no facade to open {store_url} with")))
+impl Backend for Admin {
+    async fn open(store_url: &str, create: bool) -> Result<Self> {
+        Admin::open(store_url, create).await
     }
-    async fn create_volume(&self, _new: NewVolume) -> Result<VolumeSummary> {
-        match *self {}
+    async fn create_volume(&self, new: NewVolume) -> Result<VolumeSummary> {
+        Admin::create_volume(self, new).await
     }
-    async fn list_volumes(&self, _include_destroyed: bool) -> Result<Vec<VolumeSummary>> {
-        match *self {}
+    async fn list_volumes(&self, include_destroyed: bool) -> Result<Vec<VolumeSummary>> {
+        Admin::list_volumes(self, include_destroyed).await
     }
-    async fn resolve(&self, _id_or_name: &str) -> Result<VolumeId> {
-        match *self {}
+    async fn resolve(&self, id_or_name: &str) -> Result<VolumeId> {
+        Admin::resolve(self, id_or_name).await
     }
-    async fn volume(&self, _id: VolumeId) -> Result<VolumeSummary> {
-        match *self {}
+    async fn volume(&self, id: VolumeId) -> Result<VolumeSummary> {
+        Admin::volume(self, id).await
     }
-    async fn destroy_volume(&self, _id: VolumeId) -> Result<VolumeSummary> {
-        match *self {}
+    async fn destroy_volume(&self, id: VolumeId) -> Result<VolumeSummary> {
+        Admin::destroy_volume(self, id).await
     }
-    async fn undelete_volume(&self, _id: VolumeId) -> Result<VolumeSummary> {
-        match *self {}
+    async fn undelete_volume(&self, id: VolumeId) -> Result<VolumeSummary> {
+        Admin::undelete_volume(self, id).await
     }
-    async fn set_durability(&self, _id: VolumeId, _durability: Durability) -> Result<VolumeSummary> {
-        match *self {}
+    async fn set_durability(&self, id: VolumeId, durability: Durability) -> Result<VolumeSummary> {
+        Admin::set_durability(self, id, durability).await
     }
-    async fn check(&self, _id: VolumeId, _progress: &mut dyn FnMut(CheckProgress)) -> Result<CheckReport> {
-        match *self {}
+    async fn check(&self, id: VolumeId, progress: &mut dyn FnMut(CheckProgress)) -> Result<CheckReport> {
+        Admin::check(self, id, progress).await
     }
-    async fn dump(&self, _what: DumpTarget) -> Result<String> {
-        match *self {}
+    async fn dump(&self, what: DumpTarget) -> Result<String> {
+        Admin::dump(self, what).await
     }
 }
