@@ -1,1 +1,2 @@
 //! The format room.
+pub mod log;
