@@ -71,7 +71,7 @@ pub fn create(
         durable_to: LogOffset(0),
     };
     let ring = Ring { file, name: shown.to_string().into(), length: ring_length };
-    let warm_to = ring_length.0.min(CREATE_WARM_BYTES);
+    let warm_to = CREATE_WARM_BYTES.min((ring_length.0 / 8).next_multiple_of(BLOCK_SIZE));
     ring.write_superblock(&Superblock { generation: 1, ..superblock })?;
     ring.write_superblock(&superblock)?;
     ring.write_zeros(LogOffset(0), warm_to)?;

@@ -215,7 +215,7 @@ fn history(seed: u64) {
 
 #[test]
 fn l1_l2_l3_any_crash_leaves_a_prefix_with_all_that_was_committed() {
-    for seed in 0..3000 {
+    for seed in 0..2000 {
         history(seed);
     }
 }
