@@ -10,6 +10,10 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub mod fault;
+pub mod host;
+pub mod simulated;
+
 /// An open file.
 pub trait DiskFile: Send + Sync + 'static {
     /// Length in bytes.

@@ -8,6 +8,7 @@
 
 pub mod codec;
 pub mod envelope;
+pub mod log;
 pub mod manifest;
 pub mod map_object;
 pub mod segment;

@@ -1,0 +1,238 @@
+//! Real files, through the page cache.
+//!
+//! Owns: how a request of any length becomes system calls. A short read or write is carried on with, an interrupted one
+//! repeated; every other error is passed up as it is, and no sync is ever repeated. Files are for their owner only
+//! (0600, directories 0700) and are not inherited by programs that the daemon starts.
+
+use std::fs;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::{Disk, DiskFile, OpenMode};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The most buffers that Linux takes in one call (IOV_MAX).
+const BUFFERS_MAX: usize = 1024;
+
+/// The files of this host.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostDisk;
+
+/// An open file of this host.
+#[derive(Debug)]
+pub struct HostFile {
+    fd: OwnedFd,
+}
+
+/// Repeats a system call for as long as it is interrupted.
+fn uninterrupted<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            other => return other.map_err(io::Error::from),
+        }
+    }
+}
+
+fn too_far() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "the offset is beyond what a file can have")
+}
+
+/// Where in `lengths` the byte `done` lies: which buffer, and how far into it. Skips empty buffers.
+fn position(lengths: impl Iterator<Item = usize>, mut done: usize) -> Option<(usize, usize)> {
+    for (index, length) in lengths.enumerate() {
+        if done < length {
+            return Some((index, done));
+        }
+        done -= length;
+    }
+    None
+}
+
+impl DiskFile for HostFile {
+    fn length(&self) -> io::Result<u64> {
+        let status = uninterrupted(|| rustix::fs::fstat(&self.fd))?;
+        u64::try_from(status.st_size).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+    }
+
+    fn read_at(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<()> {
+        let total: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+        let mut done = 0;
+        while done < total {
+            let at = offset.checked_add(done as u64).ok_or_else(too_far)?;
+            let Some((index, within)) = position(buffers.iter().map(|buffer| buffer.len()), done) else { break };
+            let count = if within == 0 {
+                let end = buffers.len().min(index + BUFFERS_MAX);
+                uninterrupted(|| rustix::io::preadv(&self.fd, &mut buffers[index..end], at))?
+            } else {
+                uninterrupted(|| rustix::io::pread(&self.fd, &mut buffers[index][within..], at))?
+            };
+            if count == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+            done += count;
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let total: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+        let mut done = 0;
+        while done < total {
+            let at = offset.checked_add(done as u64).ok_or_else(too_far)?;
+            let Some((index, within)) = position(buffers.iter().map(|buffer| buffer.len()), done) else { break };
+            let count = if within == 0 {
+                let end = buffers.len().min(index + BUFFERS_MAX);
+                uninterrupted(|| rustix::io::pwritev(&self.fd, &buffers[index..end], at))?
+            } else {
+                uninterrupted(|| rustix::io::pwrite(&self.fd, &buffers[index][within..], at))?
+            };
+            if count == 0 {
+                return Err(io::Error::from(io::ErrorKind::WriteZero));
+            }
+            done += count;
+        }
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        // Interrupted or not: a sync that did not say "done" has failed, for good.
+        rustix::fs::fdatasync(&self.fd).map_err(io::Error::from)
+    }
+
+    fn allocate(&self, length: u64) -> io::Result<()> {
+        uninterrupted(|| rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), 0, length))
+    }
+}
+
+impl Disk for HostDisk {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        let flags = match mode {
+            OpenMode::Existing => OFlags::empty(),
+            OpenMode::CreateNew => OFlags::CREATE | OFlags::EXCL,
+        };
+        let flags = flags | OFlags::RDWR | OFlags::CLOEXEC;
+        let fd = uninterrupted(|| rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR))?;
+        Ok(Arc::new(HostFile { fd }))
+    }
+
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(directory)? {
+            paths.push(entry?.path());
+        }
+        paths.sort();
+        Ok(paths)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        let fd = uninterrupted(|| {
+            rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        })?;
+        rustix::fs::fsync(&fd).map_err(io::Error::from)
+    }
+}
+
+/// The proof that this process alone uses a state directory. Ends when dropped, or when the process dies.
+#[derive(Debug)]
+pub struct LockGuard {
+    _fd: OwnedFd,
+}
+
+/// Takes the one exclusive lock on a directory, through its file `lock`.
+///
+/// # Errors
+/// `Busy` when another process has it; `Io`.
+pub fn lock_exclusive(directory: &Path) -> Result<LockGuard> {
+    let path = directory.join("lock");
+    let failed = |errno: io::Error| Error::io(format_args!("locking {}", path.display()), &errno);
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+    let fd = uninterrupted(|| rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)).map_err(failed)?;
+    match uninterrupted(|| rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)) {
+        Ok(()) => Ok(LockGuard { _fd: fd }),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Error::new(
+            ErrorKind::Busy,
+            format!(
+                "the state directory {} is in use by another varved; stop it, or choose another --state",
+                directory.display()
+            ),
+        )),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn many_buffers_go_out_and_come_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = HostDisk.open(&directory.path().join("f"), OpenMode::CreateNew).unwrap();
+        file.allocate(1 << 20).unwrap();
+        assert_eq!(file.length().unwrap(), 1 << 20);
+        let pieces: Vec<Vec<u8>> = (0..3000).map(|index| vec![index as u8; index % 7]).collect();
+        let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        file.write_at(&slices, 11).unwrap();
+        file.sync_data().unwrap();
+        let mut back: Vec<Vec<u8>> = pieces.iter().map(|piece| vec![0; piece.len()]).collect();
+        let mut into: Vec<IoSliceMut<'_>> = back.iter_mut().map(|piece| IoSliceMut::new(piece)).collect();
+        file.read_at(&mut into, 11).unwrap();
+        assert_eq!(back, pieces);
+        let mut beyond = [0; 2];
+        let error = file.read_at(&mut [IoSliceMut::new(&mut beyond)], (1 << 20) - 1).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn files_and_directories_are_for_the_owner_only() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("a/b");
+        HostDisk.create_directory(&directory).unwrap();
+        HostDisk.create_directory(&directory).unwrap();
+        HostDisk.open(&directory.join("f"), OpenMode::CreateNew).unwrap();
+        HostDisk.sync_directory(&directory).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&directory), 0o700);
+        assert_eq!(mode(&directory.join("f")), 0o600);
+        assert_eq!(
+            HostDisk.open(&directory.join("f"), OpenMode::CreateNew).err().unwrap().kind(),
+            io::ErrorKind::AlreadyExists
+        );
+        assert_eq!(
+            HostDisk.open(&directory.join("g"), OpenMode::Existing).err().unwrap().kind(),
+            io::ErrorKind::NotFound
+        );
+        assert_eq!(HostDisk.list(&directory).unwrap(), vec![directory.join("f")]);
+    }
+
+    #[test]
+    fn l12_a_second_lock_is_refused_until_the_first_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = lock_exclusive(directory.path()).unwrap();
+        let refused = lock_exclusive(directory.path()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Busy);
+        drop(first);
+        lock_exclusive(directory.path()).unwrap();
+    }
+}

@@ -1,0 +1,262 @@
+//! Group commit: one thread that syncs for everybody, and gives space back.
+//!
+//! One sync covers everything appended before it began; those who ask while it runs are covered by the next. A release
+//! travels with a sync: the superblock with the new tail is written before it, and the space counts as free after it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::LogReader;
+use super::shared::Shared;
+use crate::block_device::CommitDone;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::format::log::Superblock;
+use crate::units::{ByteLen, LogOffset, Sequence};
+
+/// Called on the committing thread whenever space has become free. It must be quick.
+pub type SpaceFreed = Arc<dyn Fn() + Send + Sync>;
+
+#[derive(Clone, Copy, Debug)]
+struct Tail {
+    offset: LogOffset,
+    sequence: Sequence,
+    incarnation: u64,
+}
+
+#[derive(Default)]
+struct Requests {
+    waiting: Vec<CommitDone>,
+    /// A sync is wanted though nobody waits for it.
+    sync_soon: bool,
+    /// The newest tail asked for, until it is durable.
+    tail: Option<Tail>,
+    stop: bool,
+}
+
+struct Core {
+    shared: Arc<Shared>,
+    reader: LogReader,
+    requests: Mutex<Requests>,
+    wake: Condvar,
+    /// True while `sync_soon` is on its way, so that an appender asks once and not with every batch.
+    poked: AtomicBool,
+    space_freed: Mutex<Option<SpaceFreed>>,
+    /// Orders releases.
+    released: Mutex<LogOffset>,
+}
+
+/// Lets the appender ask for a sync.
+#[derive(Clone)]
+pub(super) struct Poke(Arc<Core>);
+
+impl Poke {
+    pub fn sync_soon(&self) {
+        if !self.0.poked.swap(true, Ordering::SeqCst) {
+            self.0.requests.lock().sync_soon = true;
+            self.0.wake.notify_one();
+        }
+    }
+}
+
+/// Makes appended records durable. Dropping it syncs once more and ends its thread.
+pub struct Committer {
+    core: Arc<Core>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Committer {
+    pub(super) fn start(shared: Arc<Shared>, reader: LogReader, superblock: Superblock) -> Result<Self> {
+        let core = Arc::new(Core {
+            shared,
+            reader,
+            requests: Mutex::default(),
+            wake: Condvar::new(),
+            poked: AtomicBool::new(false),
+            space_freed: Mutex::new(None),
+            released: Mutex::new(superblock.tail),
+        });
+        let mut worker = Worker { core: core.clone(), superblock };
+        let thread = thread::Builder::new().name("log-commit".to_owned()).spawn(move || worker.run());
+        let thread = thread.context(|| "starting the thread that commits the write log")?;
+        Ok(Committer { core, thread: Some(thread) })
+    }
+
+    pub(super) fn poke(&self) -> Poke {
+        Poke(self.core.clone())
+    }
+
+    /// Makes everything appended before this call durable, then calls `done`, on the committing thread or, if
+    /// the log is poisoned already, on this one. Never waits.
+    pub fn commit(&self, done: CommitDone) {
+        if let Some(error) = self.core.shared.poison_error() {
+            return done(Err(error));
+        }
+        self.core.requests.lock().waiting.push(done);
+        self.core.wake.notify_one();
+    }
+
+    /// Everything before this is durable.
+    pub fn synced_to(&self) -> LogOffset {
+        self.core.shared.synced()
+    }
+
+    /// The error that poisoned the log, if one did.
+    pub fn last_error(&self) -> Option<Error> {
+        self.core.shared.poison_error()
+    }
+
+    /// Gives up all records before `to`, which is where a record begins or the log ends; `next` is the sequence of the first
+    /// write or zero record that is kept, or of the next one appended. Returns at once; the space is free when the new tail
+    /// is durable. Going back is not an error and does nothing.
+    ///
+    /// # Errors
+    /// `Invalid` if `to` is no such place; `Io` if the log is poisoned; `Damaged`.
+    pub fn release(&self, to: LogOffset, next: Sequence) -> Result<()> {
+        let core = &self.core;
+        if let Some(error) = core.shared.poison_error() {
+            return Err(error);
+        }
+        let mut released = core.released.lock();
+        if to <= *released {
+            return Ok(());
+        }
+        let ends = core.shared.ends();
+        let (sequence, incarnation) = if to < ends.head {
+            core.reader.chain_at(to)?
+        } else if to == ends.head {
+            (ends.next_sequence, core.shared.incarnation)
+        } else {
+            return Err(Error::invalid(format!("the write log ends at {}: it cannot be released to {to}", ends.head)));
+        };
+        if sequence != next {
+            let message = format!("at {to} the write log holds record {sequence}, not {next}: it is not released");
+            return Err(Error::invalid(message));
+        }
+        *released = to;
+        core.requests.lock().tail = Some(Tail { offset: to, sequence, incarnation });
+        core.wake.notify_one();
+        Ok(())
+    }
+
+    /// Has `hook` called whenever space has become free; replaces the hook before it.
+    pub fn on_space_freed(&self, hook: SpaceFreed) {
+        *self.core.space_freed.lock() = Some(hook);
+    }
+
+    /// Bytes of the ring in use, with what is released but not durably so.
+    pub fn used(&self) -> ByteLen {
+        self.core.shared.used()
+    }
+
+    /// Bytes of the ring that appends can have; records that would wrap need more than their length.
+    pub fn free(&self) -> ByteLen {
+        self.core.shared.free()
+    }
+
+    /// Length of the ring.
+    pub fn length(&self) -> ByteLen {
+        self.core.shared.ring.length
+    }
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        self.core.requests.lock().stop = true;
+        self.core.wake.notify_one();
+        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != thread::current().id()) {
+            // A panic in a callback has been shown where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker {
+    core: Arc<Core>,
+    /// The newest durable one.
+    superblock: Superblock,
+}
+
+impl Worker {
+    fn run(&mut self) {
+        loop {
+            let (waiting, tail, stop) = {
+                let mut requests = self.core.requests.lock();
+                while requests.waiting.is_empty() && !requests.sync_soon && requests.tail.is_none() && !requests.stop {
+                    self.core.wake.wait(&mut requests);
+                }
+                requests.sync_soon = false;
+                (std::mem::take(&mut requests.waiting), requests.tail.take(), requests.stop)
+            };
+            // Before the end of the log is looked at: whoever is refused by the flag is covered by this sync.
+            self.core.poked.store(false, Ordering::SeqCst);
+            let result = self.round(tail);
+            for done in waiting {
+                done(result.clone());
+            }
+            if stop {
+                return self.stop();
+            }
+        }
+    }
+
+    fn round(&mut self, tail: Option<Tail>) -> Result<()> {
+        let shared = &self.core.shared;
+        if let Some(error) = shared.poison_error() {
+            return Err(error);
+        }
+        let target = shared.ends().head;
+        let synced = shared.synced();
+        if tail.is_none() && synced >= target {
+            return Ok(());
+        }
+        let superblock = tail.map(|tail| Superblock {
+            generation: self.superblock.generation + 1,
+            tail: tail.offset,
+            tail_sequence: tail.sequence,
+            tail_incarnation: tail.incarnation,
+            durable_to: synced.max(tail.offset),
+            ..self.superblock
+        });
+        self.write_and_sync(superblock.as_ref()).map_err(|error| self.core.shared.poison(&error))?;
+        let shared = &self.core.shared;
+        shared.set_synced(target);
+        if let Some(superblock) = superblock {
+            self.superblock = superblock;
+            shared.set_reusable(superblock.tail);
+            let hook = self.core.space_freed.lock().clone();
+            if let Some(hook) = hook {
+                hook();
+            }
+        }
+        Ok(())
+    }
+
+    fn write_and_sync(&self, superblock: Option<&Superblock>) -> Result<()> {
+        let shared = &self.core.shared;
+        if let Some(superblock) = superblock {
+            shared.ring.write_superblock(superblock)?;
+        }
+        shared.warm()?;
+        shared.ring.sync()
+    }
+
+    /// Syncs once more, and notes in the superblock up to where everything is durable, so that later damage there is recognised.
+    fn stop(&mut self) {
+        let result = self.round(None).and_then(|()| {
+            let durable_to = self.core.shared.synced();
+            if durable_to <= self.superblock.durable_to {
+                return Ok(());
+            }
+            let superblock = Superblock { generation: self.superblock.generation + 1, durable_to, ..self.superblock };
+            self.write_and_sync(Some(&superblock)).map_err(|error| self.core.shared.poison(&error))
+        });
+        let mut waiting = std::mem::take(&mut self.core.requests.lock().waiting);
+        let result = result.and_then(|()| Err(Error::new(ErrorKind::Stopping, "the write log is being closed")));
+        for done in waiting.drain(..) {
+            done(result.clone());
+        }
+    }
+}
