@@ -313,7 +313,15 @@ mod tests {
 
     #[test]
     fn malformed_ids_are_refused() {
-        for text in ["", "vol_", "vs_0000000000000", "vol_000000000000", "vol_000000000000i", "vol_zzzzzzzzzzzzz", "vol_../../etc/pas"] {
+        for text in [
+            "",
+            "vol_",
+            "vs_0000000000000",
+            "vol_000000000000",
+            "vol_000000000000i",
+            "vol_zzzzzzzzzzzzz",
+            "vol_../../etc/pas",
+        ] {
             assert!(text.parse::<VolumeId>().is_err(), "{text}");
         }
     }

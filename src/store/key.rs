@@ -151,7 +151,10 @@ mod tests {
         assert_eq!(key.parse_segment(), Some(id));
         assert_eq!(key.parse_manifest(), None);
         assert_eq!(ObjectKey::manifest(VolumeId(7)).parse_manifest(), Some(VolumeId(7)));
-        assert_eq!(ObjectKey::map_object(VolumeId(7), Epoch(1), 2).parse_map_object(), Some((VolumeId(7), Epoch(1), 2)));
+        assert_eq!(
+            ObjectKey::map_object(VolumeId(7), Epoch(1), 2).parse_map_object(),
+            Some((VolumeId(7), Epoch(1), 2))
+        );
         assert_eq!(ObjectKey::snapshot(SnapshotId(5)).parse_snapshot(), Some(SnapshotId(5)));
     }
 }

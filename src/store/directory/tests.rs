@@ -1,0 +1,1 @@
+//! What only a directory store has: files, locks, left-overs.
