@@ -69,7 +69,14 @@ pub enum Effect {
 
 /// Holds requests until it is opened. Clones are the same gate.
 #[derive(Clone, Debug)]
-pub struct Gate(Arc<watch::Sender<(usize, bool)>>);
+pub struct Gate(Arc<watch::Sender<GateState>>);
+
+#[derive(Debug, Default)]
+struct GateState {
+    open: bool,
+    arrived: usize,
+    finished: usize,
+}
 
 impl Default for Gate {
     fn default() -> Self {
@@ -80,23 +87,32 @@ impl Default for Gate {
 impl Gate {
     /// A gate that is shut.
     pub fn closed() -> Self {
-        Gate(Arc::new(watch::Sender::new((0, false))))
+        Gate(Arc::new(watch::Sender::new(GateState::default())))
     }
 
     /// Lets all through who wait, and who come later.
     pub fn open(&self) {
-        self.0.send_modify(|state| state.1 = true);
+        self.0.send_modify(|state| state.open = true);
     }
 
     /// Waits until at least `count` requests have come to the gate.
     pub async fn arrived(&self, count: usize) {
         // Fails only without a sender, and we hold one.
-        let _ = self.0.subscribe().wait_for(|state| state.0 >= count).await;
+        let _ = self.0.subscribe().wait_for(|state| state.arrived >= count).await;
+    }
+
+    /// Waits until at least `count` requests that came here have run to their end.
+    pub async fn finished(&self, count: usize) {
+        let _ = self.0.subscribe().wait_for(|state| state.finished >= count).await;
+    }
+
+    fn finish(&self) {
+        self.0.send_modify(|state| state.finished += 1);
     }
 
     async fn pass(&self) {
-        self.0.send_modify(|state| state.0 += 1);
-        let _ = self.0.subscribe().wait_for(|state| state.1).await;
+        self.0.send_modify(|state| state.arrived += 1);
+        let _ = self.0.subscribe().wait_for(|state| state.open).await;
     }
 }
 
@@ -245,7 +261,9 @@ impl FaultStore {
             Some(Effect::ApplyLate(gate)) => {
                 tokio::spawn(async move {
                     gate.pass().await;
-                    request.await.map(drop)
+                    // Nobody waits for this answer any more.
+                    drop(request.await);
+                    gate.finish();
                 });
                 Err(failure(operation, key, StoreErrorKind::OutcomeUnknown))
             }
@@ -255,11 +273,14 @@ impl FaultStore {
             }
             Some(Effect::HoldBefore(gate)) => {
                 gate.pass().await;
-                request.await
+                let answer = request.await;
+                gate.finish();
+                answer
             }
             Some(Effect::HoldAfter(gate)) => {
                 let answer = request.await;
                 gate.pass().await;
+                gate.finish();
                 answer
             }
             Some(effect @ (Effect::Truncate(_) | Effect::Flip(_))) => {

@@ -120,6 +120,17 @@ impl Retry {
         }
     }
 
+    /// A body that is not as long as it should be must not pass for an answer, whatever stands below.
+    async fn get_once(&self, key: &ObjectKey, range: ByteRange) -> StoreResult<Fetched> {
+        let fetched = self.inner.get(key, range).await?;
+        let (length, object_length) = (fetched.bytes.len() as u64, fetched.object_length);
+        if range.within(object_length).is_some_and(|(_, expected)| expected == length) {
+            return Ok(fetched);
+        }
+        let message = format!("cannot read {key}: {length} bytes came for {range:?} of {object_length}");
+        Err(StoreError::new(StoreErrorKind::Malformed, message))
+    }
+
     /// The version of the object if it holds `body`, else `None`.
     async fn find_ours(&self, tries: &mut Tries<'_>, key: &ObjectKey, body: &Bytes) -> StoreResult<Option<ETag>> {
         let length = body.len() as u64;
@@ -151,7 +162,7 @@ impl Retry {
 #[async_trait]
 impl Store for Retry {
     async fn get(&self, key: &ObjectKey, range: ByteRange) -> StoreResult<Fetched> {
-        self.persist("read", key, || async { check_length(key, range, self.inner.get(key, range).await?) }).await
+        self.persist("read", key, || self.get_once(key, range)).await
     }
 
     async fn put(&self, key: &ObjectKey, body: Bytes, condition: Condition) -> StoreResult<ETag> {
@@ -194,17 +205,6 @@ impl Store for Retry {
     fn address(&self) -> &str {
         self.inner.address()
     }
-}
-
-/// A body that is shorter than it should be must not pass for an answer, whatever stands below.
-fn check_length(key: &ObjectKey, range: ByteRange, fetched: Fetched) -> StoreResult<Fetched> {
-    let expected = range.within(fetched.object_length).map(|(_, length)| length);
-    if expected == Some(fetched.bytes.len() as u64) {
-        return Ok(fetched);
-    }
-    let message =
-        format!("cannot read {key}: {} bytes came for {range:?} of {}", fetched.bytes.len(), fetched.object_length);
-    Err(StoreError::new(StoreErrorKind::Malformed, message))
 }
 
 /// A definite error after a try whose outcome is not known decides nothing.
