@@ -83,16 +83,18 @@ pub async fn versions_never_repeat(rig: &Rig) {
     }
 }
 
-/// Lets eight writers put different bodies at once under the condition, and returns the one who won.
-async fn race(rig: &Rig, key: &ObjectKey, condition: &Condition) -> (Bytes, ETag) {
+/// Lets eight writers put different bodies at once under the condition, and returns the one who won. S3 names a version
+/// by its content, so no two bodies of a test are the same (as no two objects of varve are).
+async fn race(rig: &Rig, key: &ObjectKey, condition: &Condition, round: u64) -> (Bytes, ETag) {
+    let racing = move |writer: u64| body(1 + round * WRITERS + writer, 5000);
     let writers = (0..WRITERS).map(|writer| {
         let (store, key, condition) = (rig.store.clone(), key.clone(), condition.clone());
-        tokio::spawn(async move { store.put(&key, body(100 + writer, 5000), condition).await })
+        tokio::spawn(async move { store.put(&key, racing(writer), condition).await })
     });
     let mut winners = Vec::new();
     for (writer, result) in futures_util::future::join_all(writers).await.into_iter().enumerate() {
         match result.unwrap() {
-            Ok(etag) => winners.push((body(100 + writer as u64, 5000), etag)),
+            Ok(etag) => winners.push((racing(writer as u64), etag)),
             // S3 may say 409 when two meet; a bare store passes that on as something to try again.
             Err(error) => assert!(
                 matches!(error.kind, StoreErrorKind::PreconditionFailed | StoreErrorKind::Unavailable),
@@ -107,7 +109,7 @@ async fn race(rig: &Rig, key: &ObjectKey, condition: &Condition) -> (Bytes, ETag
 pub async fn of_eight_creators_one_wins(rig: &Rig) {
     for round in 0..10 {
         let key = segment(1, 1, round);
-        let (body, etag) = race(rig, &key, &Condition::IfAbsent).await;
+        let (body, etag) = race(rig, &key, &Condition::IfAbsent, round).await;
         let found = rig.store.get(&key, ByteRange::Full).await.unwrap();
         assert_eq!((found.bytes, found.etag), (body, etag));
     }
@@ -115,8 +117,8 @@ pub async fn of_eight_creators_one_wins(rig: &Rig) {
 
 pub async fn of_eight_changers_one_wins(rig: &Rig) {
     let mut etag = rig.store.put(&some_key(), body(0, 5000), Condition::IfAbsent).await.unwrap();
-    for _ in 0..10 {
-        let (body, next) = race(rig, &some_key(), &Condition::IfMatch(etag)).await;
+    for round in 0..10 {
+        let (body, next) = race(rig, &some_key(), &Condition::IfMatch(etag), round).await;
         let found = rig.store.get(&some_key(), ByteRange::Full).await.unwrap();
         assert_eq!((&found.bytes, &found.etag), (&body, &next));
         etag = next;

@@ -271,7 +271,8 @@ async fn faults_can_be_aimed_and_are_logged() {
     world.faults.clear_log();
     let ours = body("a", 1);
     let together = tokio::join!(world.create(&ours), world.store.get(&other, ByteRange::Full));
-    assert!(together.0.is_err() && together.1.is_err());
+    assert!(together.0.is_ok() && together.1.is_err());
+    assert_eq!(world.faults.log().len(), 2);
     let counts = world.counts.snapshot();
     assert_eq!((counts.gets, counts.puts, counts.deletes, counts.lists, counts.retries), (2, 3, 1, 1, 0));
     assert_eq!((counts.get_bytes, counts.put_bytes), (100, 102));

@@ -335,7 +335,7 @@ fn make_directories(path: &Path) -> StoreResult<()> {
     Ok(())
 }
 
-fn failure(what: &str, path: &Path, errno: Errno) -> StoreError {
+pub(super) fn failure(what: &str, path: &Path, errno: Errno) -> StoreError {
     let (kind, remedy) = match errno {
         Errno::NOENT | Errno::NOTDIR => (StoreErrorKind::NotFound, ""),
         Errno::NOSPC | Errno::DQUOT => (StoreErrorKind::Full, ": free some space, or raise the quota"),

@@ -2,6 +2,9 @@
 
 use super::super::ByteRange;
 
+/// What MinIO says of the end of an empty object, where AWS answers 416.
+const EMPTY: &str = "bytes 0--1/0";
+
 /// Length of the whole object and of the part, from the length that was announced and the answer's `Content-Range`.
 ///
 /// # Errors
@@ -29,10 +32,13 @@ pub(super) fn expected_part(range: ByteRange, announced: u64, header: Option<&st
 
 /// Start, end (exclusive) and length of the object, from `bytes 0-9/100`.
 fn parse(text: &str) -> Option<(u64, u64, u64)> {
+    if text == EMPTY {
+        return Some((0, 0, 0));
+    }
     let (part, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = part.split_once('-')?;
     let (first, last, total): (u64, u64, u64) = (first.parse().ok()?, last.parse().ok()?, total.parse().ok()?);
-    (first <= last && last < total).then_some((first, last + 1, total))
+    (first <= last && last < total).then(|| (first, last + 1, total))
 }
 
 #[cfg(test)]
@@ -46,6 +52,7 @@ mod tests {
         assert_eq!(expected_part(ByteRange::Suffix(7), 7, Some("bytes 93-99/100")), Ok((100, 7)));
         assert_eq!(expected_part(ByteRange::Suffix(700), 100, Some("bytes 0-99/100")), Ok((100, 100)));
         assert_eq!(expected_part(ByteRange::Suffix(700), 100, None), Ok((100, 100)));
+        assert_eq!(expected_part(ByteRange::Suffix(7), 0, Some(EMPTY)), Ok((0, 0)));
         assert_eq!(expected_part(ByteRange::Full, 100, None), Ok((100, 100)));
         assert_eq!(expected_part(ByteRange::Full, 0, None), Ok((0, 0)));
     }
@@ -61,6 +68,7 @@ mod tests {
             (5, Some("bytes 10-14/12")),
             (5, Some("bytes 14-10/100")),
             (18446744073709551615, Some("bytes 0-18446744073709551615/18446744073709551615")),
+            (0, Some(EMPTY)),
             (0, None),
             (100, None),
         ] {
