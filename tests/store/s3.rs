@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use varve::store::{
-    ByteRange, Condition, ObjectKey, RetryPolicy, S3Access, S3Store, Store, StoreError, StoreErrorKind, wrap,
+    ByteRange, Condition, ObjectKey, RetryPolicy, S3Access, S3Store, Store, StoreError, StoreErrorKind, open, wrap,
 };
 use varve::units::VolumeId;
 
@@ -171,4 +171,52 @@ async fn rot_in_the_server_is_reported_and_never_returned() {
         let error = store.get(&key(), range).await.map(|found| found.bytes.len()).unwrap_err();
         assert!(matches!(error.kind, StoreErrorKind::Unavailable | StoreErrorKind::Malformed), "{error:?}");
     }
+}
+
+/// A child of this test, in an environment of its own, opens the store and says what happened.
+async fn child(url: &str) {
+    let outcome = match open(url, false).await {
+        Ok(open) => {
+            let open =
+                open.with_policy(RetryPolicy { patience: Some(Duration::from_secs(10)), ..RetryPolicy::default() });
+            open.put(&key(), Bytes::from_static(b"body"), Condition::IfAbsent)
+                .await
+                .map(|_| ())
+                .map_err(varve::error::Error::from)
+        }
+        Err(error) => Err(error),
+    };
+    println!("outcome: {outcome:?}");
+}
+
+#[tokio::test]
+async fn the_usual_environment_is_understood() {
+    const URL: &str = "VARVE_TEST_CHILD_URL";
+    if let Ok(url) = std::env::var(URL) {
+        return child(&url).await;
+    }
+    let bucket = Minio::shared().fresh_bucket().await;
+    let home = tempfile::tempdir().unwrap();
+    let run = |prefix: &str, without: &[&str]| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "--nocapture", "s3::the_usual_environment_is_understood"]);
+        command.env_clear().env("HOME", home.path()).env(URL, format!("s3://{bucket}/{prefix}"));
+        command.envs(Minio::shared().env().into_iter().filter(|(name, _)| !without.contains(name)));
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    let output = run("all", &[]);
+    assert!(output.contains("outcome: Ok(())"), "{output}");
+    let output = run("no-region", &["AWS_REGION"]);
+    assert!(output.contains("outcome: Ok(())"), "{output}");
+    let output = run("no-keys", &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]);
+    assert!(output.contains("outcome: Err(Denied") && output.contains("AWS_PROFILE"), "{output}");
+
+    std::fs::create_dir(home.path().join(".aws")).unwrap();
+    let (key_id, secret) = (crate::support::minio::KEY_ID, crate::support::minio::SECRET);
+    let credentials = format!("[default]\naws_access_key_id = {key_id}\naws_secret_access_key = {secret}\n");
+    std::fs::write(home.path().join(".aws/credentials"), credentials).unwrap();
+    let config = format!("[default]\nregion = us-east-1\nendpoint_url = {}\n", Minio::shared().endpoint());
+    std::fs::write(home.path().join(".aws/config"), config).unwrap();
+    let output = run("profile", &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL"]);
+    assert!(output.contains("outcome: Ok(())"), "{output}");
 }
