@@ -18,6 +18,9 @@ pub const LOG_BYTES_MIN: u64 = 128 << 20;
 pub const SEGMENT_BYTES_TARGET: u64 = 24 << 20;
 /// Longest object that a reader accepts as a segment.
 pub const SEGMENT_OBJECT_BYTES_MAX: u64 = 128 << 20;
+/// Longest object that is fetched as a whole: twice the longest segment. A longer one is none of ours, and is
+/// refused before memory is taken for it.
+pub const OBJECT_BYTES_MAX: u64 = 2 * SEGMENT_OBJECT_BYTES_MAX;
 /// Blocks in one frame: 32 KiB before compression, a compromise between the ratio and reading 4 KiB at random.
 pub const FRAME_BLOCKS: u64 = 8;
 /// Blocks that one page of the block map covers: 1 MiB of volume.

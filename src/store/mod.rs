@@ -20,9 +20,25 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind};
 
+mod directory;
+mod fault;
 mod key;
+mod memory;
+mod meter;
+mod open;
+mod probe;
+mod retry;
+mod s3;
 
+pub use directory::DirectoryStore;
+pub use fault::{Effect, Faults, Gate, Logged, Matching};
 pub use key::ObjectKey;
+pub use memory::MemoryStore;
+pub use meter::{Counts, Meter};
+pub use open::{OpenStore, StoreUrl, open, wrap};
+pub use probe::probe;
+pub use retry::{Retry, RetryPolicy};
+pub use s3::{S3Access, S3Store};
 
 /// The version of an object as the store names it; equal exactly for the same write.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +60,24 @@ pub enum ByteRange {
     Suffix(u64),
 }
 
+impl ByteRange {
+    /// Where the range begins in an object of `object_length` bytes, and how long it is there; `None` if it does not
+    /// lie within it.
+    pub fn within(self, object_length: u64) -> Option<(u64, u64)> {
+        match self {
+            ByteRange::Full => Some((0, object_length)),
+            ByteRange::Part { offset, length } => {
+                let end = offset.checked_add(length)?;
+                (length > 0 && end <= object_length).then_some((offset, length))
+            }
+            ByteRange::Suffix(length) => {
+                let length = length.min(object_length);
+                Some((object_length - length, length))
+            }
+        }
+    }
+}
+
 /// What a put demands of the state before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
@@ -51,6 +85,16 @@ pub enum Condition {
     IfAbsent,
     /// The object is still of this version.
     IfMatch(ETag),
+}
+
+/// The kinds of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "named as the methods of the trait are")]
+pub enum Operation {
+    Get,
+    Put,
+    Delete,
+    List,
 }
 
 /// What a get brings.

@@ -1,0 +1,201 @@
+//! A real MinIO for tests: on a free port, with its data in a temporary directory, gone when its owner is.
+//!
+//! `Minio::shared` is one server for the whole test binary; a test that stops or kills its server starts one of its own.
+//! A watcher process holds the other end of a pipe from this process: when that breaks, for whatever reason, it kills the
+//! server by its own pid and removes the data. So neither a panic nor a kill leaves anything behind.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
+use rustix::process::{Pid, Signal, kill_process};
+use varve::store::S3Access;
+
+/// Access key id of the test server.
+pub const KEY_ID: &str = "varve-test";
+/// Secret access key of the test server.
+pub const SECRET: &str = "varve-test-secret";
+/// The region that requests are signed for.
+pub const REGION: &str = "us-east-1";
+
+/// Starting takes less than a second on an idle machine.
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(20);
+
+/// A running MinIO.
+pub struct Minio {
+    server: Mutex<Child>,
+    watcher: Child,
+    port: u16,
+    directory: PathBuf,
+}
+
+impl Minio {
+    /// The server of this test binary.
+    pub fn shared() -> &'static Minio {
+        static SHARED: OnceLock<Minio> = OnceLock::new();
+        SHARED.get_or_init(Minio::start)
+    }
+
+    /// Starts a server of one's own.
+    pub fn start() -> Minio {
+        let directory = tempfile::Builder::new().prefix("varve-minio-").tempdir().unwrap().keep();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let watcher = watch(&directory);
+        let server = serve(&directory, port);
+        let minio = Minio { server: Mutex::new(server), watcher, port, directory };
+        minio.wait_until_ready();
+        minio
+    }
+
+    /// The URL of the server.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Where the server keeps its files: a directory for each bucket, in it one for each object.
+    pub fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    /// Access with the right credentials.
+    pub fn access(&self) -> S3Access {
+        S3Access { endpoint: self.endpoint(), region: REGION.into(), key_id: KEY_ID.into(), secret: SECRET.into() }
+    }
+
+    /// The environment by which a child process reaches this server.
+    pub fn env(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("AWS_ENDPOINT_URL", self.endpoint()),
+            ("AWS_ACCESS_KEY_ID", KEY_ID.into()),
+            ("AWS_SECRET_ACCESS_KEY", SECRET.into()),
+            ("AWS_REGION", REGION.into()),
+            ("AWS_EC2_METADATA_DISABLED", "true".into()),
+        ]
+    }
+
+    /// Makes a bucket with a fresh name and returns the name.
+    pub async fn fresh_bucket(&self) -> String {
+        let name = format!("test-{:016x}", varve::clock::random_u64());
+        self.client().create_bucket().bucket(&name).send().await.unwrap();
+        name
+    }
+
+    /// A plain client, for what varve itself never does.
+    pub fn client(&self) -> aws_sdk_s3::Client {
+        let config = aws_sdk_s3::Config::builder()
+            .behavior_version(BehaviorVersion::v2026_01_12())
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .region(Region::new(REGION))
+            .credentials_provider(Credentials::new(KEY_ID, SECRET, None, None, "test"))
+            .endpoint_url(self.endpoint())
+            .force_path_style(true)
+            .build();
+        aws_sdk_s3::Client::from_conf(config)
+    }
+
+    /// Stops the server in its tracks (SIGSTOP): connections stay, nothing answers.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Kills the server (SIGKILL) and waits for its end.
+    pub fn kill(&self) {
+        let mut server = self.server.lock().unwrap();
+        // Before the end is awaited, so that the watcher never meets the pid of somebody else.
+        std::fs::remove_file(self.directory.join("pid")).unwrap();
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+
+    /// Starts it again after `kill`, on the same data and port.
+    pub fn restart(&self) {
+        *self.server.lock().unwrap() = serve(&self.directory, self.port);
+        self.wait_until_ready();
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = self.server.lock().unwrap().id();
+        kill_process(Pid::from_raw(id as i32).unwrap(), signal).unwrap();
+    }
+
+    fn wait_until_ready(&self) {
+        let began = Instant::now();
+        while !self.is_ready() {
+            let ended = self.server.lock().unwrap().try_wait().unwrap();
+            let log = || std::fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+            assert!(ended.is_none(), "MinIO ended ({ended:?}): {}", log());
+            assert!(began.elapsed() < READY_DEADLINE, "MinIO does not become ready: {}", log());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        let Ok(mut connection) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let asked = connection.write_all(b"GET /minio/health/cluster HTTP/1.0\r\nHost: localhost\r\n\r\n");
+        let mut answer = String::new();
+        asked.is_ok() && connection.read_to_string(&mut answer).is_ok() && answer.contains(" 200 ")
+    }
+}
+
+impl Drop for Minio {
+    fn drop(&mut self) {
+        // Closing the pipe is all that it takes; waiting makes sure that it has happened.
+        drop(self.watcher.stdin.take());
+        let _ = self.watcher.wait();
+        let _ = self.server.lock().map(|mut server| server.wait());
+    }
+}
+
+fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/minio");
+        let output = Command::new(tool).arg("path").stderr(Stdio::inherit()).output().unwrap();
+        assert!(output.status.success(), "tools/minio path failed: {}", output.status);
+        PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+    })
+}
+
+fn serve(directory: &Path, port: u16) -> Child {
+    let log = std::fs::File::options().create(true).append(true).open(directory.join("log")).unwrap();
+    let server = Command::new(binary())
+        .args(["server", "--quiet", "--address", &format!("127.0.0.1:{port}")])
+        .arg(directory.join("data"))
+        .env("MINIO_ROOT_USER", KEY_ID)
+        .env("MINIO_ROOT_PASSWORD", SECRET)
+        .env("MINIO_BROWSER", "off")
+        .env("MINIO_UPDATE", "off")
+        .env("HOME", directory)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    std::fs::write(directory.join("pid"), server.id().to_string()).unwrap();
+    server
+}
+
+fn watch(directory: &Path) -> Child {
+    let script = r#"cat >/dev/null; if [ -s "$1/pid" ]; then kill -KILL "$(cat "$1/pid")"; fi; rm -rf -- "$1" || { sleep 1; rm -rf -- "$1"; }"#;
+    Command::new("sh")
+        .args(["-c", script, "watcher"])
+        .arg(directory)
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
