@@ -89,9 +89,9 @@ mod tests {
 
     #[test]
     fn room_comes_back_when_a_charge_is_dropped() {
-        let flow = Flow::new(10_000);
-        let first = flow.try_admit(6_000).unwrap();
-        assert!(flow.try_admit(6_000).is_none());
+        let flow = Flow::new(12_000);
+        let first = flow.try_admit(7_000).unwrap();
+        assert!(flow.try_admit(7_000).is_none());
         let small = flow.try_admit(1).unwrap();
         assert!(flow.try_admit(1).is_none(), "a small one counts {CHARGE_BYTES_MIN} bytes");
         drop((first, small));

@@ -15,6 +15,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
@@ -145,10 +146,8 @@ impl Writer {
     /// Sends the rest of `raw`, and what is queued behind it, as the socket takes it.
     async fn drain(self: Arc<Self>, mut raw: Vec<u8>, mut sent: usize, mut charges: Vec<Charge>) {
         // A descriptor of its own: the next drain may register before this one has gone.
-        let ready = self.transport.socket().try_clone();
-        let Ok(ready) = ready.and_then(|socket| AsyncFd::register_with_interest(socket, Interest::WRITABLE)) else {
-            return self.close();
-        };
+        let ready = self.transport.socket().try_clone().and_then(watch_writable);
+        let Ok(ready) = ready else { return self.close() };
         loop {
             while sent < raw.len() {
                 let Ok(mut guard) = ready.writable().await else { return self.close() };
@@ -168,4 +167,12 @@ impl Writer {
             (raw, sent, charges) = (encoded, 0, next.charges);
         }
     }
+}
+
+#[expect(
+    deprecated,
+    reason = "the successor is unsafe for the sake of types whose descriptor may change; an OwnedFd's does not"
+)]
+fn watch_writable(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(socket, Interest::WRITABLE)
 }

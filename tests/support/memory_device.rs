@@ -158,9 +158,10 @@ impl BlockDevice for MemoryDevice {
         while at < end {
             let next = ((at / BLOCK + 1) * BLOCK).min(end);
             let residence = if content.written[(at / BLOCK) as usize] { Residence::Log } else { Residence::Hole };
+            let full = extents.len() == extents_max;
             match extents.last_mut() {
                 Some(last) if last.residence == residence => last.length += next - at,
-                _ if extents.len() == extents_max => break,
+                _ if full => break,
                 _ => extents.push(ResidenceExtent { length: next - at, residence }),
             }
             at = next;
