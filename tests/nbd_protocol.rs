@@ -6,6 +6,8 @@ mod memory_device;
 mod nbd_fixture;
 #[path = "support/raw_client.rs"]
 mod raw_client;
+#[path = "support/tls_files.rs"]
+mod tls_files;
 
 use std::io::Write;
 use std::sync::atomic::Ordering;
@@ -14,7 +16,7 @@ use std::time::Duration;
 use nbd_fixture::{Fixture, SIZE};
 use raw_client::{RawClient, info_data, meta_data};
 use varve::error::ErrorKind;
-use varve::nbd::protocol::{Put, Style, command, command_flag, option, option_reply};
+use varve::nbd::protocol::{Put, RequestHead, Style, command, command_flag, option, option_reply};
 
 const STYLES: [Style; 3] = [Style::Simple, Style::Structured, Style::Extended];
 const EPERM: u32 = 1;
@@ -226,13 +228,8 @@ fn a_stream_that_lost_its_step_is_closed_and_nothing_half_is_done() {
         let head_bytes = style.request_head_bytes();
         let enter = || RawClient::enter(&fixture.address(), "disk", style);
         let write = |client: &RawClient| {
-            let head = varve::nbd::protocol::RequestHead {
-                flags: write_flag(style),
-                command: command::WRITE,
-                cookie: 1,
-                offset: 0,
-                length: 8192,
-            };
+            let head =
+                RequestHead { flags: write_flag(style), command: command::WRITE, cookie: 1, offset: 0, length: 8192 };
             client.encode(head, &[0xbb; 8192])
         };
         let wrong_magic = if style == Style::Extended { [0x25, 0x60, 0x95, 0x13] } else { [0x21, 0xe4, 0x1c, 0x71] };
@@ -267,30 +264,18 @@ fn a_payload_that_never_comes_and_replies_never_read_harm_nobody_else() {
         fixture.exports.devices["big"].slow.store(slow, Ordering::Relaxed);
         let mut client = RawClient::enter(&fixture.address(), "big", Style::Structured);
         client.stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-        // 64 GiB of replies are asked for; the server must stop taking requests long before.
-        let mut stalled = false;
+        // The server must stop taking requests in long before there are as many as here.
         let mut bytes = Vec::new();
-        for cookie in 0..32 {
-            let head = varve::nbd::protocol::RequestHead {
-                flags: 0,
-                command: command::READ,
-                cookie,
-                offset: 0,
-                length: 32 << 20,
-            };
+        for cookie in 0..4096 {
+            let head = RequestHead { flags: 0, command: command::READ, cookie, offset: 0, length: 32 << 20 };
             bytes.extend(client.encode(head, &[]));
         }
-        for _ in 0..2000 {
-            if client.stream.write_all(&bytes).is_err() {
-                stalled = true;
-                break;
-            }
-        }
+        let stalled = (0..600).any(|_| client.stream.write_all(&bytes).is_err());
         deaf.push((client, stalled));
         assert_serves(&fixture);
     }
-    assert!(deaf.iter().any(|(_, stalled)| *stalled), "the server took in requests without end");
-    assert_eq!(fixture.server.connections(), 3);
+    assert!(deaf.iter().all(|(_, stalled)| *stalled), "the server took in requests without end");
+    fixture.wait_for(|fixture| fixture.server.connections() == 3);
     drop((deaf, silent));
     fixture.wait_until_left();
 }
@@ -327,9 +312,7 @@ fn connections_beyond_the_cap_are_closed_and_the_others_go_on() {
         assert_eq!(client.reply(1).errno, 0);
     }
     clients.pop();
-    while fixture.server.connections() == 3 {
-        std::thread::yield_now();
-    }
+    fixture.wait_for(|fixture| fixture.server.connections() == 2);
     assert_serves(&fixture);
 }
 
@@ -352,4 +335,71 @@ fn a_device_that_is_fenced_or_stopping_answers_eshutdown_to_everything() {
             }
         }
     }
+}
+
+#[test]
+fn tls_required_refuses_everything_else_and_no_tls_offers_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let tls = tls_files::settings(directory.path(), varve::nbd::TlsMode::Require, false);
+    let fixture = Fixture::with(|settings| settings.tls = tls);
+    assert!(fixture.address().starts_with("nbds://"));
+    let mut client = RawClient::greet(&fixture.address());
+    let cases = [
+        (option::LIST, vec![]),
+        (option::INFO, info_data(b"disk", &[])),
+        (option::GO, info_data(b"disk", &[])),
+        (option::GO, info_data(b"nowhere", &[])),
+        (option::STRUCTURED_REPLY, vec![]),
+        (option::EXTENDED_HEADERS, vec![]),
+        (option::SET_META_CONTEXT, meta_data(b"disk", &["base:allocation"])),
+        (999, vec![]),
+    ];
+    for (option, data) in cases {
+        let replies = client.ask(option, &data);
+        assert_eq!(replies.len(), 1);
+        assert_eq!(replies[0].0, option_reply::ERR_TLS_REQD, "{option}");
+    }
+    assert_eq!(client.ask(option::STARTTLS, b"x")[0].0, option_reply::ERR_INVALID);
+    client.send_option(option::EXPORT_NAME, b"disk");
+    assert!(client.expect_closed().is_empty(), "EXPORT_NAME without TLS");
+
+    // Plain options sent right behind STARTTLS must not be answered, with or without TLS.
+    let mut client = RawClient::greet(&fixture.address());
+    client.send_option(option::STARTTLS, &[]);
+    client.send_option(option::STRUCTURED_REPLY, &[]);
+    assert_eq!(client.option_reply(option::STARTTLS), (option_reply::ACK, vec![]));
+    let rest = client.expect_closed();
+    assert!(rest.len() < 16, "nothing but an alert: {rest:?}");
+    let mut client = RawClient::connect(&fixture.address());
+    client.send(&[0, 0, 0, 0]);
+    client.send_option(option::EXPORT_NAME, b"disk");
+    assert!(client.expect_closed().is_empty());
+    fixture.wait_until_left();
+}
+
+#[test]
+fn stopping_answers_what_is_in_flight_and_cuts_off_what_does_not_end() {
+    let fixture = Fixture::new();
+    fixture.disk.slow.store(true, Ordering::Relaxed);
+    let mut client = RawClient::enter(&fixture.address(), "disk", Style::Structured);
+    let held = fixture.disk.gate.blocking_write();
+    client.request(command::WRITE, command_flag::FUA, 1, 0, 3, b"abc");
+    client.request(command::READ, 0, 2, 512, 8, &[]);
+    // A reply to the refused request tells that the two before it have been taken in.
+    client.request(99, 0, 3, 0, 0, &[]);
+    assert_eq!(client.reply(0).cookie, 3);
+    let address = fixture.address();
+    assert_eq!(fixture.server.connections(), 1);
+    let mut idle = RawClient::greet(&address);
+    drop(held);
+    let Fixture { disk, server, exports, _runtime: _kept } = fixture;
+    assert_eq!(server.stop(Duration::from_secs(10)), 0);
+    let mut cookies = [client.reply(0).cookie, client.reply(0).cookie];
+    cookies.sort_unstable();
+    assert_eq!(cookies, [1, 2]);
+    assert!(client.expect_closed().is_empty());
+    assert!(idle.expect_closed().is_empty());
+    assert_eq!(&disk.snapshot()[..3], b"abc");
+    assert_eq!(exports.clients.load(Ordering::SeqCst), 0);
+    assert!(std::net::TcpStream::connect(address.trim_start_matches("nbd://")).is_err());
 }

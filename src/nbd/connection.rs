@@ -79,6 +79,8 @@ pub struct Connection {
     attempts: Vec<Attempt>,
     /// A request with too long a payload, and how much of that is still to come.
     discarding: Option<(RequestHead, u64)>,
+    /// The client cannot be reached any more: nothing it still wants is worth doing.
+    broken: bool,
 }
 
 impl Connection {
@@ -93,6 +95,7 @@ impl Connection {
             requests: Vec::new(),
             attempts: Vec::new(),
             discarding: None,
+            broken: false,
         }
     }
 
@@ -129,7 +132,8 @@ impl Connection {
             requests.clear();
             self.requests = requests;
             self.buffer.consume(consumed);
-            if self.send_replies().is_err() || matches!(end, End::Close) {
+            self.send_replies();
+            if self.broken || matches!(end, End::Close) {
                 return End::Close;
             }
             if !again {
@@ -231,6 +235,9 @@ impl Connection {
     fn answer_others(&mut self, requests: &[Request]) {
         let session = self.session.clone();
         for request in requests {
+            if self.broken {
+                return;
+            }
             let (to, head) = (request.to(), &request.head);
             if let Err(refusal) = request.verdict {
                 reply::error(&mut self.replies, session.style, to, refusal.errno, refusal.message);
@@ -258,8 +265,7 @@ impl Connection {
         let head_bytes = style.read_head_bytes();
         let bytes = head_bytes + length as usize;
         if self.replies.filled().len() + bytes > REPLY_BATCH_BYTES {
-            // An error shows again when the round ends.
-            let _ = self.send_replies();
+            self.send_replies();
         }
         let (head, content) = self.replies.room(bytes).split_at_mut(head_bytes);
         match self.session.device.try_read(to.offset, content) {
@@ -280,19 +286,19 @@ impl Connection {
     /// A promise to answer, within the bounds of what may be in flight. If that means waiting, what is answered goes out first.
     fn ticket(&mut self, to: Address, bytes: u64) -> Ticket {
         let charge = self.session.flow.try_admit(bytes).unwrap_or_else(|| {
-            let _ = self.send_replies();
+            self.send_replies();
             self.session.flow.admit(bytes)
         });
+        self.broken |= self.session.writer.is_closed();
         Ticket::new(self.session.clone(), to, charge)
     }
 
-    fn send_replies(&mut self) -> std::io::Result<()> {
-        let result = match self.replies.filled() {
-            [] => Ok(()),
-            filled => self.session.writer.send(filled),
-        };
+    fn send_replies(&mut self) {
+        let filled = self.replies.filled();
+        if !filled.is_empty() && self.session.writer.send(filled).is_err() {
+            self.broken = true;
+        }
         self.replies.clear();
-        result
     }
 }
 

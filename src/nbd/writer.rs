@@ -106,6 +106,11 @@ impl Writer {
         }
     }
 
+    /// True after the first error.
+    pub fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
     /// Sends what TLS itself has to say, if anything.
     pub fn post_tls(self: &Arc<Self>) {
         if self.transport.wants_write() {

@@ -20,8 +20,8 @@ pub struct Fixture {
     pub exports: Arc<MemoryExports>,
     /// The server.
     pub server: Server,
-    // After the server, so that it is dropped later.
-    _runtime: Runtime,
+    /// After the server, so that it is dropped later.
+    pub _runtime: Runtime,
 }
 
 impl Fixture {
@@ -51,12 +51,19 @@ impl Fixture {
         self.server.addresses()[0].clone()
     }
 
-    /// Waits until no client has an export open.
-    pub fn wait_until_left(&self) {
+    /// Waits for something that the server does after the client has gone on.
+    pub fn wait_for(&self, condition: impl Fn(&Fixture) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
-        while self.exports.clients.load(Ordering::SeqCst) > 0 || self.server.connections() > 0 {
-            assert!(Instant::now() < deadline, "a client is still there");
+        while !condition(self) {
+            assert!(Instant::now() < deadline, "it has not come about");
             std::thread::yield_now();
         }
+    }
+
+    /// Waits until no client has an export open.
+    pub fn wait_until_left(&self) {
+        self.wait_for(|fixture| {
+            fixture.exports.clients.load(Ordering::SeqCst) == 0 && fixture.server.connections() == 0
+        });
     }
 }
