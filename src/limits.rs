@@ -31,7 +31,18 @@ pub const DIRECTORY_PAGES: u64 = 1024;
 pub const NAME_BYTES_MAX: usize = 128;
 /// Longest JSON object (manifest, snapshot, store root) that a reader accepts.
 pub const JSON_OBJECT_BYTES_MAX: u64 = 16 << 20;
+/// Bytes of payloads and replies that one NBD connection may have in flight; beyond it nothing more is read from
+/// its socket. Twice the longest request, so that one can be answered while the next is taken in.
+pub const NBD_INFLIGHT_BYTES_MAX: u64 = 64 << 20;
+/// Longest data of one option of the NBD handshake: a name, and a good many queries.
+pub const NBD_OPTION_BYTES_MAX: u32 = 16 << 10;
+/// Longest string of the NBD protocol, names and messages alike, in bytes; the protocol sets it.
+pub const NBD_STRING_BYTES_MAX: usize = 4096;
+/// Most extents in one reply to BLOCK_STATUS. The protocol allows 2^20; clients ask again for the rest.
+pub const NBD_STATUS_EXTENTS_MAX: usize = 4096;
 
+const _: () = assert!(NBD_INFLIGHT_BYTES_MAX >= 2 * REQUEST_BYTES_MAX);
+const _: () = assert!(NBD_OPTION_BYTES_MAX as usize > 2 * NBD_STRING_BYTES_MAX);
 const _: () = assert!(REQUEST_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
 const _: () = assert!(LOG_BYTES_MIN >= 2 * RECORD_BYTES_MAX + SEGMENT_BYTES_TARGET);
 const _: () = assert!(SEGMENT_BYTES_TARGET + RECORD_BYTES_MAX < SEGMENT_OBJECT_BYTES_MAX);

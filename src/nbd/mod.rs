@@ -1,1 +1,50 @@
-//! The nbd room.
+//! The NBD door: disks for clients that speak the network block device protocol.
+//!
+//! # Owns
+//! Sockets, threads of connections, and what is in flight on them. It knows disks only as
+//! [`BlockDevice`](crate::block_device::BlockDevice) and [`Exports`](crate::block_device::Exports).
+//!
+//! # The parts
+//! Pure: `protocol` (constants, integers to bytes and back), `options` (the handshake's data), `request` (cutting the
+//! stream into requests, judging each), `reply` (encoding). With effects: `listen` and `tls` (ways in),
+//! `transport` (bytes, bare or under TLS), `handshake`, `connection` (the loop), `buffers` (its two buffers), `session`
+//! (slower requests), `writer` (the shared way out), `flow` (bounds on what is in flight), `server` (all connections).
+//!
+//! # Guarantees
+//! - A request is answered once, or its connection ends. Only a success that the device gave is answered as one.
+//! - A FLUSH covers every change whose reply was sent before it arrived, on any connection, and every change of the same
+//!   round that was made at once.
+//! - Memory for one connection: the receive buffer (what has arrived of one round, at most one request of 32 MiB), the reply
+//!   buffer (1 MiB, or one reply), and [`NBD_INFLIGHT_BYTES_MAX`](crate::limits::NBD_INFLIGHT_BYTES_MAX).
+//!   Nothing is allocated for what is only announced.
+//! - A client that does not read its replies, or does not finish its handshake, harms only itself.
+//!
+//! # Errors
+//! [`ErrorKind`](crate::error::ErrorKind) becomes an errno in one place, `protocol`. With structured replies the message goes
+//! along. A device that is fenced or stopping answers ESHUTDOWN to everything; the connection stays until the client
+//! goes. Nothing is retried here.
+//!
+//! # Metadata contexts
+//! `base:allocation`: 0 allocated, 3 hole that reads as zero. `varve:residence`: 0 in the write log, 1 in the read cache,
+//! 2 in the store only, 3 hole.
+//!
+//! # After a crash
+//! Nothing to recover: clients connect again. A Unix socket file left behind is replaced.
+
+mod buffers;
+mod connection;
+mod flow;
+mod handshake;
+mod listen;
+pub mod options;
+pub mod protocol;
+pub mod reply;
+pub mod request;
+mod server;
+mod session;
+mod tls;
+mod transport;
+mod writer;
+
+pub use server::{NbdSettings, Server};
+pub use tls::{TlsMode, TlsSettings};

@@ -1,0 +1,348 @@
+//! The transmission phase of one connection, on a thread of its own with a blocking socket.
+//!
+//! # A round
+//! One `read` takes in as many requests as there are. All changes among them go to the device in one call, with
+//! their payloads still in the receive buffer; then one commit is asked for on behalf of every FLUSH and FUA; then
+//! reads are answered straight into the reply buffer; then one `write` sends all replies. What the device cannot do at once
+//! goes to the runtime and is answered when it is done.
+//!
+//! # Order
+//! Changes of a round take effect before its reads and are covered by its flushes. Nothing else is promised, nor does the
+//! protocol ask for it.
+//!
+//! # Errors
+//! A refused request is answered and the connection goes on. A stream that has lost its step, a socket error or the end
+//! of the stream end the loop; then everything in flight is awaited, so that the device is let go of only when
+//! nothing of this client is under way.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::buffers::{ReceiveBuffer, ReplyBuffer};
+use super::protocol::{Errno, Reader, RequestHead, Style, command, command_flag};
+use super::reply::{self, Address};
+use super::request::{Parsed, Refusal, TOO_LONG, judge, parse};
+use super::session::{self, Session, StatusQuery, Ticket, answer_all};
+use super::transport::{ReadState, Transport};
+use crate::block_device::{Attempt, Change, Geometry};
+
+/// Replies gathered before they are sent though more requests of the round wait.
+const REPLY_BATCH_BYTES: usize = 1 << 20;
+
+struct Request {
+    head: RequestHead,
+    /// Where the payload is in [`ReceiveBuffer::filled`].
+    payload: Range<usize>,
+    verdict: Result<(), Refusal>,
+}
+
+impl Request {
+    fn to(&self) -> Address {
+        Address { cookie: self.head.cookie, offset: self.head.offset }
+    }
+
+    fn is_durable(&self) -> bool {
+        self.head.flags & command_flag::FUA != 0
+    }
+
+    /// The change it asks for, with its payload still in `buffer`.
+    fn change<'a>(&self, buffer: &'a [u8]) -> Option<Change<&'a [u8]>> {
+        let RequestHead { offset, length, .. } = self.head;
+        match self.head.command {
+            _ if self.verdict.is_err() => None,
+            command::WRITE => Some(Change::Write { offset, data: &buffer[self.payload.clone()] }),
+            command::WRITE_ZEROES => Some(Change::Zero { offset, length }),
+            command::TRIM => Some(Change::Trim { offset, length }),
+            _ => None,
+        }
+    }
+}
+
+/// How a round ends.
+enum End {
+    /// More may come.
+    Continue,
+    /// The client has said goodbye, or cannot be understood or reached any more.
+    Close,
+}
+
+/// The thread's own part of a connection.
+pub struct Connection {
+    session: Arc<Session>,
+    transport: Arc<Transport>,
+    read_state: ReadState,
+    buffer: ReceiveBuffer,
+    replies: ReplyBuffer,
+    requests: Vec<Request>,
+    attempts: Vec<Attempt>,
+    /// A request with too long a payload, and how much of that is still to come.
+    discarding: Option<(RequestHead, u64)>,
+    /// The client cannot be reached any more: nothing it still wants is worth doing.
+    broken: bool,
+}
+
+impl Connection {
+    /// A connection that has finished its handshake.
+    pub fn new(session: Arc<Session>, transport: Arc<Transport>) -> Self {
+        Connection {
+            session,
+            transport,
+            read_state: ReadState::default(),
+            buffer: ReceiveBuffer::new(),
+            replies: ReplyBuffer::default(),
+            requests: Vec::new(),
+            attempts: Vec::new(),
+            discarding: None,
+            broken: false,
+        }
+    }
+
+    /// Serves the client until it goes, and returns when nothing of it is in flight any more.
+    pub fn run(mut self) {
+        loop {
+            let received = match self.transport.read(&mut self.read_state, self.buffer.space()) {
+                Ok(0) => break,
+                Ok(received) => received,
+                Err(error) => {
+                    tracing::debug!(%error, "an NBD connection broke");
+                    break;
+                }
+            };
+            self.session.writer.post_tls();
+            self.buffer.received(received);
+            if matches!(self.round(), End::Close) {
+                break;
+            }
+        }
+        self.session.flow.wait_until_idle();
+        self.session.writer.finish();
+    }
+
+    fn round(&mut self) -> End {
+        loop {
+            self.discard();
+            let (end, consumed, again) = self.gather();
+            let mut requests = std::mem::take(&mut self.requests);
+            if !requests.is_empty() {
+                self.make_changes(&requests);
+                self.answer_others(&requests);
+            }
+            requests.clear();
+            self.requests = requests;
+            self.buffer.consume(consumed);
+            self.send_replies();
+            if self.broken || matches!(end, End::Close) {
+                return End::Close;
+            }
+            if !again {
+                return End::Continue;
+            }
+        }
+    }
+
+    /// Throws away what is there of a payload that is too long, and refuses its request when all of it has come.
+    fn discard(&mut self) {
+        let Some((head, left)) = &mut self.discarding else { return };
+        let count = self.buffer.filled().len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+        self.buffer.consume(count);
+        *left -= count as u64;
+        if *left == 0 {
+            let to = Address { cookie: head.cookie, offset: head.offset };
+            self.discarding = None;
+            reply::error(&mut self.replies, self.session.style, to, TOO_LONG.errno, TOO_LONG.message);
+        }
+    }
+
+    /// Cuts what is there into requests. Returns how it ends, the bytes looked at, and true if there is more to look at.
+    fn gather(&mut self) -> (End, usize, bool) {
+        let bytes = self.buffer.filled();
+        if bytes.is_empty() || self.discarding.is_some() {
+            return (End::Continue, 0, false);
+        }
+        let style = self.session.style;
+        let geometry = self.session.device.geometry();
+        let mut at = 0;
+        while at < bytes.len() {
+            match parse(style, &bytes[at..]) {
+                Parsed::Whole { head, .. } if head.command == command::DISC => return (End::Close, at, false),
+                Parsed::Whole { head, payload } => {
+                    let payload = at + payload.start..at + payload.end;
+                    at = payload.end;
+                    self.requests.push(examine(&self.session, head, payload, bytes, &geometry));
+                }
+                Parsed::Part { needed } => {
+                    self.buffer.expect(needed);
+                    break;
+                }
+                Parsed::TooLong { head, head_bytes, payload_bytes } => {
+                    self.discarding = Some((head, payload_bytes));
+                    return (End::Continue, at + head_bytes, true);
+                }
+                Parsed::Garbage { reason } => {
+                    tracing::debug!(reason, "closing an NBD connection");
+                    return (End::Close, at, false);
+                }
+            }
+        }
+        (End::Continue, at, false)
+    }
+
+    /// Makes the changes among `requests`, and asks for one commit for all that need it.
+    fn make_changes(&mut self, requests: &[Request]) {
+        let session = self.session.clone();
+        let changes: Vec<_> = requests.iter().filter_map(|request| request.change(self.buffer.filled())).collect();
+        self.attempts.clear();
+        if !changes.is_empty() {
+            session.device.try_change(&changes, &mut self.attempts);
+        }
+        drop(changes);
+        let mut attempts = std::mem::take(&mut self.attempts);
+        let mut outcomes = attempts.drain(..);
+        let mut durable = Vec::new();
+        for request in requests {
+            let to = request.to();
+            if request.head.command == command::FLUSH && request.verdict.is_ok() {
+                durable.push(self.ticket(to, 0));
+                continue;
+            }
+            let Some(change) = request.change(self.buffer.filled()) else { continue };
+            match outcomes.next() {
+                Some(Attempt::Done) if request.is_durable() => durable.push(self.ticket(to, 0)),
+                Some(Attempt::Done) => reply::success(&mut self.replies, session.style, to),
+                Some(Attempt::WouldBlock) => {
+                    let change = to_owned(&change);
+                    let ticket = self.ticket(to, request.payload.len() as u64);
+                    session.runtime.spawn(session::change(ticket, change, request.is_durable()));
+                }
+                Some(Attempt::Failed(error)) => {
+                    reply::error(&mut self.replies, session.style, to, error.kind().into(), error.message());
+                }
+                None => {
+                    reply::error(&mut self.replies, session.style, to, Errno::Io, "the device gave no answer");
+                }
+            }
+        }
+        drop(outcomes);
+        self.attempts = attempts;
+        if !durable.is_empty() {
+            session.device.commit(answer_all(durable));
+        }
+    }
+
+    /// Answers what changes nothing: refusals, reads, and questions.
+    fn answer_others(&mut self, requests: &[Request]) {
+        let session = self.session.clone();
+        for request in requests {
+            if self.broken {
+                return;
+            }
+            let (to, head) = (request.to(), &request.head);
+            if let Err(refusal) = request.verdict {
+                reply::error(&mut self.replies, session.style, to, refusal.errno, refusal.message);
+                continue;
+            }
+            match head.command {
+                command::READ => self.read(to, u32::try_from(head.length).unwrap_or(u32::MAX)),
+                command::CACHE => {
+                    let ticket = self.ticket(to, 0);
+                    session.runtime.spawn(session::prefetch(ticket, head.length));
+                }
+                command::BLOCK_STATUS => {
+                    if let Ok(query) = status_query(&session, head, &self.buffer.filled()[request.payload.clone()]) {
+                        let ticket = self.ticket(to, query.bytes_max());
+                        session.runtime.spawn(session::block_status(ticket, query));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn read(&mut self, to: Address, length: u32) {
+        let style = self.session.style;
+        let head_bytes = style.read_head_bytes();
+        let bytes = head_bytes + length as usize;
+        if self.replies.filled().len() + bytes > REPLY_BATCH_BYTES {
+            self.send_replies();
+        }
+        let (head, content) = self.replies.room(bytes).split_at_mut(head_bytes);
+        match self.session.device.try_read(to.offset, content) {
+            Attempt::Done => {
+                reply::read_head(head, style, to, length);
+                self.replies.keep(bytes);
+            }
+            Attempt::WouldBlock => {
+                let ticket = self.ticket(to, bytes as u64);
+                self.session.runtime.spawn(session::read(ticket, length));
+            }
+            Attempt::Failed(error) => {
+                reply::error(&mut self.replies, style, to, error.kind().into(), error.message());
+            }
+        }
+    }
+
+    /// A promise to answer, within the bounds of what may be in flight. If that means waiting, what is answered goes out first.
+    fn ticket(&mut self, to: Address, bytes: u64) -> Ticket {
+        let charge = self.session.flow.try_admit(bytes).unwrap_or_else(|| {
+            self.send_replies();
+            self.session.flow.admit(bytes)
+        });
+        self.broken |= self.session.writer.is_closed();
+        Ticket::new(self.session.clone(), to, charge)
+    }
+
+    fn send_replies(&mut self) {
+        let filled = self.replies.filled();
+        if !filled.is_empty() && self.session.writer.send(filled).is_err() {
+            self.broken = true;
+        }
+        self.replies.clear();
+    }
+}
+
+/// Judges a request whose payload is at `payload` of `bytes`.
+fn examine(session: &Session, head: RequestHead, payload: Range<usize>, bytes: &[u8], geometry: &Geometry) -> Request {
+    let verdict = if head.command == command::BLOCK_STATUS {
+        status_query(session, &head, &bytes[payload.clone()])
+            .and_then(|query| judge(session.style, &RequestHead { length: query.length, ..head }, geometry))
+    } else {
+        judge(session.style, &head, geometry)
+    };
+    Request { head, payload, verdict }
+}
+
+/// What a BLOCK_STATUS asks for; with a payload that is told there.
+fn status_query(session: &Session, head: &RequestHead, payload: &[u8]) -> Result<StatusQuery, Refusal> {
+    let invalid = |message| Refusal { errno: Errno::Invalid, message };
+    if session.contexts.is_empty() {
+        return Err(invalid("no metadata context was agreed on"));
+    }
+    let only_one = head.flags & command_flag::REQ_ONE != 0;
+    if session.style != Style::Extended || head.flags & command_flag::PAYLOAD_LEN == 0 {
+        return Ok(StatusQuery { length: head.length, only_one, contexts: session.contexts.clone() });
+    }
+    let malformed = || invalid("the payload of a block status request is malformed");
+    let mut reader = Reader(payload);
+    let length = reader.u64().ok_or_else(malformed)?;
+    let mut contexts = Vec::new();
+    while !reader.is_empty() {
+        let id = reader.u32().ok_or_else(malformed)?;
+        let known = session.contexts.iter().copied().find(|context| context.id() == id);
+        let context = known.filter(|context| !contexts.contains(context));
+        contexts.push(context.ok_or_else(|| invalid("a metadata context that is unknown or named twice"))?);
+    }
+    if contexts.is_empty() {
+        return Err(malformed());
+    }
+    Ok(StatusQuery { length, only_one, contexts })
+}
+
+fn to_owned(change: &Change<&[u8]>) -> Change<Bytes> {
+    match *change {
+        Change::Write { offset, data } => Change::Write { offset, data: Bytes::copy_from_slice(data) },
+        Change::Zero { offset, length } => Change::Zero { offset, length },
+        Change::Trim { offset, length } => Change::Trim { offset, length },
+    }
+}

@@ -1,0 +1,158 @@
+//! What a connection in the transmission phase shares with the tasks and callbacks that answer its slower requests.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+
+use super::flow::{Charge, Flow};
+use super::protocol::{Errno, Style};
+use super::reply::{self, Address, MetaContext};
+use super::writer::Writer;
+use crate::block_device::{BlockDevice, Change, CommitDone};
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::NBD_STATUS_EXTENTS_MAX;
+
+/// Extents looked at to find the first run of one status.
+const ONE_RUN_EXTENTS: usize = 64;
+
+/// One client on one export.
+pub struct Session {
+    /// The disk.
+    pub device: Arc<dyn BlockDevice>,
+    /// The headers agreed on.
+    pub style: Style,
+    /// The metadata contexts agreed on.
+    pub contexts: Vec<MetaContext>,
+    /// The way back to the client.
+    pub writer: Arc<Writer>,
+    /// What is in flight.
+    pub flow: Arc<Flow>,
+    /// Where slower requests run.
+    pub runtime: Handle,
+}
+
+/// A promise to answer one request. One that is dropped unanswered (a task that panicked, a callback never called)
+/// answers EIO.
+pub struct Ticket {
+    session: Arc<Session>,
+    to: Address,
+    charge: Option<Charge>,
+}
+
+impl Ticket {
+    /// A promise that keeps `charge` until the reply is out.
+    pub fn new(session: Arc<Session>, to: Address, charge: Charge) -> Self {
+        Ticket { session, to, charge: Some(charge) }
+    }
+
+    /// Answers without content.
+    pub fn finish(self, outcome: &Result<()>) {
+        let mut bytes = Vec::with_capacity(64);
+        encode_outcome(&mut bytes, self.session.style, self.to, outcome);
+        self.send(bytes);
+    }
+
+    /// Answers with a reply that is encoded already.
+    fn send(mut self, bytes: Vec<u8>) {
+        self.session.writer.post(bytes, self.charge.take().into_iter().collect());
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(charge) = self.charge.take() {
+            let mut bytes = Vec::new();
+            reply::error(&mut bytes, self.session.style, self.to, Errno::Io, "the request was lost within the server");
+            self.session.writer.post(bytes, vec![charge]);
+        }
+    }
+}
+
+fn encode_outcome(out: &mut Vec<u8>, style: Style, to: Address, outcome: &Result<()>) {
+    match outcome {
+        Ok(()) => reply::success(out, style, to),
+        Err(error) => reply::error(out, style, to, error.kind().into(), error.message()),
+    }
+}
+
+/// The callback that answers all of `tickets` by one message.
+pub fn answer_all(mut tickets: Vec<Ticket>) -> CommitDone {
+    Box::new(move |outcome| {
+        let mut bytes = Vec::with_capacity(32 * tickets.len() + 64);
+        let mut charges = Vec::with_capacity(tickets.len());
+        for ticket in &mut tickets {
+            encode_outcome(&mut bytes, ticket.session.style, ticket.to, &outcome);
+            charges.extend(ticket.charge.take());
+        }
+        if let Some(ticket) = tickets.first() {
+            ticket.session.writer.post(bytes, charges);
+        }
+    })
+}
+
+/// Makes a change that could not be made at once, and makes it durable where `durable` is set.
+pub async fn change(ticket: Ticket, change: Change<Bytes>, durable: bool) {
+    let device = ticket.session.device.clone();
+    match device.change(change).await {
+        Ok(()) if durable => device.commit(answer_all(vec![ticket])),
+        outcome => ticket.finish(&outcome),
+    }
+}
+
+/// Answers a read whose content is not at hand.
+pub async fn read(ticket: Ticket, length: u32) {
+    let session = ticket.session.clone();
+    let head = session.style.read_head_bytes();
+    let mut bytes = vec![0; head + length as usize];
+    match session.device.read(ticket.to.offset, &mut bytes[head..]).await {
+        Ok(()) => {
+            reply::read_head(&mut bytes[..head], session.style, ticket.to, length);
+            ticket.send(bytes);
+        }
+        Err(error) => ticket.finish(&Err(error)),
+    }
+}
+
+/// Brings a range near.
+pub async fn prefetch(ticket: Ticket, length: u64) {
+    let outcome = ticket.session.device.prefetch(ticket.to.offset, length).await;
+    ticket.finish(&outcome);
+}
+
+/// What a BLOCK_STATUS asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusQuery {
+    /// Bytes of interest.
+    pub length: u64,
+    /// No more than one extent for each context.
+    pub only_one: bool,
+    /// The contexts wanted, of those agreed on.
+    pub contexts: Vec<MetaContext>,
+}
+
+impl StatusQuery {
+    /// Most bytes that the extents and the reply take.
+    pub fn bytes_max(&self) -> u64 {
+        let extents = if self.only_one { ONE_RUN_EXTENTS } else { NBD_STATUS_EXTENTS_MAX } as u64;
+        extents * 16 * (1 + self.contexts.len() as u64)
+    }
+}
+
+/// Tells where a range is.
+pub async fn block_status(ticket: Ticket, query: StatusQuery) {
+    let session = ticket.session.clone();
+    let extents_max = if query.only_one { ONE_RUN_EXTENTS } else { NBD_STATUS_EXTENTS_MAX };
+    let extents = match session.device.residence(ticket.to.offset, query.length, extents_max).await {
+        Ok(extents) => extents,
+        Err(error) => return ticket.finish(&Err(error)),
+    };
+    let extents = &extents[..extents.len().min(extents_max)];
+    let mut bytes = Vec::new();
+    let (to, style) = (ticket.to, session.style);
+    if reply::block_status(&mut bytes, style, to, &query.contexts, extents, query.length, query.only_one) {
+        ticket.send(bytes);
+    } else {
+        ticket.finish(&Err(Error::new(ErrorKind::Io, "the device told of no extent")));
+    }
+}

@@ -1,0 +1,303 @@
+//! The bytes of a connection: a socket (TCP or Unix), bare or under TLS.
+//!
+//! [`Channel`] is the form for the handshake: one thread, every wait bounded by a deadline. [`Transport`] is the form
+//! for the transmission phase: one thread reads, and whoever owns the [`Writer`](super::writer::Writer) writes.
+//! Under TLS the state is behind a mutex that is never held while the socket is waited for, so that a reader
+//! that waits cannot keep a reply from being sent.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustls::{ServerConfig, ServerConnection};
+
+use crate::clock;
+
+/// Bytes taken from the socket at once under TLS.
+const RAW_BYTES: usize = 128 << 10;
+/// Plain bytes encrypted before they are handed to the socket.
+const ENCRYPT_BYTES: usize = 256 << 10;
+
+/// A socket whose every wait ends at a deadline.
+struct DeadlineSocket {
+    socket: Arc<OwnedFd>,
+    /// By [`clock::uptime`].
+    deadline: Duration,
+}
+
+impl DeadlineSocket {
+    fn wait(&self, events: PollFlags) -> io::Result<()> {
+        loop {
+            let left = self.deadline.saturating_sub(clock::uptime());
+            let timeout = Timespec::try_from(left).unwrap_or_default();
+            match poll(&mut [PollFd::new(&self.socket, events)], Some(&timeout)) {
+                Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long")),
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+impl Read for DeadlineSocket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.wait(PollFlags::IN)?;
+            match recv(&self.socket, &mut *buffer, RecvFlags::DONTWAIT) {
+                Ok((count, _)) => return Ok(count),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+impl Write for DeadlineSocket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            self.wait(PollFlags::OUT)?;
+            match send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(count) => return Ok(count),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A connection during its handshake.
+pub struct Channel {
+    socket: DeadlineSocket,
+    tls: Option<Box<ServerConnection>>,
+}
+
+impl Channel {
+    /// A bare connection that has `time_limit` to finish its handshake.
+    pub fn new(socket: Arc<OwnedFd>, time_limit: Duration) -> Self {
+        Channel { socket: DeadlineSocket { socket, deadline: clock::uptime() + time_limit }, tls: None }
+    }
+
+    /// Gives the client more time, for what was not its fault.
+    pub fn extend(&mut self, by: Duration) {
+        self.socket.deadline += by;
+    }
+
+    /// True under TLS.
+    pub fn is_encrypted(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Goes over to TLS and finishes the TLS handshake. Nothing has been read beyond what was asked
+    /// for, so plain bytes sent too early meet the TLS decoder, which refuses them.
+    ///
+    /// # Errors
+    /// What TLS or the socket says; the connection must be closed.
+    pub fn start_tls(&mut self, config: Arc<ServerConfig>) -> io::Result<()> {
+        let mut connection = ServerConnection::new(config).map_err(io::Error::other)?;
+        connection.set_buffer_limit(None);
+        while connection.is_handshaking() {
+            connection.complete_io(&mut self.socket)?;
+        }
+        self.tls = Some(Box::new(connection));
+        Ok(())
+    }
+
+    /// Fills `buffer`.
+    ///
+    /// # Errors
+    /// `TimedOut`, `UnexpectedEof`, what the socket says.
+    pub fn read_exact(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        match &mut self.tls {
+            Some(tls) => rustls::Stream::new(tls.as_mut(), &mut self.socket).read_exact(buffer),
+            None => self.socket.read_exact(buffer),
+        }
+    }
+
+    /// Sends all of `bytes`.
+    ///
+    /// # Errors
+    /// `TimedOut`, what the socket says.
+    pub fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.tls {
+            Some(tls) => {
+                let mut stream = rustls::Stream::new(tls.as_mut(), &mut self.socket);
+                stream.write_all(bytes)?;
+                stream.flush()
+            }
+            None => self.socket.write_all(bytes),
+        }
+    }
+
+    /// The form for the transmission phase.
+    pub fn into_transport(self) -> Transport {
+        Transport { socket: self.socket.socket, tls: self.tls.map(Mutex::new) }
+    }
+}
+
+/// A connection in the transmission phase.
+pub struct Transport {
+    socket: Arc<OwnedFd>,
+    tls: Option<Mutex<Box<ServerConnection>>>,
+}
+
+/// What the reading thread keeps between reads: encrypted bytes not yet decrypted.
+#[derive(Debug, Default)]
+pub struct ReadState {
+    raw: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Transport {
+    /// The socket.
+    pub fn socket(&self) -> &Arc<OwnedFd> {
+        &self.socket
+    }
+
+    /// Waits for bytes and takes as many as there are; 0 at the end of the stream. Only for one thread.
+    ///
+    /// # Errors
+    /// What TLS or the socket says.
+    pub fn read(&self, state: &mut ReadState, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(tls) = &self.tls else { return self.receive(buffer) };
+        loop {
+            let count = decrypt(&mut tls.lock(), state, buffer)?;
+            if count > 0 {
+                return Ok(count);
+            }
+            state.raw.resize(RAW_BYTES, 0);
+            state.start = 0;
+            state.end = self.receive(&mut state.raw)?;
+            if state.end == 0 {
+                return Ok(0);
+            }
+        }
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match recv(&self.socket, &mut *buffer, RecvFlags::empty()) {
+                Ok((count, _)) => return Ok(count),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// True if TLS itself has something to say, which [`Transport::encode`] of nothing then returns.
+    pub fn wants_write(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.lock().wants_write())
+    }
+
+    /// What must go over the wire for `plain`. What is encoded first must be sent first.
+    ///
+    /// # Errors
+    /// What TLS says.
+    pub fn encode(&self, plain: Vec<u8>) -> io::Result<Vec<u8>> {
+        match &self.tls {
+            Some(tls) => encrypt(&mut tls.lock(), &plain),
+            None => Ok(plain),
+        }
+    }
+
+    /// Sends all of `plain`, waiting as long as it takes.
+    ///
+    /// # Errors
+    /// What TLS or the socket says.
+    pub fn send_all(&self, plain: &[u8]) -> io::Result<()> {
+        let Some(tls) = &self.tls else { return self.send_raw_all(plain) };
+        for part in plain.chunks(ENCRYPT_BYTES) {
+            let raw = encrypt(&mut tls.lock(), part)?;
+            self.send_raw_all(&raw)?;
+        }
+        Ok(())
+    }
+
+    fn send_raw_all(&self, mut raw: &[u8]) -> io::Result<()> {
+        while !raw.is_empty() {
+            match send(&self.socket, raw, SendFlags::NOSIGNAL) {
+                Ok(count) => raw = raw.get(count..).unwrap_or_default(),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends as much of `raw` (see [`Transport::encode`]) as the socket takes at once and returns how much it was.
+    ///
+    /// # Errors
+    /// What the socket says, `WouldBlock` excepted.
+    pub fn try_send_raw(&self, raw: &[u8]) -> io::Result<usize> {
+        let mut sent = 0;
+        while sent < raw.len() {
+            match send(&self.socket, &raw[sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(count) => sent += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(sent)
+    }
+
+    /// The last words of TLS, to be sent before the end; nothing without TLS.
+    pub fn farewell(&self) -> Vec<u8> {
+        let Some(tls) = &self.tls else { return Vec::new() };
+        let mut tls = tls.lock();
+        tls.send_close_notify();
+        encrypt(&mut tls, &[]).unwrap_or_default()
+    }
+
+    /// Ends the stream in the directions given; who waits for them is woken.
+    pub fn shutdown(&self, how: Shutdown) {
+        shut(self.socket.as_fd(), how);
+    }
+}
+
+/// Ends a socket's stream in the directions given.
+pub fn shut(socket: impl AsFd, how: Shutdown) {
+    // It fails only if the peer has ended it already.
+    let _ = shutdown(socket, how);
+}
+
+/// Decrypts from `state` into `buffer` until it is full or nothing is left.
+fn decrypt(tls: &mut ServerConnection, state: &mut ReadState, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut count = 0;
+    loop {
+        while count < buffer.len() {
+            match tls.reader().read(&mut buffer[count..]) {
+                Ok(0) => return Ok(count),
+                Ok(more) => count += more,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if count == buffer.len() || state.start == state.end {
+            return Ok(count);
+        }
+        let mut raw = &state.raw[state.start..state.end];
+        let taken = tls.read_tls(&mut raw)?;
+        state.start += taken;
+        tls.process_new_packets().map_err(io::Error::other)?;
+    }
+}
+
+fn encrypt(tls: &mut ServerConnection, plain: &[u8]) -> io::Result<Vec<u8>> {
+    let mut raw = Vec::with_capacity(plain.len() + plain.len() / 64 + 64);
+    tls.writer().write_all(plain)?;
+    while tls.wants_write() {
+        tls.write_tls(&mut raw)?;
+    }
+    Ok(raw)
+}

@@ -1,0 +1,183 @@
+//! The writing half of a connection, shared by its thread, by tasks, and by the thread that commits.
+//!
+//! # Order
+//! Whoever finds the writer free becomes its owner and alone touches the socket; what others bring meanwhile is queued,
+//! and the owner sends it before it lets go. So replies never mix, and TLS records go out in the order
+//! of their encryption.
+//!
+//! # Who may wait
+//! Only the connection's own thread ([`Writer::send`]): it then reads nothing, and so a client that does not take its
+//! replies stalls only itself. [`Writer::post`] never waits: what the socket does not take at once is sent by
+//! a task that waits for it. What is queued is bounded by the [`Charge`]s that it carries.
+//!
+//! # Errors
+//! The first error closes the connection for good: the queue is dropped, and the thread that reads is woken.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+use rustix::net::Shutdown;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
+
+use super::flow::Charge;
+use super::transport::Transport;
+
+struct Outgoing {
+    bytes: Vec<u8>,
+    charges: Vec<Charge>,
+}
+
+#[derive(Default)]
+struct State {
+    owned: bool,
+    closed: bool,
+    queue: VecDeque<Outgoing>,
+}
+
+/// See the module's description.
+pub struct Writer {
+    transport: Arc<Transport>,
+    runtime: Handle,
+    state: Mutex<State>,
+    released: Condvar,
+}
+
+impl Writer {
+    /// A free writer.
+    pub fn new(transport: Arc<Transport>, runtime: Handle) -> Arc<Self> {
+        Arc::new(Writer { transport, runtime, state: Mutex::default(), released: Condvar::new() })
+    }
+
+    /// Sends `bytes`, and what others have queued meanwhile, waiting as long as it takes.
+    ///
+    /// # Errors
+    /// If the connection is closed, now or already.
+    pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.state.lock();
+        while state.owned && !state.closed {
+            self.released.wait(&mut state);
+        }
+        if state.closed {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        state.owned = true;
+        drop(state);
+        let mut result = self.transport.send_all(bytes);
+        while result.is_ok() {
+            let Some(next) = self.next_or_release() else { return Ok(()) };
+            result = self.transport.send_all(&next.bytes);
+        }
+        self.close();
+        result
+    }
+
+    /// Sends `bytes` now if that needs no waiting, else later. The charges are dropped when all of it is with the socket.
+    pub fn post(self: &Arc<Self>, bytes: Vec<u8>, charges: Vec<Charge>) {
+        let outgoing = Outgoing { bytes, charges };
+        let mut state = self.state.lock();
+        if state.closed {
+            drop(state);
+            return drop(outgoing);
+        }
+        if state.owned {
+            return state.queue.push_back(outgoing);
+        }
+        state.owned = true;
+        drop(state);
+        let mut next = Some(outgoing);
+        while let Some(Outgoing { bytes, charges }) = next {
+            let sent =
+                self.transport.encode(bytes).and_then(|raw| self.transport.try_send_raw(&raw).map(|sent| (raw, sent)));
+            match sent {
+                Ok((raw, sent)) if sent < raw.len() => {
+                    self.runtime.spawn(self.clone().drain(raw, sent, charges));
+                    return;
+                }
+                Ok(_) => {}
+                Err(_) => return self.close(),
+            }
+            drop(charges);
+            next = self.next_or_release();
+        }
+    }
+
+    /// True after the first error.
+    pub fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
+    /// Sends what TLS itself has to say, if anything.
+    pub fn post_tls(self: &Arc<Self>) {
+        if self.transport.wants_write() {
+            self.post(Vec::new(), Vec::new());
+        }
+    }
+
+    /// Says goodbye where TLS wants it and ends the outgoing stream. Only when nothing is in flight.
+    pub fn finish(self: &Arc<Self>) {
+        let farewell = self.transport.farewell();
+        // A client that has gone, or takes nothing more, does not miss it.
+        let _ = self.transport.try_send_raw(&farewell);
+        self.transport.shutdown(Shutdown::Write);
+    }
+
+    fn next_or_release(&self) -> Option<Outgoing> {
+        let mut state = self.state.lock();
+        let next = state.queue.pop_front();
+        if next.is_none() {
+            state.owned = false;
+            drop(state);
+            self.released.notify_all();
+        }
+        next
+    }
+
+    fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.owned = false;
+        let queue = std::mem::take(&mut state.queue);
+        drop(state);
+        drop(queue);
+        self.released.notify_all();
+        self.transport.shutdown(Shutdown::Both);
+    }
+
+    /// Sends the rest of `raw`, and what is queued behind it, as the socket takes it.
+    async fn drain(self: Arc<Self>, mut raw: Vec<u8>, mut sent: usize, mut charges: Vec<Charge>) {
+        // A descriptor of its own: the next drain may register before this one has gone.
+        let ready = self.transport.socket().try_clone().and_then(watch_writable);
+        let Ok(ready) = ready else { return self.close() };
+        loop {
+            while sent < raw.len() {
+                let Ok(mut guard) = ready.writable().await else { return self.close() };
+                let attempt = guard.try_io(|_| match self.transport.try_send_raw(&raw[sent..]) {
+                    Ok(0) => Err(io::ErrorKind::WouldBlock.into()),
+                    other => other,
+                });
+                match attempt {
+                    Ok(Ok(count)) => sent += count,
+                    Ok(Err(_)) => return self.close(),
+                    Err(_would_block) => {}
+                }
+            }
+            drop(charges);
+            let Some(next) = self.next_or_release() else { return };
+            let Ok(encoded) = self.transport.encode(next.bytes) else { return self.close() };
+            (raw, sent, charges) = (encoded, 0, next.charges);
+        }
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "the successor is unsafe for the sake of types whose descriptor may change; an OwnedFd's does not"
+)]
+fn watch_writable(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(socket, Interest::WRITABLE)
+}
