@@ -1,0 +1,305 @@
+//! A world for end-to-end tests: one store (a directory or a real MinIO), any number of hosts with their own state, and on each host a
+//! real `varved` that can be killed, paused and started again.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::minio::Minio;
+use super::process::{self, Outcome, PATIENCE, tail, text_of};
+
+/// Every test is run on both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    Directory,
+    Minio,
+}
+
+/// Turns `fn name(kind: StoreKind)` into two tests: `name::directory` and `name::minio`.
+macro_rules! both_stores {
+    ($($name:ident),+ $(,)?) => {
+        $(
+            mod $name {
+                #[test]
+                fn directory() {
+                    super::$name($crate::support::daemon::StoreKind::Directory);
+                }
+
+                #[test]
+                fn minio() {
+                    super::$name($crate::support::daemon::StoreKind::Minio);
+                }
+            }
+        )+
+    };
+}
+pub(crate) use both_stores;
+
+const BUCKET: &str = "varve-test";
+
+/// The folder of the built binaries: `varve` lies beside `varved`.
+fn binary(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_varved")).with_file_name(name);
+    assert!(path.exists(), "{} is not built: cargo build --release --workspace", path.display());
+    path
+}
+
+/// A store and the folder that everything of a test lies in; gone when dropped.
+pub struct World {
+    pub kind: StoreKind,
+    pub store: String,
+    pub environment: Vec<(String, String)>,
+    pub minio: Option<Minio>,
+    directory: TempDir,
+}
+
+impl World {
+    /// An empty store of the given kind.
+    pub fn new(kind: StoreKind) -> World {
+        let directory = tempfile::Builder::new().prefix("varve-").tempdir().unwrap();
+        match kind {
+            StoreKind::Directory => {
+                let path = directory.path().join("store");
+                std::fs::create_dir(&path).unwrap();
+                let store = format!("file://{}", path.display());
+                World { kind, store, environment: Vec::new(), minio: None, directory }
+            }
+            StoreKind::Minio => {
+                let minio = Minio::start();
+                minio.create_bucket(BUCKET);
+                let environment = minio.environment();
+                World { kind, store: format!("s3://{BUCKET}/disks"), environment, minio: Some(minio), directory }
+            }
+        }
+    }
+
+    /// The folder of the test.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A host with this name: its own state, its own sockets.
+    pub fn host(&self, name: &str) -> Host {
+        let folder = self.path().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut environment = self.environment.clone();
+        environment.push(("VARVE_STORE".into(), self.store.clone()));
+        environment.push(("VARVE_STATE".into(), folder.join("state").display().to_string()));
+        environment.push(("VARVE_CONTROL".into(), folder.join("control.sock").display().to_string()));
+        Host { folder, environment, arguments: Vec::new() }
+    }
+
+    /// Makes the store unreachable: MinIO stopped, the directory given another name.
+    pub fn store_away(&mut self) {
+        match &mut self.minio {
+            Some(minio) => minio.stop(),
+            None => std::fs::rename(self.path().join("store"), self.path().join("store.away")).unwrap(),
+        }
+    }
+
+    /// The end of [`World::store_away`].
+    pub fn store_back(&mut self) {
+        match &mut self.minio {
+            Some(minio) => minio.start_again(),
+            None => std::fs::rename(self.path().join("store.away"), self.path().join("store")).unwrap(),
+        }
+    }
+}
+
+/// A machine that may run a daemon: where its state is, and how its daemon is started.
+#[derive(Clone, Debug)]
+pub struct Host {
+    folder: PathBuf,
+    pub environment: Vec<(String, String)>,
+    arguments: Vec<String>,
+}
+
+impl Host {
+    /// Adds arguments for the daemon.
+    #[must_use]
+    pub fn with(mut self, arguments: &[&str]) -> Host {
+        self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        self
+    }
+
+    /// Sets an environment variable for the daemon and for `varve`.
+    #[must_use]
+    pub fn with_environment(mut self, name: &str, value: &str) -> Host {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    pub fn control(&self) -> PathBuf {
+        self.folder.join("control.sock")
+    }
+
+    pub fn nbd(&self) -> PathBuf {
+        self.folder.join("nbd.sock")
+    }
+
+    /// The URI of an export, as libnbd, QEMU and fio take it.
+    pub fn uri(&self, export: &str) -> String {
+        format!("nbd+unix:///{export}?socket={}", self.nbd().display())
+    }
+
+    /// Runs `varve` on this host.
+    #[track_caller]
+    pub fn varve(&self, arguments: &[&str]) -> Outcome {
+        process::run(Command::new(binary("varve")).args(arguments).envs(self.environment.clone()))
+    }
+
+    /// Runs `varve ... --json` and parses what it prints.
+    #[track_caller]
+    pub fn varve_json(&self, arguments: &[&str]) -> serde_json::Value {
+        let mut all = arguments.to_vec();
+        all.push("--json");
+        let text = self.varve(&all).succeeded();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("varve {all:?} printed no JSON ({error}):\n{text}"))
+    }
+
+    /// Creates a volume and returns its id, read as a script reads it.
+    #[track_caller]
+    pub fn create(&self, name: &str, size: &str) -> String {
+        let text = self.varve(&["volumes", "create", name, "--size", size]).succeeded();
+        id_in(&text)
+    }
+
+    fn daemon_command(&self) -> Command {
+        let mut command = Command::new(binary("varved"));
+        command.arg("--nbd-unix").arg(self.nbd()).args(&self.arguments).envs(self.environment.clone()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a daemon that is expected to refuse its start.
+    #[track_caller]
+    pub fn daemon_that_refuses(&self) -> Outcome {
+        process::run_within(&mut self.daemon_command(), Duration::from_secs(60))
+    }
+
+    /// Starts the daemon and waits until it answers.
+    #[track_caller]
+    pub fn start(&self) -> Daemon {
+        let log = self.folder.join("varved.log");
+        let output = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        // A group of its own: a Ctrl-C at the terminal is for the test runner.
+        let mut command = self.daemon_command();
+        command.stdout(output.try_clone().unwrap()).stderr(output).process_group(0);
+        let mut daemon = Daemon { child: command.spawn().unwrap(), host: self.clone(), log };
+        process::until("varved answers on its control socket", || {
+            if let Some(status) = daemon.child.try_wait().unwrap() {
+                panic!("varved ended at its start with {status}:\n{}", daemon.said());
+            }
+            daemon.host.answers()
+        });
+        daemon
+    }
+
+    /// True if a daemon answers `GET /v1/status` on the control socket.
+    pub fn answers(&self) -> bool {
+        let ask = || -> std::io::Result<bool> {
+            let mut stream = UnixStream::connect(self.control())?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost: varved\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer.starts_with("HTTP/1.1 200"))
+        };
+        ask().unwrap_or(false)
+    }
+}
+
+/// The id in the output of create and fork: the second word of the one line that has "ID" in it.
+#[track_caller]
+pub fn id_in(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains("ID")).collect();
+    assert_eq!(lines.len(), 1, "exactly one line has 'ID' in it:\n{text}");
+    lines[0].split_whitespace().nth(1).unwrap_or_else(|| panic!("no id after 'ID':\n{text}")).to_owned()
+}
+
+/// A running `varved`. Dropping it kills it.
+pub struct Daemon {
+    pub host: Host,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The end of what the daemon wrote.
+    pub fn said(&self) -> String {
+        format!("-- {}\n{}", self.log.display(), tail(&text_of(&self.log)))
+    }
+
+    /// Kills it without warning; returns when it is gone. Its sockets may still hold answers that it gave before.
+    #[track_caller]
+    pub fn kill9(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Stops it as an operator would, and checks that it ends well.
+    #[track_caller]
+    pub fn stop(mut self) {
+        self.signal("TERM");
+        let status = process::wait(&mut self.child, PATIENCE);
+        let status = status.unwrap_or_else(|| panic!("varved did not stop within {PATIENCE:?} of SIGTERM:\n{}", self.said()));
+        assert!(status.success(), "varved stopped with {status}:\n{}", self.said());
+    }
+
+    /// Pauses every thread of it; returns when all have stopped, so that no answer comes any more.
+    #[track_caller]
+    pub fn pause(&self) {
+        self.signal("STOP");
+        process::until("varved is paused", || {
+            let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+            threads.flatten().all(|thread| {
+                let stat = text_of(&thread.path().join("stat"));
+                stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+            })
+        });
+    }
+
+    /// The end of [`Daemon::pause`].
+    #[track_caller]
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    #[track_caller]
+    fn signal(&self, name: &str) {
+        process::run(Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()])).succeeded();
+    }
+
+    /// Resident memory now and at its highest, in KiB.
+    pub fn memory_kib(&self) -> (u64, u64) {
+        let status = text_of(Path::new(&format!("/proc/{}/status", self.pid())));
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name));
+            line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+        };
+        (field("VmRSS:"), field("VmHWM:"))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.said());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,61 @@
+//! The rules for Markdown: one title, links that lead somewhere, every page of `design/` reachable.
+
+use std::path::Path;
+
+/// The lines outside code fences, numbered from 1.
+fn prose(text: &str) -> Vec<(usize, &str)> {
+    let mut fenced = false;
+    let mut lines = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+        } else if !fenced {
+            lines.push((index + 1, line));
+        }
+    }
+    lines
+}
+
+pub fn one_title(path: &str, text: &str) -> Vec<String> {
+    let titles = prose(text).iter().filter(|(_, line)| line.starts_with("# ")).count();
+    let fault = || format!("{path}: {titles} titles ('# ...') where exactly one belongs");
+    (titles != 1).then(fault).into_iter().collect()
+}
+
+/// The targets of `[text](target)` with their lines, without what stands in `code`.
+pub fn links(text: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for (number, line) in prose(text) {
+        let visible: String = line.split('`').step_by(2).collect::<Vec<_>>().join("``");
+        let mut rest = visible.as_str();
+        while let Some(start) = rest.find("](") {
+            rest = &rest[start + 2..];
+            let Some(end) = rest.find(')') else { break };
+            found.push((number, rest[..end].to_owned()));
+            rest = &rest[end..];
+        }
+    }
+    found
+}
+
+/// The file a link names, seen from the folder of the page; `None` for what lies elsewhere or on the same page.
+fn target_file(link: &str) -> Option<&str> {
+    let elsewhere = link.contains("://") || link.starts_with("mailto:");
+    let file = link.split('#').next().unwrap_or(link);
+    (!elsewhere && !file.is_empty()).then_some(file)
+}
+
+/// `exists` says whether a path relative to the repository is there.
+pub fn links_resolve(path: &str, text: &str, exists: &dyn Fn(&Path) -> bool) -> Vec<String> {
+    let folder = Path::new(path).parent().unwrap_or(Path::new(""));
+    let links = links(text);
+    let dead = links.iter().filter(|(_, link)| target_file(link).is_some_and(|file| !exists(&folder.join(file))));
+    dead.map(|(line, link)| format!("{path}:{line}: the link to '{link}' leads nowhere")).collect()
+}
+
+/// `pages` are the file names in `design/`; `index` is the text of `design/README.md`.
+pub fn design_is_linked(index: &str, pages: &[String]) -> Vec<String> {
+    let linked: Vec<String> = links(index).into_iter().filter_map(|(_, link)| target_file(&link).map(str::to_owned)).collect();
+    let missing = pages.iter().filter(|page| *page != "README.md" && !linked.contains(page));
+    missing.map(|page| format!("design/README.md does not link to {page}")).collect()
+}
