@@ -11,4 +11,5 @@ pub mod envelope;
 pub mod log;
 pub mod manifest;
 pub mod map_object;
+pub mod page;
 pub mod segment;
