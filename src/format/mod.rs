@@ -1,1 +1,3 @@
 //! The format room.
+pub mod cache;
+pub mod index;
