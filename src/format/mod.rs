@@ -6,8 +6,10 @@
 //! that may be hostile: what a length field announces is checked against what is there before it is believed.
 //! The byte tables are in `design/formats.md`.
 
+pub mod cache;
 pub mod codec;
 pub mod envelope;
+pub mod index;
 pub mod log;
 pub mod manifest;
 pub mod map_object;

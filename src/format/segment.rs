@@ -279,6 +279,17 @@ impl Trailer {
     }
 }
 
+/// The name that the header of an object claims; not verified.
+pub fn peek_id(bytes: &[u8]) -> Option<SegmentId> {
+    let mut input = Reader::new("a segment", bytes);
+    if input.take(4).ok()? != HEADER_MAGIC {
+        return None;
+    }
+    input.take(12).ok()?;
+    let (volume, number) = (VolumeId(input.u64().ok()?), SegmentNumber(input.u64().ok()?));
+    Some(SegmentId { volume, number, epoch: Epoch(input.u32().ok()?) })
+}
+
 /// The length of the whole object that a tail kept locally says it belongs to; not verified.
 pub fn announced_length(tail: &[u8]) -> Option<u64> {
     let trailer = tail.get(tail.len().checked_sub(TRAILER_BYTES)?..)?;

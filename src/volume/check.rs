@@ -1,0 +1,215 @@
+//! Verifying everything that a volume refers to: its checkpoint, page by page, and every segment, frame by frame.
+//!
+//! Reads only; safe while the volume is attached elsewhere, since nothing that a position names ever changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::manifest::Manifest;
+use crate::format::segment::SegmentIndex;
+use crate::segment::{fetch_index, open_frame, parse_object_tail};
+use crate::service::{CheckProblem, CheckProgress, CheckReport};
+use crate::store::{ByteRange, ObjectKey, Store};
+use crate::units::{BlockRange, ByteLen, SegmentId, SegmentNumber};
+
+/// At most this many block ranges are named for one object.
+const RANGES_NAMED: usize = 16;
+
+/// Which blocks of a segment cannot be had.
+enum Damage {
+    All,
+    Frames(BTreeSet<u32>),
+}
+
+/// Verifies a volume as of `manifest` and the segments behind its checkpoint.
+///
+/// # Errors
+/// What the store says, when it cannot be reached at all; damage is in the report.
+pub async fn check(
+    store: &Arc<dyn Store>,
+    manifest: &Manifest,
+    progress: &mut (dyn FnMut(CheckProgress) + Send),
+) -> Result<CheckReport> {
+    let mut report = CheckReport::default();
+    let mut segments = BTreeSet::new();
+    let checkpoint = match &manifest.checkpoint {
+        None => Some(Checkpoint::empty(store.clone())),
+        Some(reference) => match Checkpoint::open(store.clone(), *reference).await {
+            Ok(checkpoint) => Some(checkpoint),
+            Err(error) => {
+                note(&mut report, format!("{}", reference.root.object), tolerate(error)?, Some("all".to_owned()));
+                None
+            }
+        },
+    };
+    if let Some(checkpoint) = &checkpoint {
+        let walked = checkpoint
+            .walk(&mut |_, page| {
+                segments.extend(page.places().map(|(_, _, place)| place.segment));
+                Ok(())
+            })
+            .await;
+        if let Err(error) = walked {
+            note(&mut report, format!("the checkpoint of {}", manifest.volume), tolerate(error)?, None);
+        }
+    }
+    let tail = follow(store, manifest, &mut report).await?;
+    segments.extend(tail.iter().map(|index| index.header.id));
+    let mut damages = BTreeMap::new();
+    let total = segments.len() as u64;
+    for (done, id) in segments.into_iter().enumerate() {
+        progress(CheckProgress { done: done as u64, total });
+        if let Some((damage, what)) = verify_segment(store, id, &mut report).await? {
+            damages.insert(id, (damage, what));
+        }
+    }
+    progress(CheckProgress { done: total, total });
+    name_blocks(checkpoint.as_ref(), &tail, damages, &mut report).await?;
+    Ok(report)
+}
+
+/// An error that belongs into the report; one that means that nothing can be said stays an error.
+fn tolerate(error: Error) -> Result<String> {
+    match error.kind() {
+        ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::Unsupported => Ok(error.to_string()),
+        _ => Err(error),
+    }
+}
+
+fn note(report: &mut CheckReport, object: String, what: String, blocks: Option<String>) {
+    report.problems.push(CheckProblem { object, what, blocks });
+}
+
+/// The segments behind the checkpoint, epoch by epoch, up to where the history ends.
+async fn follow(store: &Arc<dyn Store>, manifest: &Manifest, report: &mut CheckReport) -> Result<Vec<SegmentIndex>> {
+    let mut tail = Vec::new();
+    let (mut epoch, mut number) = (manifest.replay_from.epoch, manifest.replay_from.number);
+    while epoch <= manifest.epoch {
+        let id = SegmentId { volume: manifest.volume, epoch, number };
+        let index = match fetch_index(&**store, id).await {
+            Ok(index) => Some(index),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => {
+                note(report, ObjectKey::segment(id).to_string(), tolerate(error)?, None);
+                number = number.next();
+                continue;
+            }
+        };
+        match index {
+            Some(index) if !index.header.seal => {
+                tail.push(index);
+                number = number.next();
+            }
+            _ => {
+                epoch = epoch.next();
+                number = SegmentNumber(0);
+            }
+        }
+    }
+    Ok(tail)
+}
+
+async fn verify_segment(store: &Arc<dyn Store>, id: SegmentId, report: &mut CheckReport) -> Result<Option<(Damage, String)>> {
+    report.segments += 1;
+    let fetched = match store.get(&ObjectKey::segment(id), ByteRange::Full).await {
+        Ok(fetched) => fetched,
+        Err(error) => return Ok(Some((Damage::All, tolerate_store(error)?))),
+    };
+    report.bytes = ByteLen(report.bytes.0 + fetched.bytes.len() as u64);
+    let index = match parse_object_tail(id, &fetched.bytes, fetched.object_length) {
+        Ok(index) => index,
+        Err(error) => return Ok(Some((Damage::All, error.to_string()))),
+    };
+    if let Err(error) = crate::format::segment::decode_header(id, &fetched.bytes) {
+        return Ok(Some((Damage::Frames(BTreeSet::new()), error.to_string())));
+    }
+    let (mut frames, mut first) = (BTreeSet::new(), None);
+    for (number, frame) in index.frames.iter().enumerate() {
+        let number = number as u32;
+        let stored = fetched.bytes.slice(frame.offset as usize..(frame.offset + frame.stored_length) as usize);
+        if let Err(error) = open_frame(id, number, frame, &stored) {
+            frames.insert(number);
+            first.get_or_insert(error.to_string());
+        }
+    }
+    Ok(first.map(|what| (Damage::Frames(frames), what)))
+}
+
+/// A missing or unreadable object is the report's; a store that cannot be reached is not.
+fn tolerate_store(error: crate::store::StoreError) -> Result<String> {
+    match error.kind {
+        crate::store::StoreErrorKind::Malformed => Ok(error.to_string()),
+        _ => tolerate(Error::from(error)),
+    }
+}
+
+/// Names the blocks that the damaged segments hold the newest content of.
+async fn name_blocks(
+    checkpoint: Option<&Checkpoint>,
+    tail: &[SegmentIndex],
+    damages: BTreeMap<SegmentId, (Damage, String)>,
+    report: &mut CheckReport,
+) -> Result<()> {
+    if damages.is_empty() {
+        return Ok(());
+    }
+    let mut blocks: BTreeMap<SegmentId, Vec<BlockRange>> = BTreeMap::new();
+    let mut hit = |id: SegmentId, range: BlockRange, block: u32| {
+        let Some((damage, _)) = damages.get(&id) else { return };
+        for step in 0..range.count.0 {
+            let frame = ((u64::from(block) + step) / crate::limits::FRAME_BLOCKS) as u32;
+            let is_hit = match damage {
+                Damage::All => true,
+                Damage::Frames(frames) => frames.contains(&frame),
+            };
+            if is_hit {
+                add_block(blocks.entry(id).or_default(), range.start.0 + step);
+            }
+        }
+    };
+    if let Some(checkpoint) = checkpoint {
+        let walked = checkpoint
+            .walk(&mut |index, page| {
+                for (offset, count, place) in page.places() {
+                    let start = crate::units::Lba(index.range().start.0 + u64::from(offset));
+                    let range = BlockRange::new(start, crate::units::BlockCount(u64::from(count)));
+                    hit(place.segment, range, place.block);
+                }
+                Ok(())
+            })
+            .await;
+        if let Err(error) = walked {
+            tolerate(error)?;
+        }
+    }
+    for index in tail {
+        for entry in &index.entries {
+            if let crate::format::segment::EntryKind::Data { block } = entry.kind {
+                hit(index.header.id, entry.range, block);
+            }
+        }
+    }
+    for (id, (_, what)) in damages {
+        let named = blocks.get(&id).map(|ranges| describe(ranges));
+        note(report, ObjectKey::segment(id).to_string(), what, named);
+    }
+    Ok(())
+}
+
+fn add_block(ranges: &mut Vec<BlockRange>, block: u64) {
+    match ranges.last_mut() {
+        Some(last) if last.end().0 == block => last.count.0 += 1,
+        _ => ranges.push(BlockRange::new(crate::units::Lba(block), crate::units::BlockCount(1))),
+    }
+}
+
+fn describe(ranges: &[BlockRange]) -> String {
+    let mut named: Vec<String> =
+        ranges.iter().take(RANGES_NAMED).map(|range| format!("{}-{}", range.start, range.end().0 - 1)).collect();
+    if ranges.len() > RANGES_NAMED {
+        named.push(format!("and {} ranges more", ranges.len() - RANGES_NAMED));
+    }
+    named.join(", ")
+}
