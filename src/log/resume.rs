@@ -17,6 +17,9 @@ use crate::units::{BlockCount, BlockRange, Lba, LogOffset};
 /// Bytes written again at a time.
 const REWRITE_BYTES: usize = 1 << 20;
 
+/// What a disk writes whole or not at all.
+const SECTOR_BYTES: u64 = 512;
+
 impl Recovered {
     /// Carries on with the log as `identity`. What lies behind [`Recovered::end`] is cut off for good: a fence with a
     /// new incarnation is put there and made durable before anything else, and then the superblock is.
@@ -26,10 +29,11 @@ impl Recovered {
     /// another volume's or an older epoch's identity; `Full`; `Io`. The log is then as it was, but maybe for the fence.
     pub fn resume(self, identity: LogIdentity, accept_damage: bool) -> Result<WriteLog> {
         self.check(&identity, accept_damage)?;
-        // A trailing fence is replaced: else a host that crashes on every start would fill the log with fences.
+        // A trailing fence is replaced: else a host that crashes on every start would fill the log with fences. But only
+        // one within a sector, so that either the old or the new one is there whatever happens; another gets a successor.
         let (at, previous) = match self.trailing_fence {
-            Some(fence) => (fence.offset, fence.previous),
-            None => (self.end(), self.chain.incarnation),
+            Some(fence) if fence.offset.0 % SECTOR_BYTES + FENCE_SPAN <= SECTOR_BYTES => (fence.offset, fence.previous),
+            _ => (self.end(), self.chain.incarnation),
         };
         let incarnation = clock::random_u64();
         let mut header = RecordHeader {
