@@ -117,7 +117,7 @@ fn nbd_settings(settings: &Settings) -> NbdSettings {
         tls.mode = if wanted.required { nbd::TlsMode::Require } else { nbd::TlsMode::Allow };
         tls.certificate = Some(wanted.certificate.clone());
         tls.key = Some(wanted.key.clone());
-        tls.client_ca = wanted.client_ca.clone();
+        tls.client_authority = wanted.client_ca.clone();
     }
     NbdSettings {
         // The default address gives way to sockets that systemd hands over.

@@ -41,7 +41,7 @@ impl LogReader {
         LogReader { shared }
     }
 
-    /// Fills `buffer` with blocks of the write record that begins at `record` and has this sequence, from its block
+    /// Fills `buffer` with blocks of the write record that begins at `record`, from its block
     /// `first_block` on, and verifies them.
     ///
     /// # Errors
@@ -51,13 +51,12 @@ impl LogReader {
         &self,
         record: LogOffset,
         first_block: u32,
-        sequence: Sequence,
         buffer: &mut [u8],
     ) -> Result<LogRead> {
         if buffer.is_empty() || !(buffer.len() as u64).is_multiple_of(BLOCK_SIZE) {
             return Err(Error::invalid("the write log reads whole blocks only"));
         }
-        self.guarded(record, || self.read_owned(record, u64::from(first_block), sequence, buffer))
+        self.guarded(record, || self.read_owned(record, u64::from(first_block), buffer))
             .map(|done| done.map_or(LogRead::Gone, |()| LogRead::Done))
     }
 
@@ -104,7 +103,7 @@ impl LogReader {
         }
     }
 
-    fn read_owned(&self, record: LogOffset, first: u64, sequence: Sequence, buffer: &mut [u8]) -> Result<()> {
+    fn read_owned(&self, record: LogOffset, first: u64, buffer: &mut [u8]) -> Result<()> {
         let ring = &self.shared.ring;
         let mut scratch = [0; SCRATCH_BYTES];
         let blocks = buffer.len() as u64 / BLOCK_SIZE;
@@ -113,17 +112,17 @@ impl LogReader {
         if first == 0 && known <= SCRATCH_BYTES && (known + buffer.len()) as u64 <= ring.room(record) {
             let front = &mut scratch[..known];
             ring.read(&mut [IoSliceMut::new(front), IoSliceMut::new(buffer)], record)?;
-            let header = self.expect_write(front, record, sequence)?;
+            let header = self.expect_write(front, record)?;
             if header.range.count.0 == blocks {
                 return self.verify(front, &header, first, buffer);
             }
         }
         let length = (SCRATCH_BYTES as u64).min(ring.room(record)) as usize;
         ring.read(&mut [IoSliceMut::new(&mut scratch[..length])], record)?;
-        let header = self.expect_write(&scratch, record, sequence)?;
+        let header = self.expect_write(&scratch, record)?;
         if first + blocks > header.range.count.0 {
             let message =
-                format!("record {sequence} has {} blocks: {blocks} from {first} on cannot be read", header.range.count);
+                format!("record {} has {} blocks: {blocks} from {first} on cannot be read", header.sequence, header.range.count);
             return Err(Error::invalid(message));
         }
         let known = HEADER_BYTES + header.extension_bytes();
@@ -140,10 +139,10 @@ impl LogReader {
     }
 
     /// The header in `front`, if it is the expected one; its checksum is not looked at yet.
-    fn expect_write(&self, front: &[u8], record: LogOffset, sequence: Sequence) -> Result<RecordHeader> {
+    fn expect_write(&self, front: &[u8], record: LogOffset) -> Result<RecordHeader> {
         let ring = &self.shared.ring;
         let header = front.first_chunk::<HEADER_BYTES>().and_then(|bytes| peek_header(bytes, record, ring.length));
-        let header = header.filter(|header| header.kind == RecordKind::Write && header.sequence == sequence);
+        let header = header.filter(|header| header.kind == RecordKind::Write);
         header.ok_or_else(|| damaged(ring, record))
     }
 

@@ -125,7 +125,7 @@ impl World {
         let count = self.random.random_range(1..=record.blocks - first);
         let mut buffer = vec![0; (count * 4096) as usize];
         let place = record.place;
-        let read = log.reader.read_blocks(place.record, first as u32, place.sequence, &mut buffer).unwrap();
+        let read = log.reader.read_blocks(place.record, first as u32, &mut buffer).unwrap();
         if read == LogRead::Gone {
             assert!(place.sequence <= self.released, "seed {}", self.seed);
             return;

@@ -60,7 +60,7 @@ pub(super) fn release(log: &WriteLog, to: LogOffset, next: Sequence) {
 
 fn read(log: &WriteLog, place: LogPlace, first: u32, blocks: u64) -> Result<(LogRead, Vec<u8>)> {
     let mut buffer = vec![0; (blocks * 4096) as usize];
-    let read = log.reader.read_blocks(place.record, first, place.sequence, &mut buffer)?;
+    let read = log.reader.read_blocks(place.record, first, &mut buffer)?;
     Ok((read, buffer))
 }
 
@@ -327,7 +327,7 @@ fn l9_a_misdirected_record_is_not_taken_for_another() {
     assert_eq!(recovered.last_sequence(), Sequence(2));
     let log = recovered.resume(identity(2), true).unwrap();
     let mut buffer = [0; 4096];
-    let error = log.reader.read_blocks(places[2].record, 0, Sequence(3), &mut buffer).unwrap_err();
+    let error = log.reader.read_blocks(places[2].record, 0, &mut buffer).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged);
 }
 

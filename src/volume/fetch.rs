@@ -88,7 +88,10 @@ pub async fn load_frames(shared: &Arc<Shared>, place: SegmentPlace, count: u64) 
     let mut found: Vec<Option<Bytes>> = vec![None; ids.len()];
     while found.iter().any(Option::is_none) {
         let (mut leads, mut waits) = (Vec::new(), Vec::new());
-        for (slot, id) in ids.iter().enumerate().filter(|&(slot, _)| found[slot].is_none()) {
+        for (slot, id) in ids.iter().enumerate() {
+            if found[slot].is_some() {
+                continue;
+            }
             match shared.cache.claim(*id) {
                 Claim::Ready(bytes) => found[slot] = Some(bytes),
                 Claim::Lead(lead) => leads.push((slot, lead)),

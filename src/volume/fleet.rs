@@ -12,7 +12,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ownership;
 use crate::service::{AttachReport, AttachedStatus};

@@ -14,7 +14,6 @@ use tokio::sync::Notify;
 
 use crate::checkpoint::Checkpoint;
 use crate::clock;
-use crate::disk::Disk;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::manifest::{Manifest, Owner};
 use crate::log::{self, Ending, LogIdentity, Recovered, RecordKind, WriteLog};

@@ -28,7 +28,7 @@ pub trait Backend: Sized {
     /// Changes the durability of a volume that nobody owns.
     async fn set_durability(&self, id: VolumeId, durability: Durability) -> Result<VolumeSummary>;
     /// Verifies everything a volume refers to.
-    async fn check(&self, id: VolumeId, progress: &mut dyn FnMut(CheckProgress)) -> Result<CheckReport>;
+    async fn check(&self, id: VolumeId, progress: &mut (dyn FnMut(CheckProgress) + Send)) -> Result<CheckReport>;
     /// Prints an object as a person can read it.
     async fn dump(&self, what: DumpTarget) -> Result<String>;
 }
@@ -61,7 +61,7 @@ impl Backend for Admin {
     async fn set_durability(&self, id: VolumeId, durability: Durability) -> Result<VolumeSummary> {
         Admin::set_durability(self, id, durability).await
     }
-    async fn check(&self, id: VolumeId, progress: &mut dyn FnMut(CheckProgress)) -> Result<CheckReport> {
+    async fn check(&self, id: VolumeId, progress: &mut (dyn FnMut(CheckProgress) + Send)) -> Result<CheckReport> {
         Admin::check(self, id, progress).await
     }
     async fn dump(&self, what: DumpTarget) -> Result<String> {

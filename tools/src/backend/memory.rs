@@ -142,7 +142,7 @@ impl Backend for Memory {
         })
     }
 
-    async fn check(&self, id: VolumeId, progress: &mut dyn FnMut(CheckProgress)) -> Result<CheckReport> {
+    async fn check(&self, id: VolumeId, progress: &mut (dyn FnMut(CheckProgress) + Send)) -> Result<CheckReport> {
         self.volume(id).await?;
         progress(CheckProgress { done: 0, total: 0 });
         progress(CheckProgress { done: 3, total: 3 });
