@@ -3,30 +3,41 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures_util::future::{join_all, try_join_all};
+
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, References, Root};
 use crate::format::page::decode_page;
 use crate::limits::DIRECTORY_PAGES;
 use crate::map::{MapPage, PageIndex};
-use crate::store::{ByteRange, ObjectKey, Store};
+use crate::store::{ByteRange, ObjectKey, Store, StoreErrorKind};
 use crate::units::ByteLen;
 
-/// Directories kept decoded in memory, of at most 40 KiB each.
-const DIRECTORIES_KEPT: usize = 64;
+/// Directories kept decoded in memory, of at most 48 KiB each.
+pub(super) const DIRECTORIES_KEPT: usize = 64;
 /// Longest range request for neighbouring pages, in bytes.
 const FETCH_BYTES_MAX: u32 = 256 << 10;
+/// Requests that one caller has under way at a time.
+pub(super) const PARALLEL_FETCHES: usize = 8;
+
+/// The place of a directory in the store. What lies there never changes, so that checkpoints can share what they know.
+pub(super) type Place = (MapObjectId, u32);
+type Directories = quick_cache::sync::Cache<Place, Arc<References>>;
+/// Pages to be fetched by one request: references that lie back to back in one object.
+type Group = Vec<(PageIndex, PageRef)>;
 
 /// A checkpoint, open for reading.
 pub struct Checkpoint {
     store: Arc<dyn Store>,
-    pub(super) root: Root,
-    directories: quick_cache::sync::Cache<u32, Arc<References>>,
+    root: Root,
+    directories: Arc<Directories>,
 }
 
 impl Checkpoint {
     /// The checkpoint of a volume that has none: all zero.
     pub fn empty(store: Arc<dyn Store>) -> Self {
-        Checkpoint::with_root(store, Root::default())
+        Checkpoint { store, root: Root::default(), directories: Arc::new(Directories::new(DIRECTORIES_KEPT)) }
     }
 
     /// Opens a checkpoint: one request.
@@ -34,13 +45,21 @@ impl Checkpoint {
     /// # Errors
     /// `Damaged`, `Unsupported`, and what the store says.
     pub async fn open(store: Arc<dyn Store>, reference: CheckpointRef) -> Result<Self> {
-        let raw = fetch(&*store, &reference.root).await.context(|| "cannot read the root of the checkpoint")?;
-        let root = map_object::decode_root(&raw)?;
-        Ok(Checkpoint::with_root(store, root))
+        let root = reference.root;
+        let name = || format!("cannot read the root of the checkpoint at byte {} of {}", root.offset, root.object);
+        let raw = fetch(&*store, &root).await.context(name)?;
+        let root = map_object::decode_root(&raw).context(name)?;
+        Ok(Checkpoint { root, ..Checkpoint::empty(store) })
     }
 
-    pub(super) fn with_root(store: Arc<dyn Store>, root: Root) -> Self {
-        Checkpoint { store, root, directories: quick_cache::sync::Cache::new(DIRECTORIES_KEPT) }
+    /// The checkpoint that follows this one; it shares the directories kept in memory.
+    pub(super) fn successor(&self, store: Arc<dyn Store>, root: Root) -> Self {
+        Checkpoint { store, root, directories: self.directories.clone() }
+    }
+
+    /// Keeps a directory that was just written, so that the next checkpoint need not fetch it.
+    pub(super) fn keep(&self, place: Place, directory: Arc<References>) {
+        self.directories.insert(place, directory);
     }
 
     /// The top of the checkpoint.
@@ -48,126 +67,200 @@ impl Checkpoint {
         &self.root
     }
 
-    /// A page, and up to `read_ahead` pages right behind it that lie behind it in the object too.
+    /// Size of the volume when it was written.
+    pub fn size(&self) -> ByteLen {
+        self.root.size
+    }
+
+    /// A page, and up to `read_ahead` pages right behind it that lie behind it in the object too: one request, or two
+    /// if its directory is not known yet. A neighbour that is damaged is left out: whoever asks for it is told.
     ///
     /// # Errors
-    /// `Damaged`, and what the store says.
+    /// `Damaged`, `Unsupported`, and what the store says.
     pub async fn pages(&self, index: PageIndex, read_ahead: usize) -> Result<Vec<(PageIndex, MapPage)>> {
         let (which, slot) = split(index);
-        let Some(directory) = self.directory(which).await? else {
-            return Ok(vec![(index, MapPage::default())]);
-        };
+        let directory = self.directory(which).await?;
         let at = directory.partition_point(|(known, _)| *known < slot);
-        let Some((_, first)) = directory.get(at).filter(|(known, _)| *known == slot) else {
+        if directory.get(at).is_none_or(|(known, _)| *known != slot) {
             return Ok(vec![(index, MapPage::default())]);
-        };
-        let mut end = first.offset;
-        let neighbours = directory[at..].iter().take(read_ahead + 1).take_while(|(_, reference)| {
-            let joins = reference.object == first.object && reference.offset == end;
-            end = reference.offset.saturating_add(reference.stored_length);
-            joins && (end - first.offset <= FETCH_BYTES_MAX || reference.offset == first.offset)
-        });
-        let group: Vec<(PageIndex, PageRef)> = neighbours.map(|(slot, reference)| (join(which, *slot), *reference)).collect();
-        self.fetch_pages(&group).await
+        }
+        let group = group_at(which, &directory[at..], read_ahead.saturating_add(1));
+        let mut fetched = self.fetch_group(&group, 1).await?.into_iter();
+        let mut pages = Vec::with_capacity(group.len());
+        for (index, page) in fetched.by_ref().take(1) {
+            pages.push((index, page?));
+        }
+        pages.extend(fetched.filter_map(|(index, page)| Some((index, page.ok()?))));
+        Ok(pages)
     }
 
     /// Calls `visit` for every page that is not empty, in order.
     ///
     /// # Errors
-    /// As [`Checkpoint::pages`], and what `visit` says.
+    /// As [`Checkpoint::pages`], for the first page or directory that is damaged, and what `visit` says.
     pub async fn walk(&self, visit: &mut (dyn FnMut(PageIndex, MapPage) -> Result<()> + Send)) -> Result<()> {
+        self.survey(&mut |index, _, page| visit(index, page?)).await
+    }
+
+    /// As [`Checkpoint::walk`], but goes on behind damage: `visit` gets a first page, how many pages from there on are
+    /// concerned, and the page or why it cannot be had. That is one page, or all those of a directory.
+    ///
+    /// # Errors
+    /// What `visit` says, and what the store says when it cannot be reached.
+    pub async fn survey(
+        &self,
+        visit: &mut (dyn FnMut(PageIndex, u64, Result<MapPage>) -> Result<()> + Send),
+    ) -> Result<()> {
         for (which, _) in &self.root.directories {
-            let Some(directory) = self.directory(*which).await? else { continue };
-            let mut at = 0;
-            while let Some((slot, _)) = directory.get(at) {
-                let pages = self.pages(join(*which, *slot), DIRECTORY_PAGES as usize).await?;
-                at += pages.len();
-                for (index, page) in pages {
-                    visit(index, page)?;
+            let directory = match self.directory(*which).await {
+                Ok(directory) => directory,
+                Err(error) if is_lasting(&error) => {
+                    visit(join(*which, 0), DIRECTORY_PAGES, Err(error))?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            for batch in groups(*which, &directory).chunks(PARALLEL_FETCHES) {
+                for pages in join_all(batch.iter().map(|group| self.fetch_group(group, group.len()))).await {
+                    for (index, page) in pages? {
+                        visit(index, 1, page)?;
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    /// The objects that the checkpoint refers to, besides the one with its root.
+    /// The objects that the checkpoint refers to, besides the one with its root. Reads directories, no pages.
     ///
     /// # Errors
     /// As [`Checkpoint::pages`].
     pub async fn objects(&self) -> Result<BTreeSet<MapObjectId>> {
         let mut objects = BTreeSet::new();
-        for (which, reference) in &self.root.directories {
-            objects.insert(reference.object);
-            if let Some(directory) = self.directory(*which).await? {
+        for batch in self.root.directories.chunks(PARALLEL_FETCHES) {
+            objects.extend(batch.iter().map(|(_, reference)| reference.object));
+            for directory in try_join_all(batch.iter().map(|(which, _)| self.directory(*which))).await? {
                 objects.extend(directory.iter().map(|(_, reference)| reference.object));
             }
         }
         Ok(objects)
     }
 
-    /// Size of the volume when it was written.
-    pub fn size(&self) -> ByteLen {
-        self.root.size
-    }
-
-    pub(super) async fn directory(&self, which: u32) -> Result<Option<Arc<References>>> {
+    /// A directory, empty if there is none. However many ask for one at a time, it is fetched once.
+    pub(super) async fn directory(&self, which: u32) -> Result<Arc<References>> {
         let at = self.root.directories.partition_point(|(known, _)| *known < which);
         let Some((_, reference)) = self.root.directories.get(at).filter(|(known, _)| *known == which) else {
-            return Ok(None);
+            return Ok(Arc::default());
         };
         let load = async {
-            let raw = fetch(&*self.store, reference).await.context(|| "cannot read a directory of the checkpoint")?;
-            map_object::decode_directory(&raw).map(Arc::new)
+            let name = || format!("cannot read the directory at byte {} of {}", reference.offset, reference.object);
+            let raw = fetch(&*self.store, reference).await.context(name)?;
+            map_object::decode_directory(&raw).map(Arc::new).context(name)
         };
-        self.directories.get_or_insert_async(&which, load).await.map(Some)
+        self.directories.get_or_insert_async(&(reference.object, reference.offset), load).await
     }
 
-    async fn fetch_pages(&self, group: &[(PageIndex, PageRef)]) -> Result<Vec<(PageIndex, MapPage)>> {
+    /// Fetches pages by one request. Of those whose bytes are wrong, the first `wanted` are fetched once more.
+    async fn fetch_group(
+        &self,
+        group: &[(PageIndex, PageRef)],
+        wanted: usize,
+    ) -> Result<Vec<(PageIndex, Result<MapPage>)>> {
         let (Some((_, first)), Some((_, last))) = (group.first(), group.last()) else {
             return Ok(Vec::new());
         };
         let length = u64::from(last.offset - first.offset) + u64::from(last.stored_length);
-        let range = ByteRange::Part { offset: u64::from(first.offset), length };
-        let fetched = self.store.get(&key(first.object), range).await.map_err(Error::from);
-        let bytes = fetched.context(|| "cannot read pages of the checkpoint")?.bytes;
+        let bytes = match get(&*self.store, first.object, first.offset, length).await {
+            Ok(bytes) => bytes,
+            // A missing or cut object: what of it can be had is found page by page.
+            Err(error) if is_lasting(&error) => Bytes::new(),
+            Err(error) => return Err(error),
+        };
         let mut pages = Vec::with_capacity(group.len());
-        for (index, reference) in group {
+        for (nth, (index, reference)) in group.iter().enumerate() {
             let start = (reference.offset - first.offset) as usize;
             let stored = bytes.get(start..start + reference.stored_length as usize).unwrap_or_default();
             let raw = match map_object::open(reference, stored) {
-                Ok(raw) => raw,
-                Err(error) => {
-                    tracing::warn!(%error, "fetching a damaged page again");
-                    fetch(&*self.store, reference).await?
+                Err(error) if nth < wanted => {
+                    tracing::warn!(%error, "fetching a page of a checkpoint again");
+                    fetch_once(&*self.store, reference).await
                 }
+                opened => opened,
             };
-            pages.push((*index, decode_page(&raw)?));
+            let name = || format!("cannot read the page at byte {} of {}", reference.offset, reference.object);
+            let page = raw.and_then(|raw| decode_page(&raw)).context(name);
+            match page {
+                Err(error) if !is_lasting(&error) => return Err(error),
+                page => pages.push((*index, page)),
+            }
         }
         Ok(pages)
     }
 }
 
+/// True if asking again later would not help: what is in the store is not what the reference names.
+fn is_lasting(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Unsupported)
+}
+
+/// The first of `references` and those behind it, at most `count`, that one request can fetch.
+fn group_at(which: u32, references: &[(u32, PageRef)], count: usize) -> Group {
+    let mut group = Group::new();
+    for (slot, reference) in references.iter().take(count) {
+        let joins = match (group.first(), group.last()) {
+            (Some((_, first)), Some((_, last))) => {
+                let (end, next) = (last.end(), u64::from(reference.offset));
+                reference.object == first.object
+                    && end == next
+                    && reference.end() - u64::from(first.offset) <= u64::from(FETCH_BYTES_MAX)
+            }
+            _ => true,
+        };
+        if !joins {
+            break;
+        }
+        group.push((join(which, *slot), *reference));
+    }
+    group
+}
+
+fn groups(which: u32, directory: &References) -> Vec<Group> {
+    let mut groups = Vec::new();
+    let mut rest = &directory[..];
+    while !rest.is_empty() {
+        let group = group_at(which, rest, rest.len());
+        rest = &rest[group.len()..];
+        groups.push(group);
+    }
+    groups
+}
+
 /// Fetches and opens what a reference names, a second time if it is damaged.
 async fn fetch(store: &dyn Store, reference: &PageRef) -> Result<Vec<u8>> {
-    let range = ByteRange::Part { offset: u64::from(reference.offset), length: u64::from(reference.stored_length) };
-    let mut attempts = 0;
-    loop {
-        attempts += 1;
-        let stored = match store.get(&key(reference.object), range).await.map_err(Error::from) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Err(Error::damaged(format!("{} is missing in the store", reference.object)));
-            }
-            other => other?.bytes,
-        };
-        match map_object::open(reference, &stored) {
-            Err(error) if attempts < 2 => tracing::warn!(%error, "fetching it again"),
-            other => return other,
+    match fetch_once(store, reference).await {
+        Err(error) if error.kind() == ErrorKind::Damaged => {
+            tracing::warn!(%error, "fetching a part of a checkpoint again");
+            fetch_once(store, reference).await
         }
+        other => other,
     }
 }
 
-fn key(object: MapObjectId) -> ObjectKey {
-    ObjectKey::map_object(object.volume, object.epoch, object.number)
+async fn fetch_once(store: &dyn Store, reference: &PageRef) -> Result<Vec<u8>> {
+    map_object::check_reference(reference)?;
+    let stored = get(store, reference.object, reference.offset, u64::from(reference.stored_length)).await?;
+    map_object::open(reference, &stored)
+}
+
+async fn get(store: &dyn Store, object: MapObjectId, offset: u32, length: u64) -> Result<Bytes> {
+    let key = ObjectKey::map_object(object.volume, object.epoch, object.number);
+    let fetched = store.get(&key, ByteRange::Part { offset: u64::from(offset), length }).await;
+    fetched.map(|fetched| fetched.bytes).map_err(|error| match error.kind {
+        // Something refers to it, so this is loss; and it can only be cut if it was damaged.
+        StoreErrorKind::NotFound => Error::damaged(format!("{key} is missing in the store")),
+        StoreErrorKind::Malformed => Error::damaged(error.message),
+        _ => error.into(),
+    })
 }
 
 /// The directory of a page, and its slot there.

@@ -6,9 +6,14 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::map_object::CheckpointRef;
+use crate::limits::{DIRECTORY_PAGES, PAGE_BLOCKS};
 use crate::map::{MapPage, PageIndex, SegmentPlace};
-use crate::store::{MemoryStore, Store, wrap};
+use crate::store::{
+    ByteRange, Condition, Effect, Faults, Gate, Matching, MemoryStore, ObjectKey, Operation, Store, StoreErrorKind,
+    wrap,
+};
 use crate::units::{ByteLen, Epoch, SegmentId, SegmentNumber, Sequence, VolumeId};
 
 #[derive(Clone, Default)]
@@ -48,16 +53,22 @@ async fn assert_equals(checkpoint: &Checkpoint, model: &Model) {
         })
         .await
         .unwrap();
-    let expected: BTreeMap<_, _> = model.0.iter().filter(|(_, page)| !page.is_empty()).map(|(i, p)| (*i, p.clone())).collect();
+    let expected: BTreeMap<_, _> =
+        model.0.iter().filter(|(_, page)| !page.is_empty()).map(|(i, p)| (*i, p.clone())).collect();
     assert_eq!(walked, expected);
 }
 
 fn random_page(random: &mut SmallRng) -> MapPage {
     let mut page = MapPage::default();
     for _ in 0..random.random_range(0..4) {
-        let segment = SegmentId { volume: VolumeId(1), epoch: Epoch(1), number: SegmentNumber(random.random_range(0..50)) };
+        let segment =
+            SegmentId { volume: VolumeId(1), epoch: Epoch(1), number: SegmentNumber(random.random_range(0..50)) };
         let offset = random.random_range(0..200);
-        page.set(offset, random.random_range(1..50), Some(SegmentPlace { segment, block: random.random_range(0..5000) }));
+        page.set(
+            offset,
+            random.random_range(1..50),
+            Some(SegmentPlace { segment, block: random.random_range(0..5000) }),
+        );
     }
     page
 }
@@ -111,7 +122,14 @@ async fn a_checkpoint_costs_what_changed() {
     let mut number = 0;
     for index in 0..10_000 {
         let mut page = random_page(&mut random);
-        page.set(0, 1, Some(SegmentPlace { segment: SegmentId { volume: VolumeId(1), epoch: Epoch(1), number: SegmentNumber(1) }, block: 1 }));
+        page.set(
+            0,
+            1,
+            Some(SegmentPlace {
+                segment: SegmentId { volume: VolumeId(1), epoch: Epoch(1), number: SegmentNumber(1) },
+                block: 1,
+            }),
+        );
         model.0.insert(PageIndex(index), page);
     }
     let all = model.0.keys().copied().collect();
@@ -124,7 +142,7 @@ async fn a_checkpoint_costs_what_changed() {
     let (second, little) = save(&store, 1, &mut number, &first, &changed, &model).await;
     let after = opened.counts.snapshot();
     assert_eq!((after.puts - before.puts, little.objects), (1, 1));
-    // One directory read before it is changed, one root to open the new checkpoint.
+    // The directory is read before it is changed (`first` was opened anew), and the root to open the new checkpoint.
     assert_eq!(after.gets - before.gets, 2);
     assert!(little.bytes * 10 < whole.bytes, "{little:?} of {whole:?}");
     assert_equals(&second, &model).await;
@@ -145,7 +163,253 @@ async fn damage_is_noticed() {
         write(store.clone(), volume, Epoch(1), &mut 0, &empty, POSITION, size, &changed, &model).await.unwrap();
     reference.root.crc ^= 1;
     let error = Checkpoint::open(store.clone(), reference).await.err().unwrap();
-    assert_eq!(error.kind(), crate::error::ErrorKind::Damaged);
+    assert_eq!(error.kind(), ErrorKind::Damaged);
     reference.root.object.number = 7;
-    assert_eq!(Checkpoint::open(store, reference).await.err().unwrap().kind(), crate::error::ErrorKind::Damaged);
+    assert_eq!(Checkpoint::open(store, reference).await.err().unwrap().kind(), ErrorKind::Damaged);
+}
+
+/// A page that does not compress: every block in a place of its own.
+fn scattered_page(random: &mut SmallRng) -> MapPage {
+    let mut page = MapPage::default();
+    for offset in 0..PAGE_BLOCKS as u16 {
+        let segment = SegmentId {
+            volume: VolumeId(random.random()),
+            epoch: Epoch(random.random()),
+            number: SegmentNumber(random.random()),
+        };
+        page.set(offset, 1, Some(SegmentPlace { segment, block: random.random_range(0..1 << 30) }));
+    }
+    page
+}
+
+/// A store with faults, and in it a checkpoint of pages 0 to 19, none of them empty.
+async fn twenty_pages() -> (Faults, Arc<dyn Store>, CheckpointRef, Model) {
+    let faults = Faults::new();
+    let store = faults.wrap(Arc::new(MemoryStore::new()));
+    let mut random = SmallRng::seed_from_u64(5);
+    let model = Model((0..20).map(|index| (PageIndex(index), scattered_page(&mut random))).collect());
+    let changed: Vec<PageIndex> = model.0.keys().copied().collect();
+    let empty = Checkpoint::empty(store.clone());
+    let written =
+        write(store.clone(), VolumeId(1), Epoch(1), &mut 0, &empty, POSITION, ByteLen(1 << 30), &changed, &model).await;
+    let reference = written.unwrap().0;
+    faults.clear_log();
+    (faults, store, reference, model)
+}
+
+fn gets() -> Matching {
+    Matching::operation(Operation::Get)
+}
+
+#[tokio::test]
+async fn attaching_reads_the_root_and_neighbours_come_together() {
+    let (faults, store, reference, model) = twenty_pages().await;
+    let checkpoint = Checkpoint::open(store, reference).await.unwrap();
+    assert_eq!(faults.count(&Matching::any()), 1);
+    let root = checkpoint.root();
+    assert_eq!((root.epoch, root.number, root.sequence), (POSITION.epoch, POSITION.number, POSITION.sequence));
+    let pages = checkpoint.pages(PageIndex(3), 100).await.unwrap();
+    assert_eq!(faults.count(&Matching::any()), 3, "the directory, and all pages by one request");
+    let expected: Vec<_> = model.0.range(PageIndex(3)..).map(|(index, page)| (*index, page.clone())).collect();
+    assert_eq!(pages, expected);
+    assert_eq!(checkpoint.pages(PageIndex(3), 1).await.unwrap(), expected[..2]);
+    assert_eq!(checkpoint.pages(PageIndex(20), 9).await.unwrap(), [(PageIndex(20), MapPage::default())]);
+    assert_eq!(checkpoint.pages(PageIndex(9 * DIRECTORY_PAGES), 9).await.unwrap().len(), 1);
+    assert_eq!(faults.count(&Matching::any()), 4, "what is absent costs nothing");
+}
+
+#[tokio::test]
+async fn a_directory_is_fetched_once_however_many_ask() {
+    let (faults, store, reference, _) = twenty_pages().await;
+    let checkpoint = Arc::new(Checkpoint::open(store, reference).await.unwrap());
+    faults.clear_log();
+    let gate = Gate::closed();
+    faults.inject(gets(), Effect::HoldBefore(gate.clone()), 1);
+    let asking: Vec<_> = (0..10)
+        .map(|index| {
+            let checkpoint = checkpoint.clone();
+            tokio::spawn(async move { checkpoint.pages(PageIndex(index), 0).await })
+        })
+        .collect();
+    gate.arrived(1).await;
+    gate.open();
+    for (index, task) in asking.into_iter().enumerate() {
+        assert_eq!(task.await.unwrap().unwrap()[0].0, PageIndex(index as u64));
+    }
+    assert_eq!(faults.count(&gets()), 11);
+}
+
+#[tokio::test]
+async fn the_next_checkpoint_need_not_fetch_what_the_last_one_wrote() {
+    let (faults, store, reference, mut model) = twenty_pages().await;
+    let opened = Checkpoint::open(store.clone(), reference).await.unwrap();
+    let mut base = opened;
+    let mut number = 10;
+    for round in 0..3 {
+        faults.clear_log();
+        model.0.insert(PageIndex(round), MapPage::default());
+        let changed = [PageIndex(round)];
+        let written = write(
+            store.clone(),
+            VolumeId(1),
+            Epoch(1),
+            &mut number,
+            &base,
+            POSITION,
+            ByteLen(1 << 30),
+            &changed,
+            &model,
+        )
+        .await;
+        base = written.unwrap().1;
+        assert_eq!(faults.count(&gets()), usize::from(round == 0));
+    }
+    assert_equals(&base, &model).await;
+}
+
+#[tokio::test]
+async fn a_flipped_bit_on_the_way_is_healed_by_asking_again() {
+    let (faults, store, reference, model) = twenty_pages().await;
+    faults.inject(gets(), Effect::Flip(5), 1);
+    let checkpoint = Checkpoint::open(store, reference).await.unwrap();
+    faults.inject(gets(), Effect::Flip(5), 1);
+    checkpoint.pages(PageIndex(0), 0).await.unwrap();
+    faults.inject(gets(), Effect::Flip(5), 1);
+    let pages = checkpoint.pages(PageIndex(0), 30).await.unwrap();
+    assert_eq!(pages.len(), 20);
+    assert_eq!(Some(&pages[0].1), model.0.get(&PageIndex(0)));
+    faults.inject(gets(), Effect::Flip(5), 1);
+    assert_equals(&checkpoint, &model).await;
+}
+
+/// Replaces the object with the pages by what `damage` makes of it.
+async fn damage_object(store: &Arc<dyn Store>, damage: impl FnOnce(&mut Vec<u8>)) {
+    let key = ObjectKey::map_object(VolumeId(1), Epoch(1), 0);
+    let fetched = store.get(&key, ByteRange::Full).await.unwrap();
+    let mut body = fetched.bytes.to_vec();
+    damage(&mut body);
+    store.put(&key, body.into(), Condition::IfMatch(fetched.etag)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_page_harms_no_other() {
+    let (_, store, reference, model) = twenty_pages().await;
+    let checkpoint = Checkpoint::open(store.clone(), reference).await.unwrap();
+    // Pages of 7 KiB follow the header: the third is hit.
+    damage_object(&store, |body| body[16_500] ^= 1).await;
+    let pages = checkpoint.pages(PageIndex(0), 30).await.unwrap();
+    assert_eq!(pages.len(), 19);
+    assert!(pages.iter().all(|(index, page)| *index != PageIndex(2) && Some(page) == model.0.get(index)));
+    let error = checkpoint.pages(PageIndex(2), 30).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    assert!(error.message().contains("map object vol_0000000000001/1/0"), "{error}");
+    assert_eq!(checkpoint.walk(&mut |_, _| Ok(())).await.unwrap_err().kind(), ErrorKind::Damaged);
+    let (mut sound, mut damaged) = (0, Vec::new());
+    let mut note = |index, pages, page: Result<MapPage>| {
+        match page {
+            Ok(_) => sound += 1,
+            Err(error) => damaged.push((index, pages, error.kind())),
+        }
+        Ok(())
+    };
+    checkpoint.survey(&mut note).await.unwrap();
+    assert_eq!((sound, damaged), (19, vec![(PageIndex(2), 1, ErrorKind::Damaged)]));
+}
+
+#[tokio::test]
+async fn a_cut_or_missing_object_is_damage_and_an_outage_is_not() {
+    let (faults, store, reference, _) = twenty_pages().await;
+    let checkpoint = Checkpoint::open(store.clone(), reference).await.unwrap();
+    checkpoint.pages(PageIndex(0), 0).await.unwrap();
+    damage_object(&store, |body| body.truncate(30_000)).await;
+    assert_eq!(checkpoint.pages(PageIndex(0), 19).await.unwrap().len(), 1, "the page that is still there");
+    assert_eq!(checkpoint.pages(PageIndex(19), 0).await.unwrap_err().kind(), ErrorKind::Damaged);
+    store.delete(&ObjectKey::map_object(VolumeId(1), Epoch(1), 0)).await.unwrap();
+    let error = checkpoint.pages(PageIndex(1), 9).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    assert!(error.message().contains("missing"), "{error}");
+    let unknown = Checkpoint::empty(store.clone()).successor(store, checkpoint.root().clone());
+    let mut concerned = Vec::new();
+    let mut note = |index, pages, page: Result<MapPage>| {
+        concerned.push((index, pages, page.is_err()));
+        Ok(())
+    };
+    unknown.survey(&mut note).await.unwrap();
+    assert_eq!(concerned, [(PageIndex(0), DIRECTORY_PAGES, true)]);
+    faults.outage(Some(StoreErrorKind::Unavailable));
+    assert_eq!(checkpoint.pages(PageIndex(1), 9).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(unknown.walk(&mut |_, _| Ok(())).await.unwrap_err().kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_long_checkpoint_is_cut_into_objects() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let mut random = SmallRng::seed_from_u64(8);
+    let mut model = Model::default();
+    for index in 0..5_000 {
+        // Directories of 500 pages: some lie wholly within an object, some across two.
+        let place = index / 500 * DIRECTORY_PAGES + index % 500;
+        model.0.insert(PageIndex(place), scattered_page(&mut random));
+    }
+    let all = model.0.keys().copied().collect();
+    let mut number = 0;
+    let (checkpoint, stats) = save(&store, 1, &mut number, &Checkpoint::empty(store.clone()), &all, &model).await;
+    assert_eq!((stats.objects, number), (3, 3));
+    for number in 0..3 {
+        let object = store.get(&ObjectKey::map_object(VolumeId(1), Epoch(1), number), ByteRange::Full).await.unwrap();
+        assert!(object.object_length < 18 << 20, "{}", object.object_length);
+        let id = crate::format::map_object::decode_header(&object.bytes).unwrap();
+        assert_eq!((id.volume, id.epoch, id.number), (VolumeId(1), Epoch(1), number));
+    }
+    assert_equals(&checkpoint, &model).await;
+    let objects: Vec<u64> = checkpoint.objects().await.unwrap().into_iter().map(|object| object.number).collect();
+    assert_eq!(objects, [0, 1, 2]);
+    // With every page gone nothing is referred to any more.
+    let empty = Model::default();
+    let (checkpoint, _) = save(&store, 1, &mut number, &checkpoint, &all, &empty).await;
+    assert!(checkpoint.root().directories.is_empty() && checkpoint.objects().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn after_a_failure_writing_goes_on_under_a_new_name() {
+    let (faults, store, reference, mut model) = twenty_pages().await;
+    let base = Checkpoint::open(store.clone(), reference).await.unwrap();
+    model.0.insert(PageIndex(4), MapPage::default());
+    let mut number = 1;
+    faults.inject(Matching::operation(Operation::Put), Effect::FailAfter(StoreErrorKind::OutcomeUnknown), 1);
+    let again = async |number: &mut u64| {
+        let (volume, changed) = (VolumeId(1), [PageIndex(4)]);
+        write(store.clone(), volume, Epoch(1), number, &base, POSITION, ByteLen(1 << 30), &changed, &model).await
+    };
+    let error: Error = again(&mut number).await.err().unwrap();
+    assert_eq!((error.kind(), number), (ErrorKind::Unavailable, 2));
+    assert!(error.message().contains("volumes/vol_0000000000001/map/"), "{error}");
+    let (reference, checkpoint, _) = again(&mut number).await.unwrap();
+    assert_eq!((reference.root.object.number, number), (2, 3));
+    assert_equals(&checkpoint, &model).await;
+    let outside = write(
+        store.clone(),
+        VolumeId(1),
+        Epoch(1),
+        &mut number,
+        &base,
+        POSITION,
+        ByteLen(1 << 30),
+        &[PageIndex(1 << 24)],
+        &model,
+    );
+    assert_eq!(outside.await.err().unwrap().kind(), ErrorKind::Invalid);
+}
+
+/// The doors run on many threads: what they wait for must be able to move among them.
+#[test]
+fn futures_can_move_between_threads() {
+    fn movable<T: Send>(_: T) {}
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let checkpoint = Checkpoint::empty(store.clone());
+    let (mut number, model) = (0, Model::default());
+    movable(checkpoint.pages(PageIndex(0), 1));
+    movable(checkpoint.objects());
+    movable(checkpoint.walk(&mut |_, _| Ok(())));
+    movable(write(store, VolumeId(1), Epoch(1), &mut number, &checkpoint, POSITION, ByteLen(0), &[], &model));
 }

@@ -4,17 +4,21 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 
-use crate::checkpoint::reader::{Checkpoint, split};
+use crate::checkpoint::reader::{Checkpoint, DIRECTORIES_KEPT, PARALLEL_FETCHES, split};
 use crate::error::{Context, Error, Result};
-use crate::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, References, Root};
+use crate::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, RAW_BYTES_MAX, References, Root};
 use crate::format::page::encode_page;
+use crate::limits::{PAGE_BLOCKS, VOLUME_BYTES_MAX};
 use crate::map::{MapPage, PageIndex};
 use crate::store::{Condition, ObjectKey, Store};
-use crate::units::{ByteLen, Epoch, SegmentNumber, Sequence, VolumeId};
+use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentNumber, Sequence, VolumeId};
 
 /// An object is ended when it has grown to this length, in bytes: bounds the memory of writing.
 const OBJECT_BYTES_TARGET: usize = 16 << 20;
+
+const _: () = assert!(OBJECT_BYTES_TARGET + 2 * (RAW_BYTES_MAX as usize) < u32::MAX as usize);
 
 /// The position that a checkpoint holds the map of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,35 +50,98 @@ pub trait PageSource: Send + Sync {
     async fn page(&self, index: PageIndex) -> Result<Arc<MapPage>>;
 }
 
-/// Where a checkpoint is written: names of objects count up from `next_number`, which is moved on for each that may have been used.
-pub struct Target<'a> {
+/// A page, directory or root, ready to be stored.
+struct Packed {
+    stored: Vec<u8>,
+    raw_length: u32,
+    crc: u32,
+}
+
+impl Packed {
+    fn new(raw: Vec<u8>) -> Self {
+        assert!(
+            raw.len() <= RAW_BYTES_MAX as usize,
+            "pages, directories and roots are far shorter than a reader accepts"
+        );
+        let raw_length = raw.len() as u32;
+        let stored = map_object::compress(raw);
+        let crc = crc32c::crc32c(&stored);
+        Packed { stored, raw_length, crc }
+    }
+}
+
+/// A directory whose pages have been added, and which follows them in the same object.
+struct Waiting {
+    which: u32,
+    packed: Packed,
+    /// The same decoded, for the first few, so that the next checkpoint finds them in memory.
+    directory: Option<Arc<References>>,
+}
+
+/// A checkpoint being written: one object in memory, and the directories of the root as they come to be known.
+struct Writing<'a> {
     store: Arc<dyn Store>,
     volume: VolumeId,
     epoch: Epoch,
     next_number: &'a mut u64,
+    base: &'a Checkpoint,
     object: Vec<u8>,
+    waiting: Vec<Waiting>,
+    waiting_bytes: usize,
+    directories: References,
     stats: WrittenStats,
 }
 
-impl Target<'_> {
+impl Writing<'_> {
     fn id(&self) -> MapObjectId {
         MapObjectId { volume: self.volume, epoch: self.epoch, number: *self.next_number }
     }
 
-    /// Adds a page, directory or root, and returns where it lies.
-    async fn add(&mut self, raw: Vec<u8>) -> Result<PageRef> {
-        if self.object.len() >= OBJECT_BYTES_TARGET {
-            self.put().await?;
-        }
+    fn append(&mut self, packed: &Packed) -> PageRef {
         if self.object.is_empty() {
             self.object = map_object::encode_header(self.id());
         }
-        // Pages are far below these bounds: `RAW_BYTES_MAX` and twice `OBJECT_BYTES_TARGET`.
-        let (offset, raw_length) = (self.object.len() as u32, raw.len() as u32);
-        let stored = map_object::compress(raw);
-        self.object.extend_from_slice(&stored);
-        let crc = crc32c::crc32c(&stored);
-        Ok(PageRef { object: self.id(), offset, stored_length: stored.len() as u32, raw_length, crc })
+        // Both fit: an object is not much longer than its target, as asserted above.
+        let (offset, stored_length) = (self.object.len() as u32, packed.stored.len() as u32);
+        self.object.extend_from_slice(&packed.stored);
+        PageRef { object: self.id(), offset, stored_length, raw_length: packed.raw_length, crc: packed.crc }
+    }
+
+    async fn add_page(&mut self, page: &MapPage) -> Result<PageRef> {
+        self.put_if_long().await?;
+        Ok(self.append(&Packed::new(encode_page(page))))
+    }
+
+    /// Takes a directory whose pages are all added. It waits for the end of the object, so that pages lie next to pages.
+    async fn add_directory(&mut self, which: u32, directory: References) -> Result<()> {
+        if directory.is_empty() {
+            replace(&mut self.directories, which, None);
+            return Ok(());
+        }
+        let packed = Packed::new(map_object::encode_directory(&directory));
+        self.waiting_bytes += packed.stored.len();
+        let directory = (self.waiting.len() < DIRECTORIES_KEPT).then(|| Arc::new(directory));
+        self.waiting.push(Waiting { which, packed, directory });
+        self.put_if_long().await
+    }
+
+    async fn put_if_long(&mut self) -> Result<()> {
+        if self.object.len() + self.waiting_bytes < OBJECT_BYTES_TARGET {
+            return Ok(());
+        }
+        self.place_directories();
+        self.put().await
+    }
+
+    fn place_directories(&mut self) {
+        self.waiting_bytes = 0;
+        for Waiting { which, packed, directory } in std::mem::take(&mut self.waiting) {
+            let reference = self.append(&packed);
+            replace(&mut self.directories, which, Some(reference));
+            if let Some(directory) = directory {
+                self.base.keep((reference.object, reference.offset), directory);
+            }
+        }
     }
 
     async fn put(&mut self) -> Result<()> {
@@ -84,14 +151,16 @@ impl Target<'_> {
         self.stats.objects += 1;
         self.stats.bytes += body.len() as u64;
         let put = self.store.put(&key, body, Condition::IfAbsent).await.map_err(Error::from);
-        put.map(drop).context(|| format!("cannot write the checkpoint of {}", self.volume))
+        put.map(drop).context(|| format!("cannot write a part of a checkpoint, {key}"))
     }
 }
 
-/// Writes a checkpoint: `base` with the `changed` pages (sorted) replaced by what `source` says of them.
+/// Writes a checkpoint: `base` with the `changed` pages (sorted, each once) replaced by what `source` says of them. Takes the memory of
+/// one object (16 MiB) and a few directories, however much has changed.
 ///
 /// # Errors
-/// What `source` and the store say; the checkpoint is then not written, and trying again uses new names.
+/// `Invalid` if a page lies outside the volume; what `source` and the store say. The checkpoint is then not written, and
+/// trying again uses new names.
 #[expect(clippy::too_many_arguments, reason = "each is one plain fact, and one place calls it")]
 pub async fn write(
     store: Arc<dyn Store>,
@@ -104,33 +173,44 @@ pub async fn write(
     changed: &[PageIndex],
     source: &dyn PageSource,
 ) -> Result<(CheckpointRef, Checkpoint, WrittenStats)> {
-    let stats = WrittenStats::default();
-    let mut target = Target { store: store.clone(), volume, epoch, next_number, object: Vec::new(), stats };
-    let mut fresh: Vec<(u32, References)> = Vec::new();
-    for group in changed.chunk_by(|a, b| split(*a).0 == split(*b).0) {
-        let Some(first) = group.first() else { continue };
-        let which = split(*first).0;
-        let mut directory = base.directory(which).await?.map(|known| (*known).clone()).unwrap_or_default();
-        for index in group {
-            let page = source.page(*index).await?;
-            let reference = if page.is_empty() { None } else { Some(target.add(encode_page(&page)).await?) };
-            replace(&mut directory, split(*index).1, reference);
+    assert!(changed.is_sorted_by(|a, b| a < b), "changed pages are sorted, and each is named once");
+    let pages = VOLUME_BYTES_MAX / BLOCK_SIZE / PAGE_BLOCKS;
+    if let Some(last) = changed.last().filter(|last| last.0 >= pages) {
+        return Err(Error::invalid(format!("page {} of the block map lies outside any volume", last.0)));
+    }
+    let mut writing = Writing {
+        store: store.clone(),
+        volume,
+        epoch,
+        next_number,
+        base,
+        object: Vec::new(),
+        waiting: Vec::new(),
+        waiting_bytes: 0,
+        directories: base.root().directories.clone(),
+        stats: WrittenStats::default(),
+    };
+    let groups: Vec<(u32, &[PageIndex])> =
+        changed.chunk_by(|a, b| split(*a).0 == split(*b).0).map(|group| (split(group[0]).0, group)).collect();
+    for batch in groups.chunks(PARALLEL_FETCHES) {
+        let known = try_join_all(batch.iter().map(|(which, _)| base.directory(*which))).await?;
+        for ((which, group), known) in batch.iter().zip(known) {
+            let mut directory = (*known).clone();
+            for index in *group {
+                let page = source.page(*index).await?;
+                let reference = if page.is_empty() { None } else { Some(writing.add_page(&page).await?) };
+                replace(&mut directory, split(*index).1, reference);
+            }
+            writing.add_directory(*which, directory).await?;
         }
-        fresh.push((which, directory));
     }
-    let mut directories = base.root().directories.clone();
-    for (which, directory) in fresh {
-        let reference = match directory.is_empty() {
-            true => None,
-            false => Some(target.add(map_object::encode_directory(&directory)).await?),
-        };
-        replace(&mut directories, which, reference);
-    }
+    writing.place_directories();
     let Position { epoch, number, sequence } = position;
+    let directories = std::mem::take(&mut writing.directories);
     let root = Root { epoch, number, sequence, size, directories };
-    let reference = CheckpointRef { root: target.add(map_object::encode_root(&root)).await? };
-    target.put().await?;
-    Ok((reference, Checkpoint::with_root(store, root), target.stats))
+    let reference = CheckpointRef { root: writing.append(&Packed::new(map_object::encode_root(&root))) };
+    writing.put().await?;
+    Ok((reference, base.successor(store, root), writing.stats))
 }
 
 fn replace(references: &mut References, slot: u32, reference: Option<PageRef>) {

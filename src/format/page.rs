@@ -89,6 +89,8 @@ pub fn open_page(bytes: &[u8]) -> Result<MapPage> {
 mod tests {
     use super::*;
     use crate::map::SegmentPlace;
+    use rand::rngs::SmallRng;
+    use rand::{RngExt, SeedableRng};
 
     fn page() -> MapPage {
         let mut page = MapPage::default();
@@ -125,5 +127,26 @@ mod tests {
             assert!(open_page(&damaged).is_err(), "byte {at}");
             assert!(open_page(&sealed[..at]).is_err(), "cut at {at}");
         }
+    }
+
+    #[test]
+    fn hostile_bytes_are_refused_or_make_a_page_with_its_own_encoding() {
+        let mut random = SmallRng::seed_from_u64(4);
+        let intact = encode_page(&page());
+        for _ in 0..50_000 {
+            let mut bytes = intact.clone();
+            for _ in 0..random.random_range(1..4) {
+                let at = random.random_range(0..bytes.len());
+                bytes[at] = if random.random() { random.random() } else { bytes[at] ^ 1 };
+            }
+            if random.random_range(0..4) == 0 {
+                bytes.truncate(random.random_range(0..=bytes.len()));
+            }
+            if let Ok(decoded) = decode_page(&bytes) {
+                assert_eq!(decode_page(&encode_page(&decoded)).unwrap(), decoded);
+                assert!(encode_page(&decoded).len() == bytes.len());
+            }
+        }
+        assert_eq!(decode_page(&[2; 40]).unwrap_err().kind(), crate::error::ErrorKind::Unsupported);
     }
 }
