@@ -4,6 +4,8 @@
 
 mod support;
 
+#[path = "store/answers.rs"]
+mod answers;
 #[path = "store/contract.rs"]
 mod contract;
 #[path = "store/fitness.rs"]

@@ -6,11 +6,15 @@
 //! # Guarantees
 //! One request per call: the SDK's own retries and deadlines are off, since a wrapper above decides about both and has
 //! to know what each try did. A body is returned only if its length is what was announced and asked for: a MinIO with rot on
-//! its disk answers 206 with no bytes. Conditions are the store's (`If-None-Match: *`, `If-Match`); whether it honours
+//! its disk answers 206 with no bytes. With each body goes its CRC32C, which the server verifies before it stores anything;
+//! where neither TLS nor the loopback device protects the way, the body is signed as well. Conditions are the store's (`If-None-Match: *`, `If-Match`); whether it honours
 //! them is found out by the probe. DELETE is unconditional, since MinIO ignores its conditions. To Tigris every request
 //! carries the header that asks for the one consistent answer.
 //!
 //! Errors: see `classify`. A write without a clear answer is `OutcomeUnknown`, unless it certainly never left.
+
+use std::net::IpAddr;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_config::environment::EnvironmentVariableRegionProvider;
@@ -28,7 +32,6 @@ use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_smithy_http_client::{Builder, tls};
 use bytes::{Bytes, BytesMut};
-use std::time::Duration;
 
 use super::{
     ByteRange, Condition, ETag, Fetched, Listed, Listing, ObjectKey, Operation, Store, StoreError, StoreErrorKind,
@@ -37,6 +40,7 @@ use super::{
 use crate::limits::OBJECT_BYTES_MAX;
 use crate::units::UnixMillis;
 
+mod checksum;
 mod classify;
 mod range;
 
@@ -69,6 +73,8 @@ pub struct S3Store {
     bucket: String,
     /// Empty, or ending in a slash.
     prefix: String,
+    /// Whether the bodies of writes are part of the signature.
+    sign_bodies: bool,
     address: String,
 }
 
@@ -123,7 +129,8 @@ impl S3Store {
         let prefix = prefix.trim_matches('/');
         let address = format!("s3://{bucket}{}{prefix}", if prefix.is_empty() { "" } else { "/" });
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        S3Store { client: aws_sdk_s3::Client::from_conf(config), bucket: bucket.into(), prefix, address }
+        let sign_bodies = endpoint.is_some_and(is_open_to_tampering);
+        S3Store { client: aws_sdk_s3::Client::from_conf(config), bucket: bucket.into(), prefix, sign_bodies, address }
     }
 
     fn name(&self, key: &ObjectKey) -> String {
@@ -192,16 +199,31 @@ fn http_client() -> SharedHttpClient {
     Builder::new().tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring)).build_https()
 }
 
+fn host_of(endpoint: &str) -> &str {
+    let authority = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+    let authority = authority.split('/').next().unwrap_or_default();
+    match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    }
+}
+
 fn is_tigris(endpoint: &str) -> bool {
-    let host = endpoint.split("://").last().unwrap_or(endpoint).split(['/', ':']).next().unwrap_or_default();
-    [".tigris.dev", ".storage.dev"].iter().any(|domain| host.ends_with(domain))
+    [".tigris.dev", ".storage.dev"].iter().any(|domain| host_of(endpoint).ends_with(domain))
+}
+
+/// True if nothing but a signature protects what is sent: neither TLS, nor that it stays on this host. Signing a body
+/// (SHA-256) costs both sides more than everything else about it.
+fn is_open_to_tampering(endpoint: &str) -> bool {
+    let host = host_of(endpoint);
+    let local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    !endpoint.to_ascii_lowercase().starts_with("https://") && !local
 }
 
 /// Asks Tigris for the newest state instead of the nearest.
 #[derive(Debug)]
 struct ConsistentReads;
 
-// As the trait's documentation has it; the macro of the same name only saves calls of empty hooks.
 impl Intercept for ConsistentReads {
     fn name(&self) -> &'static str {
         "ConsistentReads"
@@ -250,11 +272,15 @@ impl Store for S3Store {
     }
 
     async fn put(&self, key: &ObjectKey, body: Bytes, condition: Condition) -> StoreResult<ETag> {
-        let request = self.client.put_object().bucket(&self.bucket).key(self.name(key)).body(ByteStream::from(body));
+        let sum = checksum::crc32c_header(&body);
+        let request = self.client.put_object().bucket(&self.bucket).key(self.name(key));
+        let request = request.checksum_crc32_c(sum).body(ByteStream::from(body));
         let request = match condition {
             Condition::IfAbsent => request.if_none_match("*"),
             Condition::IfMatch(etag) => request.if_match(etag.0),
         };
+        let request = request.customize();
+        let request = if self.sign_bodies { request } else { request.disable_payload_signing() };
         let answer = request.send().await.map_err(|error| sdk_failure(Operation::Put, &self.address, key, &error))?;
         answer.e_tag.map(ETag).ok_or_else(|| {
             let message = format!("{} wrote {key} without naming its version (ETag)", self.address);
@@ -311,5 +337,28 @@ impl Store for S3Store {
 
     fn address(&self) -> &str {
         &self.address
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_told_apart() {
+        for tigris in ["https://t3.storage.dev", "https://fly.storage.tigris.dev/", "https://x.storage.dev:443/path"] {
+            assert!(is_tigris(tigris), "{tigris}");
+        }
+        for other in ["https://s3.amazonaws.com", "http://127.0.0.1:9000", "https://storage.dev.example.com"] {
+            assert!(!is_tigris(other), "{other}");
+        }
+        for safe in
+            ["https://s3.example.com", "HTTPS://x", "http://127.0.0.1:9000", "http://localhost", "http://[::1]:1"]
+        {
+            assert!(!is_open_to_tampering(safe), "{safe}");
+        }
+        for open in ["http://minio:9000", "http://10.0.0.1", "http://localhost.example.com", "http://[fe80::1]:9000"] {
+            assert!(is_open_to_tampering(open), "{open}");
+        }
     }
 }

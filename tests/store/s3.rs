@@ -80,6 +80,16 @@ async fn prefixes_are_stores_of_their_own() {
 }
 
 #[tokio::test]
+async fn the_server_knows_the_checksum_of_what_it_keeps() {
+    let bucket = Minio::shared().fresh_bucket().await;
+    let store = S3Store::with_access(&bucket, "", &Minio::shared().access());
+    store.put(&key(), Bytes::from_static(b"123456789"), Condition::IfAbsent).await.unwrap();
+    let head = Minio::shared().client().head_object().bucket(&bucket).key(key().as_str());
+    let head = head.checksum_mode(aws_sdk_s3::types::ChecksumMode::Enabled).send().await.unwrap();
+    assert_eq!(head.checksum_crc32_c(), Some("4waSgw=="));
+}
+
+#[tokio::test]
 async fn a_hanging_server_leaves_no_wrong_conclusion() {
     let minio = Minio::start();
     let store = S3Store::with_access(&minio.fresh_bucket().await, "", &minio.access());

@@ -13,7 +13,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use varve::store::S3Access;
 
 /// Access key id of the test server.
@@ -101,7 +101,10 @@ impl Minio {
 
     /// Stops the server in its tracks (SIGSTOP): connections stay, nothing answers.
     pub fn pause(&self) {
-        self.signal(Signal::STOP);
+        let server = self.signal(Signal::STOP);
+        // The signal is only sent by then; this waits until each of its threads has stopped.
+        let (_, status) = waitpid(Some(server), WaitOptions::UNTRACED).unwrap().unwrap();
+        assert!(status.stopped(), "{status:?}");
     }
 
     /// Lets it go on (SIGCONT).
@@ -124,9 +127,10 @@ impl Minio {
         self.wait_until_ready();
     }
 
-    fn signal(&self, signal: Signal) {
-        let id = self.server.lock().unwrap().id();
-        kill_process(Pid::from_raw(id as i32).unwrap(), signal).unwrap();
+    fn signal(&self, signal: Signal) -> Pid {
+        let server = Pid::from_child(&self.server.lock().unwrap());
+        kill_process(server, signal).unwrap();
+        server
     }
 
     fn wait_until_ready(&self) {

@@ -173,3 +173,30 @@ fn what_the_file_system_says_is_understood() {
         assert!(error.message.contains("/srv/varve"), "{error}");
     }
 }
+
+/// Each with descriptors of its own, as two processes have them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_who_opened_the_directory_exclude_each_other() {
+    const UPDATES: usize = 50;
+    let world = World::new().await;
+    world.create(&key(), "").await;
+    let writers = (0..2).map(|_| {
+        let path = world.directory.path().to_owned();
+        tokio::spawn(async move {
+            let store = DirectoryStore::open(&path, false).await.unwrap();
+            let mut done = 0;
+            while done < UPDATES {
+                let found = store.get(&key(), ByteRange::Full).await.unwrap();
+                let body = Bytes::from([&found.bytes[..], b"x"].concat());
+                match store.put(&key(), body, Condition::IfMatch(found.etag)).await {
+                    Ok(_) => done += 1,
+                    Err(error) => assert_eq!(error.kind, StoreErrorKind::PreconditionFailed, "{error}"),
+                }
+            }
+        })
+    });
+    for writer in futures_util::future::join_all(writers).await {
+        writer.unwrap();
+    }
+    assert_eq!(world.store.get(&key(), ByteRange::Full).await.unwrap().object_length, 2 * UPDATES as u64);
+}
