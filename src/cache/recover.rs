@@ -1,9 +1,10 @@
 //! The ring's file: created, or found and carried on with.
 //!
-//! Order at open: 1. the newer valid superblock says how far the ring was written; 2. chunks written after it are found by looking
-//! for their first entry; 3. entries that a crash took from the index (it is newer in the file) are put back, walking back from the end
-//! to the first chunk that the index knows. What the index knows and the file no longer has is found when it is read.
-//! A file that does not fit (damaged, other size, other version) is removed, made anew, and the index of slots cleared.
+//! Order at open: 1. the newer valid superblock says how far the ring was written; 2. chunks written after it are
+//! found by looking for their first entry; 3. entries that a crash took from the index (it is newer in the file) are
+//! put back, walking back from the end to the first chunk that the index knows. What the index knows and the file no
+//! longer has is found when it is read. A file that does not fit (damaged, other size, other version) is removed, made
+//! anew, and the index of slots cleared.
 
 use std::io::{ErrorKind as IoErrorKind, IoSliceMut};
 use std::path::Path;
