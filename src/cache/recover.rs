@@ -96,7 +96,8 @@ fn create(
 ) -> Result<(Arc<dyn DiskFile>, Superblock)> {
     match disk.remove(path) {
         Ok(()) => {
-            tracing::info!(path = %path.display(), "the read cache's file is of another size or version, or damaged: it is made anew")
+            let path = path.display();
+            tracing::info!("the read cache's file {path} is of another size or version, or damaged: it is made anew");
         }
         Err(error) if error.kind() == IoErrorKind::NotFound => {}
         Err(error) => return Err(error).context(|| "removing it"),
