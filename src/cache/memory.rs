@@ -1,8 +1,8 @@
 //! The memory part: plain frames within a budget, and the rule that a missing frame is fetched once.
 //!
 //! Invariant: while a [`Lead`] for a frame is alive, its flight is in the table; whoever claims the frame meanwhile
-//! waits in that flight. The flight ends when the lead is filled (waiters get the bytes) or dropped (they get `None`). The
-//! table and the cache are changed in an order that leaves no gap: filled bytes enter the cache before their
+//! waits in that flight. The flight ends when the lead is filled (waiters get the bytes) or dropped (they get `None`).
+//! The table and the cache are changed in an order that leaves no gap: filled bytes enter the cache before their
 //! flight leaves the table, and a claim looks into the cache again while it holds the table.
 
 use std::collections::HashMap;

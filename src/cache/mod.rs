@@ -10,8 +10,9 @@
 //! | `chunk` | the buffered chunks of the ring that reads can see, and the marks of what was read |
 //!
 //! Owns: one file of the state directory, and the meaning of the index of slots (kept elsewhere, behind [`SlotIndex`]).
-//! Guarantees: neither part exceeds its budget; a frame is given out only after its checksum, its name and its place were verified
-//! (the memory part holds what its users verified and decoded); exactly one of those who ask for a missing frame fetches it.
+//! Guarantees: neither part exceeds its budget; a frame is given out only after its checksum, its name and its place
+//! were verified (the memory part holds what its users verified and decoded); exactly one of those who ask for a
+//! missing frame fetches it.
 //! Errors: none reach the caller. A damaged entry is a miss; when the disk or the index fails, the disk part
 //! switches itself off, says so once, and everything else goes on. Nothing here retries.
 //! After a crash: entries verify themselves, so index and file may be of different age; what does not match is a miss.
@@ -39,8 +40,8 @@ pub use ring::DiskStatistics;
 use memory::MemoryCache;
 use ring::RingCache;
 
-/// The index of slots: which frame is where in the ring. It may forget (then frames are missed) and may lag behind or run ahead of
-/// the ring; what it says is verified. The integers mean nothing to it.
+/// The index of slots: which frame is where in the ring. It may forget (then frames are missed) and may lag behind or
+/// run ahead of the ring; what it says is verified. The integers mean nothing to it.
 pub trait SlotIndex: Send + Sync + 'static {
     /// The slot of a frame.
     ///
@@ -94,9 +95,9 @@ pub struct ReadCache {
 }
 
 impl ReadCache {
-    /// Opens the cache, carrying on with what the file holds; a file that is damaged, of another size or version is made anew.
-    /// Never fails: without a usable file (no space, no permission) only the memory part works, and the
-    /// log and [`DiskStatistics::off`] say why. Blocking.
+    /// Opens the cache, carrying on with what the file holds; a file that is damaged, of another size or version is
+    /// made anew. Never fails: without a usable file (no space, no permission) only the memory part works, and the log
+    /// and [`DiskStatistics::off`] say why. Blocking.
     pub fn open(settings: &CacheSettings, disk: &dyn Disk, index: Arc<dyn SlotIndex>) -> Self {
         let memory = Arc::new(MemoryCache::new(settings.memory));
         let warm = Arc::clone(&memory);
@@ -110,8 +111,8 @@ impl ReadCache {
         self.memory.get(frame)
     }
 
-    /// A plain frame from memory, or the duty to fetch it, or the wait for whoever has that duty. The one who leads looks into the
-    /// disk part ([`ReadCache::read_stored`]), then the store, decodes, and fills.
+    /// A plain frame from memory, or the duty to fetch it, or the wait for whoever has that duty. The one who leads
+    /// looks into the disk part ([`ReadCache::read_stored`]), then the store, decodes, and fills.
     ///
     /// A request may hold several leads while it fetches, but it must fill or drop all of them before it waits for
     /// another's; so no two requests ever wait for each other.
@@ -119,8 +120,8 @@ impl ReadCache {
         self.memory.claim(frame)
     }
 
-    /// Puts a plain frame into memory that was not claimed (read-ahead, or what was just packed). `bytes` should own its
-    /// memory: a slice of a longer buffer keeps all of that alive, which the budget does not see.
+    /// Puts a plain frame into memory that was not claimed (read-ahead, or what was just packed). `bytes` should own
+    /// its memory: a slice of a longer buffer keeps all of that alive, which the budget does not see.
     pub fn insert_plain(&self, frame: FrameId, bytes: Bytes) {
         self.memory.insert(frame, bytes);
     }
@@ -147,7 +148,8 @@ impl ReadCache {
         self.memory.contains(frame) || self.ring.contains(frame)
     }
 
-    /// Writes out what the disk part has buffered and where it stands, so that a restart finds it. Blocking. Also done on drop.
+    /// Writes out what the disk part has buffered and where it stands, so that a restart finds it. Blocking. Also done
+    /// on drop.
     pub fn flush(&self) {
         self.ring.flush();
     }

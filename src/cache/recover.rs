@@ -1,9 +1,10 @@
 //! The ring's file: created, or found and carried on with.
 //!
-//! Order at open: 1. the newer valid superblock says how far the ring was written; 2. chunks written after it are found by looking
-//! for their first entry; 3. entries that a crash took from the index (it is newer in the file) are put back, walking back from the end
-//! to the first chunk that the index knows. What the index knows and the file no longer has is found when it is read.
-//! A file that does not fit (damaged, other size, other version) is removed, made anew, and the index of slots cleared.
+//! Order at open: 1. the newer valid superblock says how far the ring was written; 2. chunks written after it are
+//! found by looking for their first entry; 3. entries that a crash took from the index (it is newer in the file) are
+//! put back, walking back from the end to the first chunk that the index knows. What the index knows and the file no
+//! longer has is found when it is read. A file that does not fit (damaged, other size, other version) is removed, made
+//! anew, and the index of slots cleared.
 
 use std::io::{ErrorKind as IoErrorKind, IoSliceMut};
 use std::path::Path;
@@ -95,7 +96,8 @@ fn create(
 ) -> Result<(Arc<dyn DiskFile>, Superblock)> {
     match disk.remove(path) {
         Ok(()) => {
-            tracing::info!(path = %path.display(), "the read cache's file is of another size or version, or damaged: it is made anew")
+            let path = path.display();
+            tracing::info!("the read cache's file {path} is of another size or version, or damaged: it is made anew");
         }
         Err(error) if error.kind() == IoErrorKind::NotFound => {}
         Err(error) => return Err(error).context(|| "removing it"),

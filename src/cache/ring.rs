@@ -1,11 +1,11 @@
 //! The disk part: one preallocated file, written as a ring of chunks of 1 MiB, and reads from it.
 //!
-//! The ring is the newest part of an endless stream of chunks. One chunk is being filled in memory (active);
-//! when it is full it is sealed: written in one go, then named in the index (`rotate`). A frame is looked for in the buffers,
+//! The ring is the newest part of an endless stream of chunks. One chunk is being filled in memory (active); when it
+//! is full it is sealed: written in one go, then named in the index (`rotate`). A frame is looked for in the buffers,
 //! then through the index in the file. What the index says is believed only as far as the entry there confirms it.
 //!
-//! Locks: `writer` is held by the one who seals, opens a chunk or changes the index; `buffers` is taken inside it, briefly, and never
-//! the other way round. Reads take `buffers` alone, unless they find something to remove.
+//! Locks: `writer` is held by the one who seals, opens a chunk or changes the index; `buffers` is taken inside it,
+//! briefly, and never the other way round. Reads take `buffers` alone, unless they find something to remove.
 //!
 //! No data is ever synced: after power loss what is torn or missing fails its checksum and is a miss.
 
@@ -284,7 +284,8 @@ impl Ring {
     }
 
     fn find(&self, frame: FrameId) -> Result<Option<Bytes>> {
-        // A second look, since the ring may come round between the index and the read, and what was kept is then elsewhere.
+        // A second look, since the ring may come round between the index and the read, and what was kept is then
+        // elsewhere.
         for _ in 0..2 {
             if let Some((slot, bytes)) = self.buffers.read().get(frame) {
                 self.marks.set(slot);

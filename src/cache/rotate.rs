@@ -1,15 +1,18 @@
 //! The writer of the ring. Called with the writer lock held, so there is one at a time.
 //!
-//! Order, sealing chunk `c`: 1. its bytes go to the file; 2. the index learns its slots, all at once; 3. the
-//! chunk counts as written and its buffer is let go. Reads find every frame at every moment: in the buffer until 3, by the index from 2 on.
+//! Order, sealing chunk `c`: 1. its bytes go to the file; 2. the index learns its slots, all at once; 3. the chunk
+//! counts as written and its buffer is let go. Reads find every frame at every moment: in the buffer until 3, by the
+//! index from 2 on.
 //!
-//! Order, opening chunk `n` of a ring of `N`: 1. the bytes of chunk `n - N`, in whose place it will be written, are read; 2. what was read from
-//! it since it was written, or is in memory, is copied into the new chunk; 3. the rest leaves the index; 4. the new chunk becomes
-//! active and the old one unreadable. Nothing is overwritten before the new chunk is sealed: a crash loses no survivor.
+//! Order, opening chunk `n` of a ring of `N`: 1. the bytes of chunk `n - N`, in whose place it will be written, are
+//! read; 2. what was read from it since it was written, or is in memory, is copied into the new chunk; 3. the rest
+//! leaves the index; 4. the new chunk becomes active and the old one unreadable. Nothing is overwritten before the new
+//! chunk is sealed: a crash loses no survivor.
 //!
 //! How much may be kept: every chunk opened earns credit for half a chunk, up to a quarter of the ring, and keeping
-//! spends it; so in the long run at most half of what is written is kept, while a dense run of hot frames is kept whole. After three
-//! crowded chunks in a row the next one leaves half its room to whoever is waiting: an insert writes at most four chunks.
+//! spends it; so in the long run at most half of what is written is kept, while a dense run of hot frames is kept
+//! whole. After three crowded chunks in a row the next one leaves half its room to whoever is waiting: an insert
+//! writes at most four chunks.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;

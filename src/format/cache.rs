@@ -121,7 +121,8 @@ pub struct Entry {
     pub slot: Slot,
 }
 
-/// Decodes the entry with which `bytes` begins and which must have been written to `position` of `ring`; more may follow it.
+/// Decodes the entry with which `bytes` begins and which must have been written to `position` of `ring`; more may
+/// follow it.
 pub fn decode_entry(ring: u64, position: RingPosition, bytes: &[u8]) -> Option<Entry> {
     let header = bytes.first_chunk::<HEADER_BYTES>()?;
     let is_ours = header[0..4] == ENTRY_MAGIC
@@ -168,8 +169,8 @@ pub fn entries_of_chunk(ring: u64, chunk: u64, bytes: &[u8]) -> impl Iterator<It
 pub struct Superblock {
     /// Counts superblocks: of two valid copies the one with the higher number holds.
     pub number: u64,
-    /// 64 random bits, fresh for every file, that every entry of the file carries. Guests must not learn them: with them, and a
-    /// damaged slot, bytes of a guest could pass for an entry.
+    /// 64 random bits, fresh for every file, that every entry of the file carries. Guests must not learn them: with
+    /// them, and a damaged slot, bytes of a guest could pass for an entry.
     pub ring: u64,
     /// Chunks in the ring.
     pub chunks: u64,

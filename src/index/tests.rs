@@ -19,15 +19,16 @@ fn copy_as_after_a_crash(index: &Index, to: &Path) {
     // The manifest is copied first, and the data files it names, which never change, are held back from removal: so the
     // copy is of the moment of the manifest, whatever works in the background.
     index.db.disable_file_deletions().unwrap();
-    let mut files: Vec<_> = fs::read_dir(&index.path).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort_by_key(|path| path.extension().is_some());
-    for file in files.iter().filter(|path| !path.ends_with("LOCK")) {
-        fs::copy(file, to.join(file.file_name().unwrap())).unwrap();
-    }
-    for file in fs::read_dir(&index.path).unwrap().map(|entry| entry.unwrap().path()) {
+    let list = || fs::read_dir(&index.path).unwrap().map(|entry| entry.unwrap().path());
+    let roots = list().filter(|path| path.extension().is_none()).collect::<Vec<_>>();
+    // Listed only after the roots were copied: the manifest may name a file that is younger than the first list.
+    let data = std::iter::once_with(list).flatten().filter(|path| path.extension().is_some());
+    for file in roots.into_iter().chain(data).filter(|path| !path.ends_with("LOCK")) {
         let target = to.join(file.file_name().unwrap());
-        if !target.exists() && !file.ends_with("LOCK") {
-            fs::copy(file, target).unwrap();
+        // A file that the manifest no longer named may still vanish; one that it names cannot, or the open would tell.
+        match fs::copy(&file, target) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{}: {error}", file.display()),
+            _ => {}
         }
     }
     index.db.enable_file_deletions().unwrap();

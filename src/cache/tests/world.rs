@@ -215,7 +215,8 @@ impl World {
         self.crash();
     }
 
-    /// Opens a new cache on file and index as they are now; what the old one does when it is dropped does not reach them.
+    /// Opens a new cache on file and index as they are now; what the old one does when it is dropped does not reach
+    /// them.
     pub fn crash(&mut self) {
         let old = std::mem::take(&mut *self.disk.files.lock());
         let files = old.into_iter().map(|(path, file)| {
