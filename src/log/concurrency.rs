@@ -19,10 +19,13 @@ enum At {
     Zeros,
 }
 
+/// The operation to hold, whom to tell, and who lets it go.
+type Held = (At, mpsc::Sender<()>, mpsc::Receiver<()>);
+
 /// Stops the next operation of a kind: tells that it has arrived, and waits until told to go on.
 #[derive(Default)]
 struct Gate {
-    next: Mutex<Option<(At, mpsc::Sender<()>, mpsc::Receiver<()>)>>,
+    next: Mutex<Option<Held>>,
 }
 
 impl Gate {
