@@ -224,6 +224,11 @@ impl Worker {
         let shared = &self.core.shared;
         shared.set_synced(target);
         if let Some(superblock) = superblock {
+            // The other copy follows before anything is overwritten: if one copy rots, the other must not name a tail
+            // whose records are gone.
+            let superblock = Superblock { generation: superblock.generation + 1, ..superblock };
+            let written = shared.ring.write_superblock(&superblock).and_then(|()| shared.ring.sync());
+            written.map_err(|error| shared.poison(&error))?;
             self.superblock = superblock;
             shared.set_reusable(superblock.tail);
             let hook = self.core.space_freed.lock().clone();

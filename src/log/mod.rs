@@ -13,7 +13,7 @@
 //!
 //! # Order
 //! create: allocate, superblocks, zeros, sync, rename, sync of the directory. resume: rewrite what may not be durable, fence,
-//! sync, superblock, sync; only then is anything appended. release: superblock, sync, then the space is free.
+//! sync, superblock, sync; only then is anything appended. release: superblock, sync, its other copy, sync, then the space is free.
 //!
 //! # Errors
 //! A failed write or sync poisons the log: every later append and commit fails with `Io` until the log is recovered anew.
@@ -27,6 +27,8 @@
 
 mod append;
 mod commit;
+#[cfg(test)]
+mod concurrency;
 mod create;
 mod read;
 mod recover;

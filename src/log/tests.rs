@@ -424,3 +424,25 @@ fn what_is_no_log_is_refused_with_a_clear_error() {
     assert_eq!(recover(&disk, Path::new("/state/x")).err().unwrap().kind(), ErrorKind::Damaged);
     assert!(create(&disk, &path(), ByteLen(4097), identity(1), Sequence(1)).is_err());
 }
+
+#[test]
+fn l6_rot_in_either_superblock_costs_nothing() {
+    for slot in [0, 4096] {
+        let disk = SimulatedDisk::new();
+        let mut log = new_log(&disk);
+        for _ in 0..60 {
+            write(&mut log, 5);
+            let (head, next) = (log.appender.head(), log.appender.next_sequence());
+            release(&log, head, next);
+        }
+        let last = write(&mut log, 5);
+        commit(&log).unwrap();
+        disk.kill();
+        drop(log);
+        disk.flip_bit(&path(), slot + 100, 1).unwrap();
+        let recovered = recover(&disk, &path()).unwrap();
+        assert_eq!((recovered.tail_sequence(), recovered.last_sequence()), (last.sequence, last.sequence));
+        disk.flip_bit(&path(), (slot + 4096) % 8192 + 100, 1).unwrap();
+        assert_eq!(recover(&disk, &path()).err().unwrap().kind(), ErrorKind::Damaged);
+    }
+}
