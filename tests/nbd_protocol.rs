@@ -289,7 +289,8 @@ fn what_never_finishes_its_handshake_is_closed_in_time() {
     let mut half = RawClient::greet(&fixture.address());
     half.send(&[0x49, 0x48]);
     let mut dripping = RawClient::greet(&fixture.address());
-    while dripping.stream.write_all(&[0x49]).is_ok() && fixture.server.connections() > 0 {
+    dripping.send(&[&b"IHAVEOPT"[..], &[0, 0, 0, 99, 0, 16, 0, 0]].concat());
+    while dripping.stream.write_all(&[0]).is_ok() && fixture.server.connections() > 0 {
         std::thread::yield_now();
     }
     for client in idle.iter_mut().chain([&mut half, &mut dripping]) {
