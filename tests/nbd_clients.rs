@@ -1,5 +1,7 @@
 //! The NBD server with the clients that people use: libnbd's tools and bindings, QEMU's, fio, and the `nbd` crate.
 
+#![expect(clippy::unwrap_used, reason = "a test may end where its tools fail")]
+
 #[path = "support/memory_device.rs"]
 mod memory_device;
 #[path = "support/nbd_fixture.rs"]

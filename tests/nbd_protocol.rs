@@ -1,5 +1,7 @@
 //! The NBD server against clients that say the wrong thing, too much, too little, or nothing (faults N1 to N7).
 
+#![expect(clippy::unwrap_used, reason = "a test may end where its tools fail")]
+
 #[path = "support/memory_device.rs"]
 mod memory_device;
 #[path = "support/nbd_fixture.rs"]
@@ -287,7 +289,8 @@ fn what_never_finishes_its_handshake_is_closed_in_time() {
     let mut half = RawClient::greet(&fixture.address());
     half.send(&[0x49, 0x48]);
     let mut dripping = RawClient::greet(&fixture.address());
-    while dripping.stream.write_all(&[0x49]).is_ok() && fixture.server.connections() > 0 {
+    dripping.send(&[&b"IHAVEOPT"[..], &[0, 0, 0, 99, 0, 16, 0, 0]].concat());
+    while dripping.stream.write_all(&[0]).is_ok() && fixture.server.connections() > 0 {
         std::thread::yield_now();
     }
     for client in idle.iter_mut().chain([&mut half, &mut dripping]) {
@@ -375,31 +378,4 @@ fn tls_required_refuses_everything_else_and_no_tls_offers_none() {
     client.send_option(option::EXPORT_NAME, b"disk");
     assert!(client.expect_closed().is_empty());
     fixture.wait_until_left();
-}
-
-#[test]
-fn stopping_answers_what_is_in_flight_and_cuts_off_what_does_not_end() {
-    let fixture = Fixture::new();
-    fixture.disk.slow.store(true, Ordering::Relaxed);
-    let mut client = RawClient::enter(&fixture.address(), "disk", Style::Structured);
-    let held = fixture.disk.gate.blocking_write();
-    client.request(command::WRITE, command_flag::FUA, 1, 0, 3, b"abc");
-    client.request(command::READ, 0, 2, 512, 8, &[]);
-    // A reply to the refused request tells that the two before it have been taken in.
-    client.request(99, 0, 3, 0, 0, &[]);
-    assert_eq!(client.reply(0).cookie, 3);
-    let address = fixture.address();
-    assert_eq!(fixture.server.connections(), 1);
-    let mut idle = RawClient::greet(&address);
-    drop(held);
-    let Fixture { disk, server, exports, _runtime: _kept } = fixture;
-    assert_eq!(server.stop(Duration::from_secs(10)), 0);
-    let mut cookies = [client.reply(0).cookie, client.reply(0).cookie];
-    cookies.sort_unstable();
-    assert_eq!(cookies, [1, 2]);
-    assert!(client.expect_closed().is_empty());
-    assert!(idle.expect_closed().is_empty());
-    assert_eq!(&disk.snapshot()[..3], b"abc");
-    assert_eq!(exports.clients.load(Ordering::SeqCst), 0);
-    assert!(std::net::TcpStream::connect(address.trim_start_matches("nbd://")).is_err());
 }

@@ -151,7 +151,7 @@ impl Connection {
         if *left == 0 {
             let to = Address { cookie: head.cookie, offset: head.offset };
             self.discarding = None;
-            reply::error(&mut self.replies, self.session.style, to, TOO_LONG.errno, TOO_LONG.message);
+            self.fail(to, TOO_LONG.errno, TOO_LONG.message);
         }
     }
 
@@ -217,10 +217,10 @@ impl Connection {
                     session.runtime.spawn(session::change(ticket, change, request.is_durable()));
                 }
                 Some(Attempt::Failed(error)) => {
-                    reply::error(&mut self.replies, session.style, to, error.kind().into(), error.message());
+                    self.fail(to, error.kind().into(), error.message());
                 }
                 None => {
-                    reply::error(&mut self.replies, session.style, to, Errno::Io, "the device gave no answer");
+                    self.fail(to, Errno::Io, "the device gave no answer");
                 }
             }
         }
@@ -240,7 +240,7 @@ impl Connection {
             }
             let (to, head) = (request.to(), &request.head);
             if let Err(refusal) = request.verdict {
-                reply::error(&mut self.replies, session.style, to, refusal.errno, refusal.message);
+                self.fail(to, refusal.errno, refusal.message);
                 continue;
             }
             match head.command {
@@ -278,8 +278,15 @@ impl Connection {
                 self.session.runtime.spawn(session::read(ticket, length));
             }
             Attempt::Failed(error) => {
-                reply::error(&mut self.replies, style, to, error.kind().into(), error.message());
+                self.fail(to, error.kind().into(), error.message());
             }
+        }
+    }
+
+    fn fail(&mut self, to: Address, errno: Errno, message: &str) {
+        reply::error(&mut self.replies, self.session.style, to, errno, message);
+        if self.replies.filled().len() > REPLY_BATCH_BYTES {
+            self.send_replies();
         }
     }
 

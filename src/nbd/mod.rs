@@ -42,6 +42,8 @@ pub mod reply;
 pub mod request;
 mod server;
 mod session;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod transport;
 mod writer;

@@ -153,8 +153,9 @@ mod tests {
     #[test]
     fn requests_are_judged_one_by_one() {
         use command::*;
+        type Case = (u16, u16, u64, u64, Result<(), Errno>);
         let ok = Ok(());
-        let cases: &[(u16, u16, u64, u64, Result<(), Errno>)] = &[
+        let cases: &[Case] = &[
             (READ, 0, 0, 1, ok),
             (READ, command_flag::DF, (1 << 20) - 1, 1, ok),
             (READ, 0, (1 << 20) - 1, 2, Err(Errno::Invalid)),

@@ -32,6 +32,14 @@ struct Outgoing {
     charges: Vec<Charge>,
 }
 
+/// What the socket did not take at once.
+struct Rest {
+    raw: Vec<u8>,
+    sent: usize,
+    /// Kept until the rest is out.
+    _charges: Vec<Charge>,
+}
+
 #[derive(Default)]
 struct State {
     owned: bool,
@@ -89,21 +97,23 @@ impl Writer {
         }
         state.owned = true;
         drop(state);
-        let mut next = Some(outgoing);
-        while let Some(Outgoing { bytes, charges }) = next {
-            let sent =
-                self.transport.encode(bytes).and_then(|raw| self.transport.try_send_raw(&raw).map(|sent| (raw, sent)));
-            match sent {
-                Ok((raw, sent)) if sent < raw.len() => {
-                    self.runtime.spawn(self.clone().drain(raw, sent, charges));
-                    return;
+        match self.send_some(outgoing) {
+            Ok(None) => {
+                if let Some(next) = self.next_or_release() {
+                    // Not on this thread: it may be the one that commits for everybody.
+                    self.runtime.spawn(self.clone().drain(next));
                 }
-                Ok(_) => {}
-                Err(_) => return self.close(),
             }
-            drop(charges);
-            next = self.next_or_release();
+            Ok(Some(rest)) => drop(self.runtime.spawn(self.clone().drain_rest(rest))),
+            Err(_) => self.close(),
         }
+    }
+
+    /// Sends what the socket takes at once, and returns the rest if there is one.
+    fn send_some(&self, outgoing: Outgoing) -> io::Result<Option<Rest>> {
+        let raw = self.transport.encode(outgoing.bytes)?;
+        let sent = self.transport.try_send_raw(&raw)?;
+        Ok((sent < raw.len()).then_some(Rest { raw, sent, _charges: outgoing.charges }))
     }
 
     /// True after the first error.
@@ -148,29 +158,48 @@ impl Writer {
         self.transport.shutdown(Shutdown::Both);
     }
 
-    /// Sends the rest of `raw`, and what is queued behind it, as the socket takes it.
-    async fn drain(self: Arc<Self>, mut raw: Vec<u8>, mut sent: usize, mut charges: Vec<Charge>) {
-        // A descriptor of its own: the next drain may register before this one has gone.
-        let ready = self.transport.socket().try_clone().and_then(watch_writable);
-        let Ok(ready) = ready else { return self.close() };
-        loop {
-            while sent < raw.len() {
-                let Ok(mut guard) = ready.writable().await else { return self.close() };
-                let attempt = guard.try_io(|_| match self.transport.try_send_raw(&raw[sent..]) {
-                    Ok(0) => Err(io::ErrorKind::WouldBlock.into()),
-                    other => other,
-                });
-                match attempt {
-                    Ok(Ok(count)) => sent += count,
-                    Ok(Err(_)) => return self.close(),
-                    Err(_would_block) => {}
-                }
-            }
-            drop(charges);
-            let Some(next) = self.next_or_release() else { return };
-            let Ok(encoded) = self.transport.encode(next.bytes) else { return self.close() };
-            (raw, sent, charges) = (encoded, 0, next.charges);
+    /// Sends `next` and what is queued behind it, as the socket takes it.
+    async fn drain(self: Arc<Self>, next: Outgoing) {
+        match self.send_some(next) {
+            Ok(None) => self.drain_queue().await,
+            Ok(Some(rest)) => self.drain_rest(rest).await,
+            Err(_) => self.close(),
         }
+    }
+
+    /// Sends `rest` and what is queued behind it, as the socket takes it.
+    async fn drain_rest(self: Arc<Self>, rest: Rest) {
+        if self.finish_rest(rest).await.is_ok() {
+            self.drain_queue().await;
+        } else {
+            self.close();
+        }
+    }
+
+    async fn drain_queue(&self) {
+        while let Some(next) = self.next_or_release() {
+            let outcome = match self.send_some(next) {
+                Ok(None) => Ok(()),
+                Ok(Some(rest)) => self.finish_rest(rest).await,
+                Err(error) => Err(error),
+            };
+            if outcome.is_err() {
+                return self.close();
+            }
+        }
+    }
+
+    async fn finish_rest(&self, mut rest: Rest) -> io::Result<()> {
+        // A descriptor of its own: the next drain may register before this one has gone.
+        let ready = watch_writable(self.transport.socket().try_clone()?)?;
+        while rest.sent < rest.raw.len() {
+            let mut guard = ready.writable().await?;
+            match self.transport.try_send_raw(&rest.raw[rest.sent..])? {
+                0 => guard.clear_ready(),
+                count => rest.sent += count,
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,156 @@
+//! What the NBD server does for clients that do right: longest requests, extended headers, commits, and a good end.
+
+#![expect(clippy::unwrap_used, reason = "a test may end where its tools fail")]
+
+#[path = "support/memory_device.rs"]
+mod memory_device;
+#[path = "support/nbd_fixture.rs"]
+mod nbd_fixture;
+#[path = "support/raw_client.rs"]
+mod raw_client;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use nbd_fixture::{Fixture, SIZE};
+use raw_client::{RawClient, info_data, meta_data};
+use varve::nbd::protocol::{Put, RequestHead, Style, command, command_flag, option, option_reply};
+
+const STYLES: [Style; 3] = [Style::Simple, Style::Structured, Style::Extended];
+const EINVAL: u32 = 22;
+const ENOSPC: u32 = 28;
+
+/// The flag that a write must have.
+fn write_flag(style: Style) -> u16 {
+    if style == Style::Extended { command_flag::PAYLOAD_LEN } else { 0 }
+}
+
+#[test]
+fn stopping_answers_what_is_in_flight_and_cuts_off_what_does_not_end() {
+    let fixture = Fixture::new();
+    fixture.disk.slow.store(true, Ordering::Relaxed);
+    let mut client = RawClient::enter(&fixture.address(), "disk", Style::Structured);
+    let held = fixture.disk.gate.blocking_write();
+    client.request(command::WRITE, command_flag::FUA, 1, 0, 3, b"abc");
+    client.request(command::READ, 0, 2, 512, 8, &[]);
+    // A reply to the refused request tells that the two before it have been taken in.
+    client.request(99, 0, 3, 0, 0, &[]);
+    assert_eq!(client.reply(0).cookie, 3);
+    let address = fixture.address();
+    assert_eq!(fixture.server.connections(), 1);
+    let mut idle = RawClient::greet(&address);
+    drop(held);
+    let Fixture { disk, server, exports, _runtime: _kept } = fixture;
+    assert_eq!(server.stop(Duration::from_secs(10)), 0);
+    let mut cookies = [client.reply(0).cookie, client.reply(0).cookie];
+    cookies.sort_unstable();
+    assert_eq!(cookies, [1, 2]);
+    assert!(client.expect_closed().is_empty());
+    assert!(idle.expect_closed().is_empty());
+    assert_eq!(&disk.snapshot()[..3], b"abc");
+    assert_eq!(exports.clients.load(Ordering::SeqCst), 0);
+    assert!(std::net::TcpStream::connect(address.trim_start_matches("nbd://")).is_err());
+}
+
+#[test]
+fn extended_headers_tell_64_bit_extents_of_the_contexts_asked_for() {
+    let fixture = Fixture::new();
+    let mut client = RawClient::greet(&fixture.address());
+    client.agree(Style::Extended);
+    assert_eq!(client.ask(option::STRUCTURED_REPLY, &[])[0].0, option_reply::ERR_EXT_HEADER_REQD);
+    let contexts = ["base:allocation", "varve:residence", "x-other:thing"];
+    let replies = client.ask(option::SET_META_CONTEXT, &meta_data(b"disk", &contexts));
+    assert_eq!(replies.iter().map(|reply| reply.0).collect::<Vec<_>>(), [4, 4, 1]);
+    let replies = client.ask(option::GO, &info_data(b"disk", &[]));
+    let flags = u16::from_be_bytes([replies[0].1[10], replies[0].1[11]]);
+    assert_eq!(flags & (1 << 12), 1 << 12, "BLOCK_STATUS may have a payload");
+
+    client.request(command::WRITE, command_flag::PAYLOAD_LEN, 1, 4096, 4096, &[7; 4096]);
+    assert_eq!(client.reply(0).errno, 0);
+    let extents = |context: u32, extents: &[(u64, u64)]| {
+        let mut data = Vec::new();
+        data.put_u32(context);
+        data.put_u32(extents.len() as u32);
+        extents.iter().for_each(|extent| {
+            data.put_u64(extent.0);
+            data.put_u64(extent.1);
+        });
+        data
+    };
+    client.request(command::BLOCK_STATUS, 0, 2, 0, SIZE, &[]);
+    for context in [1, 2] {
+        let reply = client.reply(0);
+        assert_eq!((reply.kind, reply.cookie), (6, 2));
+        assert_eq!(reply.data, extents(context, &[(4096, 3), (4096, 0), (SIZE - 8192, 3)]));
+    }
+    let payload = |length: u64, contexts: &[u32]| {
+        let mut data = Vec::new();
+        data.put_u64(length);
+        contexts.iter().for_each(|&context| data.put_u32(context));
+        data
+    };
+    let only_one = payload(100, &[2]);
+    let flags = command_flag::PAYLOAD_LEN | command_flag::REQ_ONE;
+    client.request(command::BLOCK_STATUS, flags, 3, 5000, only_one.len() as u64, &only_one);
+    assert_eq!(client.reply(0).data, extents(2, &[(100, 0)]));
+    let bad =
+        [payload(100, &[]), payload(100, &[3]), payload(100, &[1, 1]), payload(SIZE, &[1]), vec![0; 3], vec![0; 9]];
+    for bad in bad {
+        client.request(command::BLOCK_STATUS, flags, 4, 5000, bad.len() as u64, &bad);
+        assert_eq!((client.reply(0).errno), EINVAL, "{bad:?}");
+    }
+    for command in [command::TRIM, command::WRITE_ZEROES, command::CACHE] {
+        client.request(command, 0, 5, 0, 1 << 40, &[]);
+        assert_eq!(client.reply(0).errno, if command == command::WRITE_ZEROES { ENOSPC } else { EINVAL });
+    }
+    client.request(command::DISC, 0, 0, 0, 0, &[]);
+    assert!(client.expect_closed().is_empty());
+}
+
+#[test]
+fn requests_of_the_longest_kind_survive_the_way_there_and_back() {
+    let fixture = Fixture::new();
+    let length = 32 << 20;
+    let payload: Vec<u8> = (0..length).map(|index| (index % 241) as u8).collect();
+    for (slow, style) in [false, true].into_iter().flat_map(|slow| STYLES.map(|style| (slow, style))) {
+        fixture.exports.devices["big"].slow.store(slow, Ordering::Relaxed);
+        let mut client = RawClient::enter(&fixture.address(), "big", style);
+        client.request(command::WRITE, write_flag(style), 1, 12_345, length, &payload);
+        assert_eq!(client.reply(0).errno, 0);
+        client.request(command::READ, 0, 2, 12_345, length, &[]);
+        assert!(client.reply(length as usize).data == payload, "{style:?} slow: {slow}");
+        client.request(command::TRIM, 0, 3, 0, 64 << 20, &[]);
+        client.end_sending();
+        assert_eq!(client.reply(0).errno, 0, "what was asked before the end is answered");
+        assert!(client.expect_closed().is_empty());
+    }
+    fixture.wait_until_left();
+}
+
+#[test]
+fn one_commit_covers_a_round_and_what_was_before_it() {
+    let fixture = Fixture::new();
+    let mut client = RawClient::enter(&fixture.address(), "disk", Style::Structured);
+    let mut bytes = Vec::new();
+    for cookie in 0..20 {
+        let flags = if cookie % 2 == 0 { command_flag::FUA } else { 0 };
+        let head = RequestHead { flags, command: command::WRITE, cookie, offset: cookie * 10, length: 10 };
+        bytes.extend(client.encode(head, &[cookie as u8; 10]));
+    }
+    let head = RequestHead { flags: 0, command: command::FLUSH, cookie: 20, offset: 0, length: 0 };
+    bytes.extend(client.encode(head, &[]));
+    let head = RequestHead { flags: 0, command: command::DISC, cookie: 0, offset: 0, length: 0 };
+    bytes.extend(client.encode(head, &[]));
+    client.send(&bytes);
+    let mut cookies: Vec<_> = (0..21)
+        .map(|_| client.reply(0))
+        .inspect(|reply| assert_eq!(reply.errno, 0))
+        .map(|reply| reply.cookie)
+        .collect();
+    cookies.sort_unstable();
+    assert_eq!(cookies, (0..21).collect::<Vec<_>>());
+    assert!(client.expect_closed().is_empty());
+    let commits = fixture.disk.commits.load(Ordering::Relaxed);
+    assert!((1..=11).contains(&commits), "{commits} commits");
+    assert!(fixture.disk.snapshot()[..200].iter().enumerate().all(|(index, &byte)| byte as usize == index / 10));
+}
