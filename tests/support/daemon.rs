@@ -88,7 +88,7 @@ impl World {
 
     fn of_minio(minio: &Minio) -> World {
         let directory = tempfile::Builder::new().prefix("varve-").tempdir().unwrap();
-        let bucket = tokio::runtime::Runtime::new().unwrap().block_on(minio.fresh_bucket());
+        let bucket = block_on(minio.fresh_bucket());
         let environment = minio.env().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         World { kind: StoreKind::Minio, store: format!("s3://{bucket}/disks"), environment, minio: None, directory }
     }
@@ -96,6 +96,32 @@ impl World {
     /// The folder of the test.
     pub fn path(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Puts an object of the test's choice into the store, named relative to the store's prefix. S3 only: the files of a directory store
+    /// can be changed as files.
+    pub fn put(&self, key: &str, body: &[u8]) {
+        let (bucket, prefix) = self.bucket();
+        let request = self.s3().put_object().bucket(bucket).key(format!("{prefix}/{key}")).body(body.to_vec().into());
+        block_on(async { request.send().await.unwrap() });
+    }
+
+    /// The content of an object.
+    pub fn get(&self, key: &str) -> Vec<u8> {
+        if self.kind == StoreKind::Directory {
+            return std::fs::read(self.path().join("store").join(key)).unwrap();
+        }
+        let (bucket, prefix) = self.bucket();
+        let request = self.s3().get_object().bucket(bucket).key(format!("{prefix}/{key}"));
+        block_on(async { request.send().await.unwrap().body.collect().await.unwrap().to_vec() })
+    }
+
+    fn bucket(&self) -> (&str, &str) {
+        self.store.trim_start_matches("s3://").split_once('/').unwrap()
+    }
+
+    fn s3(&self) -> aws_sdk_s3::Client {
+        self.minio.as_ref().unwrap_or_else(|| Minio::shared()).client()
     }
 
     /// A host with this name: its own state, its own sockets.
@@ -127,6 +153,10 @@ impl World {
             None => std::fs::rename(self.path().join("store.away"), self.path().join("store")).unwrap(),
         }
     }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Runtime::new().unwrap().block_on(work)
 }
 
 /// A machine that may run a daemon: where its state is, and how its daemon is started.
