@@ -365,7 +365,7 @@ struct SmallDisk(std::path::PathBuf);
 impl SmallDisk {
     fn mount(at: &Path, mebibytes: u32) -> SmallDisk {
         fs::create_dir_all(at).unwrap();
-        let script = "mount -t tmpfs -o size=\"$2\"M tmpfs \"$1\"";
+        let script = "truncate -s \"$2\"M \"$1.image\"; mkfs.ext4 -qF \"$1.image\"; mount -o loop \"$1.image\" \"$1\"; chmod 700 \"$1\"";
         shell(script, &[&at.display().to_string(), &mebibytes.to_string()]).succeeded();
         SmallDisk(at.to_owned())
     }
