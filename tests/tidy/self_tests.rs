@@ -142,7 +142,11 @@ fn unwraps_are_found_outside_tests() {
         assert_eq!(faults(rules::panics, "src/log/mod.rs", &format!("#![cfg(test)]\n{text}")), 0, "{text}");
     }
     assert_eq!(
-        faults(rules::panics, "src/log/mod.rs", "fn f() { a.unwrap_or(1); a.unwrap_or_default(); b.expect(bytes_needed); } // .unwrap()"),
+        faults(
+            rules::panics,
+            "src/log/mod.rs",
+            "fn f() { a.unwrap_or(1); a.unwrap_or_default(); b.expect(bytes_needed); } // .unwrap()"
+        ),
         0
     );
     assert_eq!(source("src/log/mod.rs", "#[cfg(test)]\nmod tests;\nmod ring;").test_modules, ["tests"]);
