@@ -92,7 +92,8 @@ fn a_lost_host_leaves_one_moment(kind: StoreKind) {
     let mut chance = Chance::new(21);
     let mut history = History::new(SIZE);
     let mut daemon = lost.start();
-    let mut load = Load::new(vec![connect(&world, "lost", &volume), connect(&world, "lost", &volume)], DEPTH, SECTORS_MAX);
+    let mut load =
+        Load::new(vec![connect(&world, "lost", &volume), connect(&world, "lost", &volume)], DEPTH, SECTORS_MAX);
     let mut synced = 0;
     for part in 1..=4 {
         // Enough for some segments by size, besides those that age cuts.
@@ -113,7 +114,10 @@ fn a_lost_host_leaves_one_moment(kind: StoreKind) {
     let refusal = Client::connect(&other.nbd(), &volume).err().map(|error| error.to_string());
     assert!(refusal.is_some(), "a volume of another owner was attached without a takeover");
     let report = other.varve(&["volumes", "attach", &volume, "--takeover"]).succeeded();
-    assert!(report.to_lowercase().contains("resumed"), "the takeover does not say from which position it resumed:\n{report}");
+    assert!(
+        report.to_lowercase().contains("resumed"),
+        "the takeover does not say from which position it resumed:\n{report}"
+    );
     let mut client = connect(&world, "other", &volume);
     history.check(&client.read_all(), synced);
     client.write(4096, &[7; 4096]).unwrap();
@@ -161,7 +165,13 @@ fn the_old_owner_harms_nothing(kind: StoreKind) {
     assert_eq!(stale.answer_at_hand(), AtHand::Nothing, "a paused daemon answered");
     zombie.resume();
     while let Some(answer) = stale.answer() {
-        assert_ne!(answer.error, 0, "the old owner acknowledged request {} after the takeover\n{}", answer.cookie, zombie.said());
+        assert_ne!(
+            answer.error,
+            0,
+            "the old owner acknowledged request {} after the takeover\n{}",
+            answer.cookie,
+            zombie.said()
+        );
         asked.retain(|&cookie| cookie != answer.cookie);
         if asked.is_empty() {
             break;
@@ -192,7 +202,7 @@ const AWAY: Duration = Duration::from_secs(60);
 const LOG_BYTES: u64 = 128 << 20;
 
 fn the_store_may_go_away(kind: StoreKind) {
-    let mut world = World::new(kind);
+    let world = World::alone(kind);
     let host = world.host("a").with(&["--log-size", "128MiB"]);
     let volume = host.create("patient", SIZE_ARGUMENT);
     let mut chance = Chance::new(41);
@@ -206,9 +216,16 @@ fn the_store_may_go_away(kind: StoreKind) {
     let before = history.acknowledged_bytes();
     world.store_away();
     let began = Instant::now();
-    assert!(load.until_stalled(&mut history, &mut chance, Duration::from_secs(4)), "the daemon hung up\n{}", daemon.said());
+    assert!(
+        load.until_stalled(&mut history, &mut chance, Duration::from_secs(4)),
+        "the daemon hung up\n{}",
+        daemon.said()
+    );
     let accepted = history.acknowledged_bytes() - before;
-    assert!(accepted > LOG_BYTES / 4, "only {accepted} bytes were accepted while the store was away, of a log of {LOG_BYTES}");
+    assert!(
+        accepted > LOG_BYTES / 4,
+        "only {accepted} bytes were accepted while the store was away, of a log of {LOG_BYTES}"
+    );
     // What is in the log can still be read.
     let mut reader = connect(&world, "a", &volume);
     reader.ask(Command::Read, 0, 0, 4096, &[]).expect("reading while the store is away");
@@ -228,4 +245,79 @@ fn the_store_may_go_away(kind: StoreKind) {
     history.check(&connect(&world, "b", &volume).read_all(), history.moment());
     other.stop();
     process::until("the first daemon's socket is gone", || !host.answers());
+}
+
+/// The record itself: it must accept what could have been, and find each kind of loss.
+mod the_record {
+    use super::support::history::{Chance, History, SECTOR};
+
+    /// A record of 200 acknowledged writes, and the disk after each.
+    fn written() -> (History, Vec<Vec<u8>>) {
+        let mut chance = Chance::new(1);
+        let mut history = History::new(256 << 10);
+        let mut disks = vec![vec![0; 256 << 10]];
+        for _ in 0..200 {
+            let index = history.next_write(&mut chance, 16);
+            let mut disk = disks.last().unwrap().clone();
+            history.apply(index, &mut disk);
+            history.acknowledge(index);
+            disks.push(disk);
+        }
+        (history, disks)
+    }
+
+    fn accepts(history: &History, disk: &[u8], floor: u64) -> bool {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| history.check(disk, floor))).is_ok()
+    }
+
+    #[test]
+    fn accepts_every_earlier_moment_and_nothing_before_the_floor() {
+        let (history, disks) = written();
+        assert!(disks.iter().all(|disk| accepts(&history, disk, 0)));
+        assert!(accepts(&history, &disks[200], history.moment()));
+        assert!(!accepts(&history, &disks[150], history.moment()));
+    }
+
+    #[test]
+    fn finds_mixtures_tears_and_strange_bytes() {
+        let (history, disks) = written();
+        let mut mixture = disks[200].clone();
+        let differs = |sector: &usize| disks[100][sector * 512..][..512] != disks[200][sector * 512..][..512];
+        let sector = (0..512).find(differs).unwrap();
+        mixture[sector * 512..][..512].copy_from_slice(&disks[100][sector * 512..][..512]);
+        assert!(!accepts(&history, &mixture, 0), "one sector of an earlier moment");
+        let mut strange = disks[200].clone();
+        strange[sector * 512 + 77] ^= 1;
+        assert!(!accepts(&history, &strange, 0), "a flipped bit");
+        let mut moved = disks[200].clone();
+        let data = (0..511).find(|sector| moved[sector * 512..][..512].iter().any(|&byte| byte != 0)).unwrap();
+        moved.copy_within(data * 512..(data + 1) * 512, (data + 1) * 512);
+        assert!(!accepts(&history, &moved, 0), "a sector in another's place");
+    }
+
+    #[test]
+    fn finds_a_torn_write_that_was_never_acknowledged() {
+        let (mut history, disks) = written();
+        let mut chance = Chance::new(2);
+        let mut whole = disks[200].clone();
+        let changed = |before: &[u8], after: &[u8]| -> Vec<usize> {
+            (0..512).filter(|sector| before[sector * 512..][..512] != after[sector * 512..][..512]).collect()
+        };
+        let sectors = loop {
+            let index = history.next_write(&mut chance, 16);
+            whole.copy_from_slice(&disks[200]);
+            history.apply(index, &mut whole);
+            let sectors = changed(&disks[200], &whole);
+            let data =
+                sectors.iter().all(|sector| whole[sector * 512..][..SECTOR as usize].iter().any(|&byte| byte != 0));
+            if sectors.len() > 4 && data {
+                break sectors;
+            }
+        };
+        assert!(accepts(&history, &disks[200], history.moment()), "not there at all");
+        assert!(accepts(&history, &whole, history.moment()), "there as a whole");
+        let mut torn = disks[200].clone();
+        torn[sectors[0] * 512..][..512].copy_from_slice(&whole[sectors[0] * 512..][..512]);
+        assert!(!accepts(&history, &torn, 0), "the first sector only");
+    }
 }

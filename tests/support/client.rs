@@ -82,7 +82,8 @@ impl Client {
         hello.extend(export.as_bytes());
         hello.extend(0_u16.to_be_bytes());
         stream.write_all(&hello)?;
-        let mut client = Client { stream, size: 0, flags: 0, next_cookie: 1, reads: HashMap::new(), received: Vec::new() };
+        let mut client =
+            Client { stream, size: 0, flags: 0, next_cookie: 1, reads: HashMap::new(), received: Vec::new() };
         client.finish_go()?;
         Ok(client)
     }
@@ -91,7 +92,11 @@ impl Client {
         loop {
             let mut header = [0; 20];
             self.stream.read_exact(&mut header)?;
-            assert_eq!(u64::from_be_bytes(header[..8].try_into().unwrap()), OPTION_REPLY_MAGIC, "magic of an option reply");
+            assert_eq!(
+                u64::from_be_bytes(header[..8].try_into().unwrap()),
+                OPTION_REPLY_MAGIC,
+                "magic of an option reply"
+            );
             let kind = u32::from_be_bytes(header[12..16].try_into().unwrap());
             let mut payload = vec![0; u32::from_be_bytes(header[16..].try_into().unwrap()) as usize];
             self.stream.read_exact(&mut payload)?;
@@ -104,7 +109,10 @@ impl Client {
                 REPLY_INFO => {}
                 _ => {
                     let words = String::from_utf8_lossy(&payload).into_owned();
-                    return Err(io::Error::new(ErrorKind::ConnectionRefused, format!("option error {:#x}: {words}", kind)));
+                    return Err(io::Error::new(
+                        ErrorKind::ConnectionRefused,
+                        format!("option error {:#x}: {words}", kind),
+                    ));
                 }
             }
         }

@@ -40,8 +40,6 @@ macro_rules! both_stores {
 }
 pub(crate) use both_stores;
 
-const BUCKET: &str = "varve-test";
-
 /// The folder of the built binaries: `varve` lies beside `varved`.
 fn binary(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_varved")).with_file_name(name);
@@ -54,33 +52,76 @@ pub struct World {
     pub kind: StoreKind,
     pub store: String,
     pub environment: Vec<(String, String)>,
-    pub minio: Option<Minio>,
+    /// The server, if this world has one of its own.
+    minio: Option<Minio>,
     directory: TempDir,
 }
 
 impl World {
-    /// An empty store of the given kind.
+    /// An empty store of the given kind; tests share one MinIO, each with a bucket of its own.
     pub fn new(kind: StoreKind) -> World {
-        let directory = tempfile::Builder::new().prefix("varve-").tempdir().unwrap();
         match kind {
-            StoreKind::Directory => {
-                let path = directory.path().join("store");
-                std::fs::create_dir(&path).unwrap();
-                let store = format!("file://{}", path.display());
-                World { kind, store, environment: Vec::new(), minio: None, directory }
-            }
+            StoreKind::Directory => World::of_directory(),
+            StoreKind::Minio => World::of_minio(Minio::shared()),
+        }
+    }
+
+    /// An empty store that nobody shares, so that it may go away.
+    pub fn alone(kind: StoreKind) -> World {
+        match kind {
+            StoreKind::Directory => World::of_directory(),
             StoreKind::Minio => {
                 let minio = Minio::start();
-                minio.create_bucket(BUCKET);
-                let environment = minio.environment();
-                World { kind, store: format!("s3://{BUCKET}/disks"), environment, minio: Some(minio), directory }
+                let world = World::of_minio(&minio);
+                World { minio: Some(minio), ..world }
             }
         }
+    }
+
+    fn of_directory() -> World {
+        let directory = tempfile::Builder::new().prefix("varve-").tempdir().unwrap();
+        let path = directory.path().join("store");
+        std::fs::create_dir(&path).unwrap();
+        let store = format!("file://{}", path.display());
+        World { kind: StoreKind::Directory, store, environment: Vec::new(), minio: None, directory }
+    }
+
+    fn of_minio(minio: &Minio) -> World {
+        let directory = tempfile::Builder::new().prefix("varve-").tempdir().unwrap();
+        let bucket = block_on(minio.fresh_bucket());
+        let environment = minio.env().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        World { kind: StoreKind::Minio, store: format!("s3://{bucket}/disks"), environment, minio: None, directory }
     }
 
     /// The folder of the test.
     pub fn path(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Puts an object of the test's choice into the store, named relative to the store's prefix. S3 only: the files of a directory store
+    /// can be changed as files.
+    pub fn put(&self, key: &str, body: &[u8]) {
+        let (bucket, prefix) = self.bucket();
+        let request = self.s3().put_object().bucket(bucket).key(format!("{prefix}/{key}")).body(body.to_vec().into());
+        block_on(async { request.send().await.unwrap() });
+    }
+
+    /// The content of an object.
+    pub fn get(&self, key: &str) -> Vec<u8> {
+        if self.kind == StoreKind::Directory {
+            return std::fs::read(self.path().join("store").join(key)).unwrap();
+        }
+        let (bucket, prefix) = self.bucket();
+        let request = self.s3().get_object().bucket(bucket).key(format!("{prefix}/{key}"));
+        block_on(async { request.send().await.unwrap().body.collect().await.unwrap().to_vec() })
+    }
+
+    fn bucket(&self) -> (&str, &str) {
+        self.store.trim_start_matches("s3://").split_once('/').unwrap()
+    }
+
+    fn s3(&self) -> aws_sdk_s3::Client {
+        self.minio.as_ref().unwrap_or_else(|| Minio::shared()).client()
     }
 
     /// A host with this name: its own state, its own sockets.
@@ -95,20 +136,27 @@ impl World {
     }
 
     /// Makes the store unreachable: MinIO stopped, the directory given another name.
-    pub fn store_away(&mut self) {
-        match &mut self.minio {
-            Some(minio) => minio.stop(),
-            None => std::fs::rename(self.path().join("store"), self.path().join("store.away")).unwrap(),
+    pub fn store_away(&self) {
+        match (&self.minio, self.kind) {
+            (Some(minio), _) => minio.kill(),
+            (None, StoreKind::Minio) => panic!("others use this server too: take World::alone"),
+            (None, StoreKind::Directory) => {
+                std::fs::rename(self.path().join("store"), self.path().join("store.away")).unwrap()
+            }
         }
     }
 
     /// The end of [`World::store_away`].
-    pub fn store_back(&mut self) {
-        match &mut self.minio {
-            Some(minio) => minio.start_again(),
+    pub fn store_back(&self) {
+        match &self.minio {
+            Some(minio) => minio.restart(),
             None => std::fs::rename(self.path().join("store.away"), self.path().join("store")).unwrap(),
         }
     }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Runtime::new().unwrap().block_on(work)
 }
 
 /// A machine that may run a daemon: where its state is, and how its daemon is started.
@@ -176,7 +224,12 @@ impl Host {
 
     fn daemon_command(&self) -> Command {
         let mut command = Command::new(binary("varved"));
-        command.arg("--nbd-unix").arg(self.nbd()).args(&self.arguments).envs(self.environment.clone()).stdin(Stdio::null());
+        command
+            .arg("--nbd-unix")
+            .arg(self.nbd())
+            .args(&self.arguments)
+            .envs(self.environment.clone())
+            .stdin(Stdio::null());
         command
     }
 
@@ -255,7 +308,8 @@ impl Daemon {
     pub fn stop(mut self) {
         self.signal("TERM");
         let status = process::wait(&mut self.child, PATIENCE);
-        let status = status.unwrap_or_else(|| panic!("varved did not stop within {PATIENCE:?} of SIGTERM:\n{}", self.said()));
+        let status =
+            status.unwrap_or_else(|| panic!("varved did not stop within {PATIENCE:?} of SIGTERM:\n{}", self.said()));
         assert!(status.success(), "varved stopped with {status}:\n{}", self.said());
     }
 

@@ -88,7 +88,9 @@ impl BlockDisk {
     pub fn detach(mut self) {
         shell("losetup --detach \"$1\"", &[&self.device]).succeeded();
         self.device.clear();
-        process::until("nbdfuse lets go", || shell("fusermount3 -u \"$1\"", &[&self.mountpoint.display().to_string()]).status.success());
+        process::until("nbdfuse lets go", || {
+            shell("fusermount3 -u \"$1\"", &[&self.mountpoint.display().to_string()]).status.success()
+        });
         process::wait(&mut self.nbdfuse, process::PATIENCE).expect("nbdfuse ends once it is unmounted");
     }
 }
@@ -180,12 +182,16 @@ impl Bridge {
     pub fn start(socket: &Path, export: &str) -> Bridge {
         let folder = tempfile::Builder::new().prefix("varve-bridge-").tempdir().unwrap();
         let own = folder.path().join("nbd.sock");
-        let node = format!("driver=nbd,node-name=disk,server.type=unix,server.path={},export={export},reconnect-delay=120,discard=unmap", socket.display());
+        let node = format!(
+            "driver=nbd,node-name=disk,server.type=unix,server.path={},export={export},reconnect-delay=120,discard=unmap",
+            socket.display()
+        );
         let mut command = Command::new("qemu-storage-daemon");
         command.args(["--blockdev", &node]);
         command.args(["--nbd-server", &format!("addr.type=unix,addr.path={}", own.display())]);
         command.args(["--export", &format!("type=nbd,id=export,node-name=disk,name={export},writable=on")]);
-        let child = command.stdin(Stdio::null()).spawn().expect("qemu-storage-daemon: run tools/test once, which installs it");
+        let child =
+            command.stdin(Stdio::null()).spawn().expect("qemu-storage-daemon: run tools/test once, which installs it");
         let mut bridge = Bridge { child, folder, export: export.to_owned() };
         process::until("qemu-storage-daemon listens", || {
             assert!(bridge.child.try_wait().unwrap().is_none(), "qemu-storage-daemon ended at its start");

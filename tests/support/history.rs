@@ -116,8 +116,21 @@ impl History {
         if entry.zero {
             return client.send(Command::WriteZeroes, flags, offset, length, &[]);
         }
-        let data: Vec<u8> = entry.sectors.clone().flat_map(|sector| sector_content(index as u64 + 1, sector)).collect();
+        let stamp = index as u64 + 1;
+        let data: Vec<u8> = entry.sectors.clone().flat_map(|sector| sector_content(stamp, sector)).collect();
         client.send(Command::Write, flags, offset, length, &data)
+    }
+
+    /// Does to `disk` what a write does to a disk.
+    pub fn apply(&self, index: usize, disk: &mut [u8]) {
+        let entry = &self.entries[index];
+        for sector in entry.sectors.clone() {
+            let place = &mut disk[(sector * SECTOR) as usize..][..SECTOR as usize];
+            match entry.zero {
+                true => place.fill(0),
+                false => place.copy_from_slice(&sector_content(index as u64 + 1, sector)),
+            }
+        }
     }
 
     /// Notes an acknowledgement.
@@ -141,7 +154,10 @@ impl History {
     pub fn check(&self, disk: &[u8], floor: u64) {
         let stamps = self.stamps(disk);
         // A zero may be any zero that was written there, or none: only data says for certain that a write is there.
-        let certain = stamps.iter().filter_map(|stamp| self.entries.get(stamp.checked_sub(1)? as usize)).filter(|entry| !entry.zero);
+        let certain = stamps
+            .iter()
+            .filter_map(|stamp| self.entries.get(stamp.checked_sub(1)? as usize))
+            .filter(|entry| !entry.zero);
         let visible = certain.map(|entry| entry.sent);
         let moment = visible.max().unwrap_or(0).max(floor);
         // What each sector must at least show: the newest write that was certainly there at that moment.
@@ -155,10 +171,21 @@ impl History {
         }
         let missing: Vec<String> = (0..self.sectors as usize)
             .filter(|&sector| stamps[sector] < wanted[sector])
-            .map(|sector| format!("sector {sector}: has write {}, misses {} ({:?})", stamps[sector], wanted[sector], self.entries[wanted[sector] as usize - 1]))
+            .map(|sector| {
+                format!(
+                    "sector {sector}: has write {}, misses {} ({:?})",
+                    stamps[sector],
+                    wanted[sector],
+                    self.entries[wanted[sector] as usize - 1]
+                )
+            })
             .collect();
         let shown = missing.iter().take(8).cloned().collect::<Vec<_>>().join("\n");
-        assert!(missing.is_empty(), "{} sectors miss writes acknowledged before moment {moment} (floor {floor}):\n{shown}", missing.len());
+        assert!(
+            missing.is_empty(),
+            "{} sectors miss writes acknowledged before moment {moment} (floor {floor}):\n{shown}",
+            missing.len()
+        );
         self.check_whole(&stamps);
     }
 
@@ -181,7 +208,10 @@ impl History {
                 let stamp = u64::from_le_bytes(content[..8].try_into().unwrap());
                 let entry = stamp.checked_sub(1).and_then(|index| self.entries.get(index as usize));
                 let known = entry.is_some_and(|entry| !entry.zero && entry.sectors.contains(&sector));
-                assert!(known && content == sector_content(stamp, sector), "sector {sector} has bytes that nobody wrote there (stamp {stamp})");
+                assert!(
+                    known && content == sector_content(stamp, sector),
+                    "sector {sector} has bytes that nobody wrote there (stamp {stamp})"
+                );
                 stamp
             })
             .collect()
@@ -197,7 +227,11 @@ impl History {
         for (index, entry) in self.entries.iter().enumerate().filter(|(index, entry)| seen[index + 1] && !entry.zero) {
             for sector in entry.sectors.clone() {
                 let stamp = stamps[sector as usize];
-                assert!(stamp > index as u64, "write {} is torn: sector {sector} still has write {stamp} ({entry:?})", index + 1);
+                assert!(
+                    stamp > index as u64,
+                    "write {} is torn: sector {sector} still has write {stamp} ({entry:?})",
+                    index + 1
+                );
             }
         }
     }
@@ -288,7 +322,8 @@ impl Load {
                 match client.answer_within(quiet) {
                     Ok(Some(answer)) => {
                         assert_eq!(answer.error, 0, "errno: a full log makes writers wait, it does not fail them");
-                        history.acknowledge(in_flight.remove(&answer.cookie).expect("an answer to a request in flight"));
+                        history
+                            .acknowledge(in_flight.remove(&answer.cookie).expect("an answer to a request in flight"));
                         answered = true;
                     }
                     Ok(None) => return false,

@@ -42,7 +42,13 @@ impl Outcome {
 
     /// Everything, for a failed assertion.
     pub fn report(&self) -> String {
-        format!("\n$ {}\n{}\n-- stdout\n{}\n-- stderr\n{}", self.command, self.status, tail(&self.stdout), tail(&self.stderr))
+        format!(
+            "\n$ {}\n{}\n-- stdout\n{}\n-- stderr\n{}",
+            self.command,
+            self.status,
+            tail(&self.stdout),
+            tail(&self.stderr)
+        )
     }
 }
 
@@ -73,7 +79,10 @@ pub fn run_within(command: &mut Command, limit: Duration) -> Outcome {
     let mut stderr = tempfile::tempfile().unwrap();
     let words = words(command);
     command.stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
-    let mut child = command.stdin(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{words}: {error}: run tools/test once, which installs it"));
+    let mut child = command
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{words}: {error}: run tools/test once, which installs it"));
     let status = wait(&mut child, limit);
     if status.is_none() {
         let _ = child.kill();

@@ -55,7 +55,8 @@ pub fn links_resolve(path: &str, text: &str, exists: &dyn Fn(&Path) -> bool) -> 
 
 /// `pages` are the file names in `design/`; `index` is the text of `design/README.md`.
 pub fn design_is_linked(index: &str, pages: &[String]) -> Vec<String> {
-    let linked: Vec<String> = links(index).into_iter().filter_map(|(_, link)| target_file(&link).map(str::to_owned)).collect();
+    let linked: Vec<String> =
+        links(index).into_iter().filter_map(|(_, link)| target_file(&link).map(str::to_owned)).collect();
     let missing = pages.iter().filter(|page| *page != "README.md" && !linked.contains(page));
     missing.map(|page| format!("design/README.md does not link to {page}")).collect()
 }

@@ -51,11 +51,17 @@ fn sources(folders: &[&str]) -> Vec<Source> {
     assert!(!sources.is_empty(), "found no Rust files in {folders:?}");
     let mut test_prefixes = Vec::new();
     for source in &sources {
-        let folder = source.path.trim_end_matches(".rs").trim_end_matches("/mod").trim_end_matches("/lib").trim_end_matches("/main");
+        let folder = source
+            .path
+            .trim_end_matches(".rs")
+            .trim_end_matches("/mod")
+            .trim_end_matches("/lib")
+            .trim_end_matches("/main");
         test_prefixes.extend(source.test_modules.iter().map(|module| format!("{folder}/{module}")));
     }
     for source in &mut sources {
-        let is_test = |prefix: &String| source.path == format!("{prefix}.rs") || source.path.starts_with(&format!("{prefix}/"));
+        let is_test =
+            |prefix: &String| source.path == format!("{prefix}.rs") || source.path.starts_with(&format!("{prefix}/"));
         source.all_test |= test_prefixes.iter().any(is_test);
     }
     sources
