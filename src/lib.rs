@@ -6,18 +6,18 @@
 //! | floor | room | what it owns |
 //! | --- | --- | --- |
 //! | 0 words | [`units`] [`limits`] [`error`] [`block_device`] [`service`] [`clock`] [`settings`] | quantities, bounds, errors, the seams to the doors, time and chance, settings |
-//! | 1 pure | [`format`] | bytes to values and back, nothing else |
 //! | 1 pure | [`map`] | where a block's newest content is: extents, pages, places |
-//! | 2 edges | [`disk`] | files, syncs, the simulated and the failing disk |
-//! | 2 edges | [`store`] | S3, directory and memory, and the wrappers around them |
-//! | 3 organs | [`log`] | the write log: ring, append, group commit, recovery scan |
-//! | 3 organs | [`segment`] | packing segments and reading them back |
-//! | 3 organs | [`cache`] | the read cache: on disk and in memory |
-//! | 3 organs | [`index`] | RocksDB: map pages and segment indexes kept locally |
-//! | 4 keepers | [`checkpoint`] | the block map in the store |
-//! | 4 keepers | [`ownership`] | manifests, epochs, sealing |
-//! | 5 owner | [`volume`] | one attached volume, and the fleet of them |
-//! | 6 doors | [`nbd`] [`control`] | the NBD server and the control socket |
+//! | 2 pure | [`format`] | bytes to values and back, nothing else |
+//! | 3 edges | [`disk`] | files, syncs, the simulated and the failing disk |
+//! | 3 edges | [`store`] | S3, directory and memory, and the wrappers around them |
+//! | 4 organs | [`log`] | the write log: ring, append, group commit, recovery scan |
+//! | 4 organs | [`segment`] | packing segments and reading them back |
+//! | 4 organs | [`cache`] | the read cache: on disk and in memory |
+//! | 4 organs | [`index`] | RocksDB: map pages and segment indexes kept locally |
+//! | 5 keepers | [`checkpoint`] | the block map in the store |
+//! | 5 keepers | [`ownership`] | manifests, epochs, sealing |
+//! | 6 owner | [`volume`] | one attached volume, and the fleet of them |
+//! | 7 doors | [`nbd`] [`control`] | the NBD server and the control socket |
 //!
 //! # A write
 //! ```text

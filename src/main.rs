@@ -45,11 +45,8 @@ fn main() -> ExitCode {
 }
 
 fn run(settings: &Settings) -> Result<()> {
-    let runtime = Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("varve")
-        .build()
-        .context(|| "cannot start the runtime")?;
+    let runtime =
+        Builder::new_multi_thread().enable_all().thread_name("varve").build().context(|| "cannot start the runtime")?;
     let result = serve(&runtime, settings);
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
@@ -100,7 +97,10 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
     let left: Vec<String> = left.iter().map(ToString::to_string).collect();
     Err(Error::new(
         varve::error::ErrorKind::Unavailable,
-        format!("not handed back: {}; their logs stay here, and this host carries on with them when it starts again", left.join(", ")),
+        format!(
+            "not handed back: {}; their logs stay here, and this host carries on with them when it starts again",
+            left.join(", ")
+        ),
     ))
 }
 
@@ -121,7 +121,11 @@ fn nbd_settings(settings: &Settings) -> NbdSettings {
     }
     NbdSettings {
         // The default address gives way to sockets that systemd hands over.
-        tcp: if settings.nbd_is_default && std::env::var_os("LISTEN_FDS").is_some() { Vec::new() } else { settings.nbd.clone() },
+        tcp: if settings.nbd_is_default && std::env::var_os("LISTEN_FDS").is_some() {
+            Vec::new()
+        } else {
+            settings.nbd.clone()
+        },
         unix: settings.nbd_unix.iter().cloned().collect(),
         inherited: true,
         tls,

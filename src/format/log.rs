@@ -28,6 +28,8 @@ pub const RECORD_SPAN_MAX: u64 = write_span(RECORD_BLOCKS_MAX);
 pub const FENCE_SPAN: u64 = 2 * HEADER_BYTES as u64;
 /// The magic number with which every record begins ("vrec"), so that a search can skip what is none.
 pub const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"vrec");
+/// The same as it stands at the start of a record.
+pub const RECORD_MAGIC_BYTES: [u8; 4] = RECORD_MAGIC.to_le_bytes();
 
 const SUPERBLOCK_MAGIC: &[u8; 8] = b"varvelog";
 const VERSION: u16 = 1;

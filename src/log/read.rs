@@ -47,12 +47,7 @@ impl LogReader {
     /// # Errors
     /// `Damaged` if the record or one of these blocks is not what was written; `Invalid` for a buffer that is empty or not of
     /// whole blocks, or blocks that the record does not have; `Io`.
-    pub fn read_blocks(
-        &self,
-        record: LogOffset,
-        first_block: u32,
-        buffer: &mut [u8],
-    ) -> Result<LogRead> {
+    pub fn read_blocks(&self, record: LogOffset, first_block: u32, buffer: &mut [u8]) -> Result<LogRead> {
         if buffer.is_empty() || !(buffer.len() as u64).is_multiple_of(BLOCK_SIZE) {
             return Err(Error::invalid("the write log reads whole blocks only"));
         }
@@ -121,8 +116,10 @@ impl LogReader {
         ring.read(&mut [IoSliceMut::new(&mut scratch[..length])], record)?;
         let header = self.expect_write(&scratch, record)?;
         if first + blocks > header.range.count.0 {
-            let message =
-                format!("record {} has {} blocks: {blocks} from {first} on cannot be read", header.sequence, header.range.count);
+            let message = format!(
+                "record {} has {} blocks: {blocks} from {first} on cannot be read",
+                header.sequence, header.range.count
+            );
             return Err(Error::invalid(message));
         }
         let known = HEADER_BYTES + header.extension_bytes();

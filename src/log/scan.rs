@@ -6,7 +6,7 @@ use super::read::fence_body;
 use super::shared::Ring;
 use crate::error::Result;
 use crate::format::log::{
-    FenceBody, HEADER_BYTES, RECORD_ALIGN, RECORD_MAGIC, RECORD_SPAN_MAX, RecordHeader, RecordKind, block_crc,
+    FenceBody, HEADER_BYTES, RECORD_ALIGN, RECORD_MAGIC_BYTES, RECORD_SPAN_MAX, RecordHeader, RecordKind, block_crc,
     expected_crc, header_verifies, peek_header,
 };
 use crate::units::{BLOCK_SIZE, Epoch, LogOffset, Sequence};
@@ -148,7 +148,7 @@ pub(super) fn look_beyond(
     let mut stop = LogOffset(limit.0.min(from.0 + RECORD_SPAN_MAX + SEARCH_SLACK));
     while at < stop {
         let mut next = LogOffset(at.0 + RECORD_ALIGN);
-        if window.get(at, 4)? == RECORD_MAGIC.to_le_bytes()
+        if window.get(at, 4)? == RECORD_MAGIC_BYTES
             && let Found::Record(header, fence) = record_at(window, at)?
         {
             let ours = fence.map_or(header.incarnation, |fence| fence.previous);

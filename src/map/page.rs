@@ -236,8 +236,8 @@ impl MapPage {
         }
         let mut renumbered = vec![0u16; used.len()];
         let mut next = 0u16;
-        for (index, _) in used.iter().enumerate().filter(|&(_, &is_used)| is_used) {
-            renumbered[index] = next;
+        for (place, _) in renumbered.iter_mut().zip(&used).filter(|&(_, &is_used)| is_used) {
+            *place = next;
             next += 1;
         }
         for extent in &mut self.extents {

@@ -137,7 +137,9 @@ impl Admin {
                 return Err(Error::invalid(format!("volume {id} is not destroyed")));
             };
             if destroyed_at.0 + UNDELETE_MILLIS < clock::now().0 {
-                return Err(Error::invalid(format!("volume {id} was destroyed more than 24 hours ago and cannot be brought back")));
+                return Err(Error::invalid(format!(
+                    "volume {id} was destroyed more than 24 hours ago and cannot be brought back"
+                )));
             }
             manifest.destroyed_at = None;
             Ok(())

@@ -111,7 +111,11 @@ async fn follow(store: &Arc<dyn Store>, manifest: &Manifest, report: &mut CheckR
     Ok(tail)
 }
 
-async fn verify_segment(store: &Arc<dyn Store>, id: SegmentId, report: &mut CheckReport) -> Result<Option<(Damage, String)>> {
+async fn verify_segment(
+    store: &Arc<dyn Store>,
+    id: SegmentId,
+    report: &mut CheckReport,
+) -> Result<Option<(Damage, String)>> {
     report.segments += 1;
     let fetched = match store.get(&ObjectKey::segment(id), ByteRange::Full).await {
         Ok(fetched) => fetched,

@@ -52,7 +52,8 @@ impl Volume {
         let epoch = self.epoch;
         self.change_manifest(move |manifest| {
             manifest.checkpoint = Some(reference);
-            manifest.replay_from = if complete { Position { epoch: epoch.next(), number: SegmentNumber(0) } } else { next };
+            manifest.replay_from =
+                if complete { Position { epoch: epoch.next(), number: SegmentNumber(0) } } else { next };
             manifest.sequence = sequence;
             manifest.stored_bytes = stored_bytes;
             if complete {

@@ -69,7 +69,11 @@ pub struct Volume {
 impl Volume {
     /// What FLUSH promises just now.
     pub fn durability(&self) -> Durability {
-        if self.durability.load(Ordering::Acquire) == Durability::Store as u8 { Durability::Store } else { Durability::Local }
+        if self.durability.load(Ordering::Acquire) == Durability::Store as u8 {
+            Durability::Store
+        } else {
+            Durability::Local
+        }
     }
 
     pub(super) fn size_bytes(&self) -> u64 {
@@ -113,7 +117,10 @@ impl Volume {
     pub(super) fn fenced(&self, by: &str) -> Error {
         Error::new(
             ErrorKind::Fenced,
-            format!("volume {} was taken over by another owner ({by}); this attachment (epoch {}) is over", self.id, self.epoch),
+            format!(
+                "volume {} was taken over by another owner ({by}); this attachment (epoch {}) is over",
+                self.id, self.epoch
+            ),
         )
     }
 

@@ -36,7 +36,11 @@ pub async fn dump(store: &Arc<dyn Store>, target: DumpTarget) -> Result<String> 
         DumpTarget::CheckpointFile(path) => {
             let bytes = read_file(&path)?;
             let id = map_object::decode_header(&bytes).context(|| path.display().to_string())?;
-            Ok(format!("{id}: {} bytes of pages, directories and roots; 'varve dump checkpoint {}' walks them\n", bytes.len(), id.volume))
+            Ok(format!(
+                "{id}: {} bytes of pages, directories and roots; 'varve dump checkpoint {}' walks them\n",
+                bytes.len(),
+                id.volume
+            ))
         }
         DumpTarget::SegmentFile(path) => {
             let bytes = read_file(&path)?;
@@ -106,7 +110,13 @@ fn segment(index: &SegmentIndex) -> String {
             EntryKind::Data { block } => line(&mut out, format_args!("blocks {first}-{last}: data from block {block}")),
             EntryKind::Zero => line(&mut out, format_args!("blocks {first}-{last}: zero")),
             EntryKind::Moved { block, old } => {
-                line(&mut out, format_args!("blocks {first}-{last}: data from block {block}, if still at {} block {}", old.segment, old.block));
+                line(
+                    &mut out,
+                    format_args!(
+                        "blocks {first}-{last}: data from block {block}, if still at {} block {}",
+                        old.segment, old.block
+                    ),
+                );
             }
         }
     }
@@ -133,7 +143,10 @@ fn log_file(path: &Path) -> Result<String> {
         let (first, count) = (view.range.start, view.range.count);
         line(
             &mut out,
-            format_args!("{}: {:?} {} in epoch {}: {count} blocks from {first}", view.place.record, view.kind, view.place.sequence, view.epoch),
+            format_args!(
+                "{}: {:?} {} in epoch {}: {count} blocks from {first}",
+                view.place.record, view.kind, view.place.sequence, view.epoch
+            ),
         );
     }
     Ok(out)

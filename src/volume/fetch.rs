@@ -170,7 +170,8 @@ fn group_neighbours(missing: Vec<Missing>) -> Vec<Vec<Missing>> {
 
 async fn fetch_batch(shared: &Arc<Shared>, segment: SegmentId, batch: Vec<Missing>) -> Result<Vec<(usize, Bytes)>> {
     let entries: Vec<FrameEntry> = batch.iter().map(|missing| missing.entry).collect();
-    let stored = fetch_frames(&*shared.store, segment, &entries).await.context(|| format!("cannot read segment {segment}"))?;
+    let stored =
+        fetch_frames(&*shared.store, segment, &entries).await.context(|| format!("cannot read segment {segment}"))?;
     let mut filled = Vec::with_capacity(batch.len());
     let mut kept = Vec::with_capacity(batch.len());
     for (missing, mut stored) in batch.into_iter().zip(stored) {
@@ -180,7 +181,8 @@ async fn fetch_batch(shared: &Arc<Shared>, segment: SegmentId, batch: Vec<Missin
             stored = fetch_frames(&*shared.store, segment, &[missing.entry]).await?.pop().unwrap_or_default();
             plain = open_frame(segment, missing.number, &missing.entry, &stored);
         }
-        let plain = plain.inspect_err(|error| tracing::error!(%segment, %error, "a segment is damaged in the store"))?;
+        let plain =
+            plain.inspect_err(|error| tracing::error!(%segment, %error, "a segment is damaged in the store"))?;
         kept.push((FrameId { segment, frame: missing.number }, stored));
         missing.lead.fill(plain.clone());
         filled.push((missing.slot, plain));

@@ -12,6 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
+use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ownership;
 use crate::service::{AttachReport, AttachedStatus};
@@ -168,10 +169,11 @@ impl Fleet {
             let (fleet, id) = (self.clone(), volume.id);
             detaching.push((id, tokio::spawn(async move { fleet.detach(id, true).await })));
         }
-        let deadline = tokio::time::Instant::now() + patience;
+        let deadline = clock::uptime() + patience;
         let mut left = Vec::new();
         for (id, task) in detaching {
-            match tokio::time::timeout_at(deadline, task).await {
+            let patience = deadline.saturating_sub(clock::uptime());
+            match tokio::time::timeout(patience, task).await {
                 Ok(Ok(Ok(()))) => {}
                 Ok(Ok(Err(error))) => {
                     tracing::error!(volume = %id, %error, "could not be detached; its log stays here");
@@ -194,9 +196,9 @@ impl Fleet {
         let (fleet, id, epoch) = (self.clone(), volume.id, volume.epoch);
         self.shared.runtime.spawn(async move {
             tokio::time::sleep(fleet.detach_after).await;
-            let idle = fleet.find(id).is_some_and(|volume| {
-                volume.epoch == epoch && volume.clients.load(Ordering::Acquire) == 0
-            });
+            let idle = fleet
+                .find(id)
+                .is_some_and(|volume| volume.epoch == epoch && volume.clients.load(Ordering::Acquire) == 0);
             if idle && let Err(error) = fleet.detach(id, false).await {
                 tracing::info!(volume = %id, %error, "stays attached");
             }

@@ -16,7 +16,7 @@ use crate::checkpoint::Checkpoint;
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::manifest::{Manifest, Owner};
-use crate::log::{self, Ending, LogIdentity, Recovered, RecordKind, WriteLog};
+use crate::log::{self, Ending, LogIdentity, RecordKind, Recovered, WriteLog};
 use crate::map::{LogOverlay, LogPlace, OverlayPlace};
 use crate::ownership::{self, Attachment, History, Permit};
 use crate::service::AttachReport;
@@ -65,7 +65,7 @@ pub async fn attach(shared: &Arc<Shared>, id: VolumeId, takeover: bool) -> Resul
     let manifest = attachment.loaded.manifest.clone();
     let root = async {
         match &loaded.manifest.checkpoint {
-            Some(reference) => Checkpoint::open(shared.store.clone(), reference.clone()).await,
+            Some(reference) => Checkpoint::open(shared.store.clone(), *reference).await,
             None => Ok(Checkpoint::empty(shared.store.clone())),
         }
     };
@@ -140,7 +140,8 @@ fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest) -> Result<Found>
     let is_own = manifest.owner.as_ref().is_some_and(|owner| owner.token == identity.token);
     if is_own {
         if let Ending::Damaged { at, blocks, records_beyond } = recovered.ending() {
-            let blocks = blocks.map_or_else(String::new, |range| format!(" (blocks {} to {})", range.start, range.end()));
+            let blocks =
+                blocks.map_or_else(String::new, |range| format!(" (blocks {} to {})", range.start, range.end()));
             return Err(Error::damaged(format!(
                 "the write log {} is damaged at {at}{blocks}, where it had been durable; {records_beyond} whole records follow. \
                  Nothing was changed. 'varve volumes attach {id} --takeover' goes on from what the store holds and keeps the log aside",
@@ -161,7 +162,8 @@ async fn replay_pages(
     history: &History,
 ) -> Result<PageTable> {
     let local = shared.index.volume_state(id)?.and_then(|bytes| LocalState::decode(&bytes));
-    let is_current = local.is_some_and(|local| local.sequence >= manifest.sequence && local.position >= manifest.replay_from);
+    let is_current =
+        local.is_some_and(|local| local.sequence >= manifest.sequence && local.position >= manifest.replay_from);
     if !is_current && local.is_some() {
         tracing::info!(volume = %id, "the local pages are older than the checkpoint and are dropped");
     }

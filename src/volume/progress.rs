@@ -108,7 +108,8 @@ impl Progress {
     pub fn store(&mut self, end: Mark) -> Vec<CommitDone> {
         self.stored = end;
         self.cut_runs.pop_front();
-        let (done, waiting) = std::mem::take(&mut self.waiters).into_iter().partition(|(target, _)| *target <= end.sequence);
+        let (done, waiting) =
+            std::mem::take(&mut self.waiters).into_iter().partition(|(target, _)| *target <= end.sequence);
         self.waiters = waiting;
         Vec::into_iter(done).map(|(_, call)| call).collect()
     }
@@ -142,7 +143,8 @@ impl Progress {
 
     /// What is accepted and not in the store.
     pub fn lag(&self, now: Duration) -> Lag {
-        let bytes = self.uncut.iter().map(|p| p.bytes).sum::<u64>() + self.cut_runs.iter().map(|run| run.0).sum::<u64>();
+        let bytes =
+            self.uncut.iter().map(|p| p.bytes).sum::<u64>() + self.cut_runs.iter().map(|run| run.0).sum::<u64>();
         let oldest = self.cut_runs.front().map(|run| run.1).or_else(|| self.uncut.front().map(|piece| piece.since));
         let seconds = oldest.map_or(0.0, |since| now.saturating_sub(since).as_secs_f64());
         Lag { bytes: ByteLen(bytes), seconds }

@@ -81,7 +81,7 @@ impl Volume {
     }
 
     /// Fills `buffer` with the blocks of `range` if all of them are at hand.
-    pub(super) fn try_read_blocks(self: &Self, range: BlockRange, buffer: &mut [u8]) -> Attempt {
+    pub(super) fn try_read_blocks(&self, range: BlockRange, buffer: &mut [u8]) -> Attempt {
         let mut runs = Runs::new();
         let mut places = Vec::new();
         if !self.gather(range, &mut runs, &mut places) {
@@ -219,7 +219,12 @@ impl Volume {
     }
 
     /// Says where the bytes of a range are.
-    pub(super) async fn residence_of(&self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<ResidenceExtent>> {
+    pub(super) async fn residence_of(
+        &self,
+        offset: u64,
+        length: u64,
+        extents_max: usize,
+    ) -> Result<Vec<ResidenceExtent>> {
         self.pass_gate().await?;
         self.check_range(offset, length)?;
         let mut extents: Vec<ResidenceExtent> = Vec::new();

@@ -78,7 +78,8 @@ pub struct FleetService {
 
 impl FleetService {
     fn attached_here(&self, id: VolumeId) -> Result<Arc<Volume>> {
-        let volume = self.fleet.find(id).ok_or_else(|| Error::not_found(format!("volume {id} is not attached here")))?;
+        let volume =
+            self.fleet.find(id).ok_or_else(|| Error::not_found(format!("volume {id} is not attached here")))?;
         match volume.gate.closed() {
             Some(error) if error.kind() != ErrorKind::Stopping => Err(error),
             _ => Ok(volume),

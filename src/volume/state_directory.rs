@@ -52,7 +52,12 @@ pub struct StateSettings {
 ///
 /// # Errors
 /// `Busy` if another daemon uses it, `Invalid` if it belongs to another store, and what the local disk says.
-pub fn open(settings: StateSettings, store: Arc<dyn Store>, store_id: StoreId, runtime: Handle) -> Result<(Arc<Shared>, LockGuard)> {
+pub fn open(
+    settings: StateSettings,
+    store: Arc<dyn Store>,
+    store_id: StoreId,
+    runtime: Handle,
+) -> Result<(Arc<Shared>, LockGuard)> {
     let disk: Arc<dyn Disk> = Arc::new(HostDisk);
     let path = &settings.path;
     disk.create_directory(path).context(|| format!("cannot create the state directory {}", path.display()))?;
@@ -103,11 +108,15 @@ fn check_store(disk: &dyn Disk, directory: &Path, store: StoreId, address: &str)
             let bytes = envelope::encode("state", &StateFile { store })?;
             let fresh = directory.join("state.json.new");
             match disk.remove(&fresh) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(fresh.display(), &error)),
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io(fresh.display(), &error));
+                }
                 _ => {}
             }
             let file = disk.open(&fresh, OpenMode::CreateNew).context(|| fresh.display().to_string())?;
-            file.write_at(&[IoSlice::new(&bytes)], 0).and_then(|()| file.sync_data()).context(|| fresh.display().to_string())?;
+            file.write_at(&[IoSlice::new(&bytes)], 0)
+                .and_then(|()| file.sync_data())
+                .context(|| fresh.display().to_string())?;
             disk.rename(&fresh, &path).and_then(|()| disk.sync_directory(directory)).context(|| &shown)
         }
         Err(error) => Err(Error::io(&shown, &error)),

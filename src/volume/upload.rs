@@ -147,7 +147,8 @@ impl Volume {
         if found.header.token == self.token && !found.header.seal {
             return Ok(());
         }
-        Err(self.fenced(&format!("segment {id} is a {}", if found.header.seal { "seal" } else { "segment of another" })))
+        Err(self
+            .fenced(&format!("segment {id} is a {}", if found.header.seal { "seal" } else { "segment of another" })))
     }
 
     async fn take_effect(self: &Arc<Self>, uploaded: Result<Uploaded>) -> Result<()> {
@@ -162,7 +163,8 @@ impl Volume {
         let since = self.segments_since_checkpoint.fetch_add(1, Ordering::AcqRel) + 1;
         if since >= self.shared.settings.segments_per_checkpoint {
             let next = crate::format::manifest::Position { epoch: self.epoch, number: index.header.id.number.next() };
-            self.retry_while_unavailable("writing a checkpoint", || self.write_checkpoint(next, end.sequence, false)).await?;
+            self.retry_while_unavailable("writing a checkpoint", || self.write_checkpoint(next, end.sequence, false))
+                .await?;
         }
         Ok(())
     }
@@ -258,7 +260,9 @@ fn pack(log: &LogReader, header: SegmentHeader, run: Run) -> Result<crate::segme
                 let block = place.block + from as u32;
                 match log.read_blocks(place.record, block, buffer)? {
                     LogRead::Done => Ok(()),
-                    LogRead::Gone => Err(Error::damaged(format!("the log gave back {} before it was stored", place.record))),
+                    LogRead::Gone => {
+                        Err(Error::damaged(format!("the log gave back {} before it was stored", place.record)))
+                    }
                 }
             })?,
             OverlayPlace::Below => {}

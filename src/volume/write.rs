@@ -276,7 +276,8 @@ impl Volume {
         if !(offset + length).is_multiple_of(BLOCK_SIZE) && edges.first() != Some(&last) {
             edges.push(last);
         }
-        let data_part = |range: BlockRange| Part::Data { lba: range.start, data: vec![0; range.count.bytes().0 as usize] };
+        let data_part =
+            |range: BlockRange| Part::Data { lba: range.start, data: vec![0; range.count.bytes().0 as usize] };
         let mut parts = Vec::with_capacity(3);
         if all_data {
             parts.push(data_part(range));
@@ -299,7 +300,8 @@ impl Volume {
         let mut writer = self.writer.lock();
         let unchanged = {
             let overlay = self.overlay.read();
-            self.released.load(Ordering::Acquire) == merged.tail && merged.seen.iter().all(|(lba, place)| overlay.block(*lba) == *place)
+            self.released.load(Ordering::Acquire) == merged.tail
+                && merged.seen.iter().all(|(lba, place)| overlay.block(*lba) == *place)
         };
         if !unchanged {
             return Ok(false);
@@ -350,7 +352,9 @@ fn fill_in(change: &Change<&[u8]>, parts: &mut [Part]) {
         let to = (offset + length).min(base + blocks.len() as u64);
         let target = &mut blocks[(from - base) as usize..(to - base) as usize];
         match change {
-            Change::Write { data, .. } => target.copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]),
+            Change::Write { data, .. } => {
+                target.copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize])
+            }
             _ => target.fill(0),
         }
     }
