@@ -158,9 +158,8 @@ fn fio_verifies_random_writes_of_all_lengths_on_four_connections() {
     });
 }
 
-#[test]
-fn libnbd_uses_everything_there_is() {
-    let script = r#"
+/// Everything that libnbd can ask for, and the answers that it must get.
+const LIBNBD_SCRIPT: &str = r#"
 import nbd, sys
 h = nbd.NBD()
 h.add_meta_context("base:allocation")
@@ -224,8 +223,11 @@ assert not plain.can_df()
 assert plain.pread(6, 77) == b"across"
 plain.shutdown()
 "#;
+
+#[test]
+fn libnbd_uses_everything_there_is() {
     both_ways(|fixture| {
-        run("/usr/bin/python3", &["-c", script, &format!("{}/disk", fixture.address())]);
+        run("/usr/bin/python3", &["-c", LIBNBD_SCRIPT, &format!("{}/disk", fixture.address())]);
         assert_eq!(fixture.disk.prefetches.load(Ordering::Relaxed), 1);
         assert!(fixture.disk.commits.load(Ordering::Relaxed) >= 5);
     });
