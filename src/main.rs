@@ -105,8 +105,8 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
 }
 
 async fn open_store(url: &str) -> Result<(store::OpenStore, varve::format::manifest::StoreRoot)> {
-    let opened = store::open(url, true).await?;
-    let root = root::read_or_create(&*opened.store).await?;
+    let opened = store::open(url, false).await?;
+    let root = root::read(&*opened.store).await?;
     store::probe(&*opened.store).await?;
     Ok((opened, root))
 }

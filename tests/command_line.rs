@@ -210,12 +210,9 @@ fn names_and_sizes_that_make_no_sense(kind: StoreKind) {
     for name in ["", " ", "a/b", "../up", "tab\there", "line\nbreak", "vol_0000000000000", "vs_1", long.as_str()] {
         host.varve(&["volumes", "create", name, "--size", "1"]).refused(&["name"]);
     }
-    for size in ["0", "-1", "", "ten", "1.5.2", "1XB", "99999999999999999999", "512", "17TiB", "512KiB", "1000001B"] {
+    for size in ["0", "-1", "", "ten", "1.5.2", "1XB", "99999999999999999999", "17TiB", "512KiB", "1000001B"] {
         let message = host.varve(&["volumes", "create", "fine", "--size", size]).refused(&["size"]);
-        assert!(
-            size.len() < 2 || message.contains(size) || size == "512",
-            "the message does not name '{size}': {message}"
-        );
+        assert!(size.len() < 2 || message.contains(size), "the message does not name '{size}': {message}");
     }
     host.varve(&["volumes", "create", "fine"]).refused(&["--size"]);
     host.varve(&["volumes", "show", "vol_short"]).refused(&["vol_short"]);

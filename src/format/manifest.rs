@@ -31,6 +31,9 @@ pub struct Position {
 pub struct Owner {
     /// Names the attachment.
     pub token: Token,
+    /// The late attachment of the same host whose write log this one carries on with. If the host dies before its log says
+    /// so too, the log is still known as the owner's.
+    pub resumes: Option<Token>,
     /// Host name.
     pub host: String,
     /// Process id on that host.

@@ -46,7 +46,7 @@ pub async fn claim(store: &dyn Store, loaded: &Loaded, owner: Owner, permit: Per
     if let Some(current) = &manifest.owner {
         let permitted = match permit {
             Permit::IfFree => false,
-            Permit::OwnLate(token) => token == current.token,
+            Permit::OwnLate(token) => token == current.token || current.resumes == Some(token),
             Permit::TakeOver => true,
         };
         if !permitted {

@@ -20,7 +20,7 @@ use crate::log::{self, Ending, LogIdentity, RecordKind, Recovered, WriteLog};
 use crate::map::{LogOverlay, LogPlace, OverlayPlace};
 use crate::ownership::{self, Attachment, History, Permit};
 use crate::service::AttachReport;
-use crate::units::{LogOffset, Sequence, VolumeId};
+use crate::units::{LogOffset, Sequence, Token, VolumeId};
 use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
 use crate::volume::gate::Gate;
@@ -50,14 +50,34 @@ pub fn log_path(shared: &Shared, volume: VolumeId) -> PathBuf {
 /// `NotFound`, `Busy`, `Damaged`, and what the store or the local disk say.
 pub async fn attach(shared: &Arc<Shared>, id: VolumeId, takeover: bool) -> Result<Opened> {
     let loaded = ownership::load(&*shared.store, id).await?;
-    let found = find_log(shared, id, &loaded.manifest)?;
+    let found = find_log(shared, id, &loaded.manifest, takeover)?;
     let permit = match (&found.own, takeover) {
         (_, true) => Permit::TakeOver,
         (Some(recovered), false) => Permit::OwnLate(recovered.identity().token),
         (None, false) => Permit::IfFree,
     };
+    let resumes = found.own.as_ref().map(|recovered| recovered.identity().token);
+    let attachment = ownership::claim(&*shared.store, &loaded, new_owner(shared, resumes), permit).await?;
+    let claimed = attachment.loaded.clone();
+    let opened = complete(shared, id, loaded, attachment, found).await;
+    if opened.is_err() && resumes.is_none() {
+        // Nothing was accepted under this claim: the next attempt, here or elsewhere, needs no takeover.
+        if let Err(error) = ownership::update(&*shared.store, &claimed, |manifest| manifest.owner = None).await {
+            tracing::warn!(volume = %id, %error, "a failed attachment could not be given up");
+        }
+    }
+    opened
+}
+
+/// Everything that follows a claim.
+async fn complete(
+    shared: &Arc<Shared>,
+    id: VolumeId,
+    loaded: ownership::Loaded,
+    attachment: Attachment,
+    found: Found,
+) -> Result<Opened> {
     let late_owner = loaded.manifest.owner.clone();
-    let attachment = ownership::claim(&*shared.store, &loaded, new_owner(shared), permit).await?;
     let rescued_log = match found.foreign {
         Some(foreign) => rescue::keep_aside(shared, id, foreign).await?,
         None => None,
@@ -99,9 +119,10 @@ pub async fn attach(shared: &Arc<Shared>, id: VolumeId, takeover: bool) -> Resul
     Ok(Opened { volume, report })
 }
 
-fn new_owner(shared: &Shared) -> Owner {
+fn new_owner(shared: &Shared, resumes: Option<Token>) -> Owner {
     Owner {
         token: clock::random_token(),
+        resumes,
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         pid: std::process::id(),
         control: shared.settings.control.clone(),
@@ -117,7 +138,7 @@ struct Found {
     foreign: Option<Recovered>,
 }
 
-fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest) -> Result<Found> {
+fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) -> Result<Found> {
     let path = log_path(shared, id);
     let recovered = match log::recover(&*shared.disk, &path) {
         Ok(recovered) => recovered,
@@ -137,9 +158,14 @@ fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest) -> Result<Found>
             identity.store
         )));
     }
-    let is_own = manifest.owner.as_ref().is_some_and(|owner| owner.token == identity.token);
+    let is_own = manifest.owner.as_ref().is_some_and(|owner| {
+        owner.token == identity.token || owner.resumes.is_some_and(|token| token == identity.token)
+    });
     if is_own {
         if let Ending::Damaged { at, blocks, records_beyond } = recovered.ending() {
+            if takeover {
+                return Ok(Found { own: None, foreign: Some(recovered) });
+            }
             let blocks =
                 blocks.map_or_else(String::new, |range| format!(" (blocks {} to {})", range.start, range.end()));
             return Err(Error::damaged(format!(
