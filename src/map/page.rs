@@ -235,10 +235,9 @@ impl MapPage {
             return;
         }
         let mut renumbered = vec![0u16; used.len()];
-        let mut next = 0u16;
-        for (place, _) in renumbered.iter_mut().zip(&used).filter(|&(_, &is_used)| is_used) {
+        let kept = renumbered.iter_mut().zip(&used).filter(|(_, is_used)| **is_used);
+        for (next, (place, _)) in (0u16..).zip(kept) {
             *place = next;
-            next += 1;
         }
         for extent in &mut self.extents {
             extent.segment = renumbered[usize::from(extent.segment)];
