@@ -18,9 +18,9 @@ const DOUBTFUL: u8 = 1;
 const CLOSED: u8 = 2;
 
 /// How often the pulse is given.
-pub const PULSE: Duration = Duration::from_millis(500);
+pub const PULSE: Duration = Duration::from_millis(100);
 /// A pulse that is this late means that the process was suspended, or starved as if it had been.
-pub const SUSPENSION: Duration = Duration::from_secs(4);
+pub const SUSPENSION: Duration = Duration::from_millis(600);
 
 /// What a request that is not let through must do.
 #[derive(Debug)]

@@ -135,14 +135,13 @@ impl World {
         Host { folder, environment, arguments: Vec::new() }
     }
 
-    /// Makes the store unreachable: MinIO stopped, the directory given another name.
+    /// Makes the store unreachable: MinIO stopped, the directory made immutable. (Giving it another name would change nothing:
+    /// the daemon holds it open.)
     pub fn store_away(&self) {
         match (&self.minio, self.kind) {
             (Some(minio), _) => minio.kill(),
             (None, StoreKind::Minio) => panic!("others use this server too: take World::alone"),
-            (None, StoreKind::Directory) => {
-                std::fs::rename(self.path().join("store"), self.path().join("store.away")).unwrap()
-            }
+            (None, StoreKind::Directory) => self.set_immutable(true),
         }
     }
 
@@ -150,8 +149,14 @@ impl World {
     pub fn store_back(&self) {
         match &self.minio {
             Some(minio) => minio.restart(),
-            None => std::fs::rename(self.path().join("store.away"), self.path().join("store")).unwrap(),
+            None => self.set_immutable(false),
         }
+    }
+
+    fn set_immutable(&self, immutable: bool) {
+        let flag = if immutable { "+i" } else { "-i" };
+        let status = std::process::Command::new("chattr").arg("-R").arg(flag).arg(self.path().join("store")).status();
+        assert!(status.unwrap().success(), "chattr {flag} failed: the tests need root on a file system that knows it");
     }
 }
 
