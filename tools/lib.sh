@@ -59,6 +59,8 @@ qemu-utils           qemu-nbd --version
 qemu-system-common   qemu-storage-daemon --version
 fuse3                fusermount3 --version
 e2fsprogs            mkfs.ext4 -V
+e2fsprogs            chattr -V
+openssl              openssl version
 xfsprogs             mkfs.xfs -V
 sqlite3              sqlite3 --version
 strace               strace --version
