@@ -59,7 +59,7 @@ qemu-utils           qemu-nbd --version
 qemu-system-common   qemu-storage-daemon --version
 fuse3                fusermount3 --version
 e2fsprogs            mkfs.ext4 -V
-e2fsprogs            chattr -V
+e2fsprogs            lsattr -d /
 openssl              openssl version
 xfsprogs             mkfs.xfs -V
 sqlite3              sqlite3 --version
