@@ -4,7 +4,6 @@
 //! volume has a slot with a lock of its own, so that attaching one never waits for another.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -214,11 +213,6 @@ impl Fleet {
             return Ok(id);
         }
         ownership::resolve_name(&*self.shared.store, name).await
-    }
-
-    /// Where a volume's local files are.
-    pub fn local_directory(&self, id: VolumeId) -> PathBuf {
-        self.shared.volumes_directory.join(id.to_string())
     }
 }
 

@@ -106,15 +106,20 @@ impl Volume {
         Attempt::Done
     }
 
-    /// Looks up a range if its pages are in memory: the overlay's answer, and the pages' where the overlay has none.
-    fn gather(&self, range: BlockRange, runs: &mut Runs, places: &mut Vec<PagePlace>) -> bool {
+    /// Pushes what the overlay knows of a range onto `runs`, and returns the parts that only the pages know.
+    fn gather_overlay(&self, range: BlockRange, runs: &mut Runs) -> Vec<BlockRange> {
         let mut below = Vec::new();
         self.overlay.read().lookup(range, |run, place| match place {
             OverlayPlace::Log(place) => runs.push((run, Source::Log(place))),
             OverlayPlace::Zero(_) => runs.push((run, Source::Zero)),
             OverlayPlace::Below => below.push(run),
         });
-        for run in below {
+        below
+    }
+
+    /// Looks up a range if its pages are in memory: the overlay's answer, and the pages' where the overlay has none.
+    fn gather(&self, range: BlockRange, runs: &mut Runs, places: &mut Vec<PagePlace>) -> bool {
+        for run in self.gather_overlay(range, runs) {
             if !self.pages.try_lookup(run, places) {
                 return false;
             }
@@ -126,12 +131,7 @@ impl Volume {
     /// Looks up a range, loading pages as needed.
     async fn gather_waiting(&self, range: BlockRange) -> Result<Runs> {
         let mut runs = Runs::new();
-        let mut below = Vec::new();
-        self.overlay.read().lookup(range, |run, place| match place {
-            OverlayPlace::Log(place) => runs.push((run, Source::Log(place))),
-            OverlayPlace::Zero(_) => runs.push((run, Source::Zero)),
-            OverlayPlace::Below => below.push(run),
-        });
+        let below = self.gather_overlay(range, &mut runs);
         let mut places = Vec::new();
         for run in below {
             self.pages.lookup(run, &mut places).await?;
