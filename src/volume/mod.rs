@@ -9,17 +9,20 @@
 //! | `checkpointing` | checkpoints, and the end of an attachment |
 //! | `open`, `rescue` | attaching, and logs that are no longer part of the history |
 //! | `gate` | may requests be taken? |
+//! | `family` | moments, snapshots, forks, growth |
 //! | `pages`, `fetch`, `read_ahead` | map pages and frames, near and far |
 //! | `fleet`, `serve`, `stop` | volumes that come and go; the fleet behind the doors |
-//! | `admin`, `check`, `dump`, `root` | what needs no owner |
+//! | `admin`, `admin_family`, `check`, `dump`, `root` | what needs no owner |
 //! | `shared`, `state_directory` | what all volumes of a daemon share, and where it lies |
 
 mod admin;
+mod admin_family;
 mod check;
 mod checkpointing;
 mod core;
 mod device;
 mod dump;
+mod family;
 mod fetch;
 mod fleet;
 mod gate;

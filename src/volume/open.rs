@@ -15,12 +15,15 @@ use tokio::sync::Notify;
 use crate::checkpoint::Checkpoint;
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::format::manifest::{Manifest, Owner};
+use crate::format::lineage::{Moment, push_segment};
+use crate::format::manifest::{Manifest, Owner, Position};
+use crate::format::segment::SegmentIndex;
+use crate::lineage;
 use crate::log::{self, Ending, LogIdentity, RecordKind, Recovered, WriteLog};
 use crate::map::{LogOverlay, LogPlace, OverlayPlace};
 use crate::ownership::{self, Attachment, History, Permit};
 use crate::service::AttachReport;
-use crate::units::{LogOffset, Sequence, Token, VolumeId};
+use crate::units::{LogOffset, SegmentNumber, Sequence, Token, VolumeId};
 use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
 use crate::volume::gate::Gate;
@@ -97,13 +100,16 @@ async fn complete(
         attachment.token,
         manifest.sequence,
     );
-    let (base, history) = tokio::try_join!(root, history)?;
-    let pages = replay_pages(shared, id, &manifest, base, &history).await?;
+    let inherited = lineage::replayed_indexes(&*shared.store, &manifest.inherited);
+    let (base, inherited, history) = tokio::try_join!(root, inherited, history)?;
+    let newest = newest_moment(&attachment, &history);
+    let behind_checkpoint: Vec<&SegmentIndex> = inherited.iter().chain(&history.segments).collect();
+    let pages = replay_pages(shared, id, &manifest, base, &behind_checkpoint).await?;
     let taken_over = late_owner.is_some() && found.own.is_none();
     let (log, replay) = carry_on(shared, id, &attachment, found.own, history.last)?;
     let replayed_records = replay.records;
     let resumed = replay.last.max(history.last);
-    let volume = assemble(shared, attachment, pages, log, replay, &history)?;
+    let volume = assemble(shared, attachment, pages, log, replay, newest)?;
     if taken_over {
         tracing::warn!(volume = %id, epoch = %volume.epoch, %resumed, "took the volume over from another owner");
     }
@@ -185,7 +191,7 @@ async fn replay_pages(
     id: VolumeId,
     manifest: &Manifest,
     base: Checkpoint,
-    history: &History,
+    behind_checkpoint: &[&SegmentIndex],
 ) -> Result<PageTable> {
     let local = shared.index.volume_state(id)?.and_then(|bytes| LocalState::decode(&bytes));
     let is_current =
@@ -199,11 +205,22 @@ async fn replay_pages(
         shared.index.put_volume_state(id, &state.encode())?;
     }
     let pages = PageTable::new(id, shared.index.clone(), shared.page_budget.clone(), Arc::new(base));
-    for segment in &history.segments {
+    for segment in behind_checkpoint {
         keep_index(shared, segment)?;
         pages.apply(segment).await?;
     }
     Ok(pages)
+}
+
+/// What the store holds of the volume at the beginning of an attachment.
+fn newest_moment(attachment: &Attachment, history: &History) -> Moment {
+    let manifest = &attachment.loaded.manifest;
+    let mut moment = manifest.moment();
+    history.segments.iter().for_each(|segment| push_segment(&mut moment.replay, segment.header.id));
+    moment.position = Position { epoch: attachment.epoch, number: SegmentNumber(0) };
+    moment.sequence = history.last;
+    moment.stored_bytes.0 += history.segments.iter().map(|segment| segment.object_length).sum::<u64>();
+    moment
 }
 
 /// What the log brings.
@@ -293,7 +310,7 @@ fn assemble(
     pages: PageTable,
     log: WriteLog,
     replay: Replay,
-    history: &History,
+    newest: Moment,
 ) -> Result<Arc<Volume>> {
     let now = clock::uptime();
     let mut progress = Progress::new(replay.stored);
@@ -306,7 +323,6 @@ fn assemble(
     let wake = space_wake.clone();
     log.committer.on_space_freed(Arc::new(move || wake.notify_waiters()));
     let manifest = &attachment.loaded.manifest;
-    let new_bytes: u64 = history.segments.iter().map(|segment| segment.object_length).sum();
     Ok(Arc::new(Volume {
         id: manifest.volume,
         epoch: attachment.epoch,
@@ -322,6 +338,8 @@ fn assemble(
         released: AtomicU64::new(replay.released.0),
         pages,
         progress: Mutex::new(progress),
+        newest: Mutex::new(newest),
+        moment_waiters: Mutex::default(),
         read_ahead: Mutex::new(ReadAhead::default()),
         upload_wake: Notify::new(),
         space_wake,
@@ -329,10 +347,8 @@ fn assemble(
         space_waiters: AtomicU64::new(0),
         gate_wake: Notify::new(),
         durability: AtomicU8::new(manifest.durability as u8),
-        stored_bytes: AtomicU64::new(manifest.stored_bytes.0 + new_bytes),
         next_segment: AtomicU64::new(0),
         next_map_object: AtomicU64::new(0),
-        segments_since_checkpoint: AtomicU64::new(history.segments.len() as u64),
         clients: AtomicU64::new(0),
         stopping: AtomicBool::new(false),
         manifest: tokio::sync::Mutex::new(attachment.loaded),
