@@ -31,7 +31,12 @@ impl Admin {
         } else {
             root::read(&*opened.store).await?;
         }
-        Ok(Admin { store: opened.store })
+        Ok(Admin::new(opened.store))
+    }
+
+    /// What can be done on a store that is open already.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Admin { store }
     }
 
     /// Creates a volume: one request.

@@ -1,8 +1,8 @@
 //! Attaching: from a manifest and what this host's log holds to a volume that takes requests.
 //!
-//! Order, and why: the epoch is claimed first (nobody else can now), then older epochs are sealed while their segments are
-//! found (no older owner can add to the history any more), then the local log is carried on with, if it is the late
-//! owner's; only then are requests taken. Dependent round trips with nothing local: manifest, claim, indexes with the checkpoint's
+//! Order, and why: the claim is noted on the local disk ([`claims`]), then the epoch is claimed (nobody else can now), then older epochs are
+//! sealed while their segments are found (no older owner can add to the history any more), then the local log is carried on with, if it is
+//! the late owner's; only then are requests taken. Dependent round trips with nothing local: manifest, claim, indexes with the checkpoint's
 //! root beside them, seal.
 
 use std::path::PathBuf;
@@ -24,6 +24,7 @@ use crate::map::{LogOverlay, LogPlace, OverlayPlace};
 use crate::ownership::{self, Attachment, History, Permit};
 use crate::service::AttachReport;
 use crate::units::{LogOffset, SegmentNumber, Sequence, Token, VolumeId};
+use crate::volume::claims;
 use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
 use crate::volume::gate::Gate;
@@ -53,14 +54,19 @@ pub fn log_path(shared: &Shared, volume: VolumeId) -> PathBuf {
 /// `NotFound`, `Busy`, `Damaged`, and what the store or the local disk say.
 pub async fn attach(shared: &Arc<Shared>, id: VolumeId, takeover: bool) -> Result<Opened> {
     let loaded = ownership::load(&*shared.store, id).await?;
-    let found = find_log(shared, id, &loaded.manifest, takeover)?;
-    let permit = match (&found.own, takeover) {
-        (_, true) => Permit::TakeOver,
-        (Some(recovered), false) => Permit::OwnLate(recovered.identity().token),
-        (None, false) => Permit::IfFree,
-    };
+    let found = find(shared, id, &loaded.manifest, takeover)?;
     let resumes = found.own.as_ref().map(|recovered| recovered.identity().token);
-    let attachment = ownership::claim(&*shared.store, &loaded, new_owner(shared, resumes), permit).await?;
+    let permit = match resumes.or(found.claimed) {
+        _ if takeover => Permit::TakeOver,
+        Some(token) => Permit::OwnLate(token),
+        None => Permit::IfFree,
+    };
+    ownership::may_claim(&loaded.manifest, permit)?;
+    let owner = new_owner(shared, resumes);
+    if resumes.is_none() {
+        claims::note(shared, id, owner.token)?;
+    }
+    let attachment = ownership::claim(&*shared.store, &loaded, owner, permit).await?;
     let claimed = attachment.loaded.clone();
     let opened = complete(shared, id, loaded, attachment, found).await;
     if opened.is_err() && resumes.is_none() {
@@ -105,7 +111,7 @@ async fn complete(
     let newest = newest_moment(&attachment, &history);
     let behind_checkpoint: Vec<&SegmentIndex> = inherited.iter().chain(&history.segments).collect();
     let pages = replay_pages(shared, id, &manifest, base, &behind_checkpoint).await?;
-    let taken_over = late_owner.is_some() && found.own.is_none();
+    let taken_over = late_owner.is_some() && found.own.is_none() && found.claimed.is_none();
     let (log, replay) = carry_on(shared, id, &attachment, found.own, history.last)?;
     let replayed_records = replay.records;
     let resumed = replay.last.max(history.last);
@@ -142,13 +148,32 @@ struct Found {
     own: Option<Recovered>,
     /// One that is not part of the history any more.
     foreign: Option<Recovered>,
+    /// The owner's token, if it is a claim of this host under which nothing can be lost.
+    claimed: Option<Token>,
+}
+
+impl Found {
+    fn new(own: Option<Recovered>, foreign: Option<Recovered>) -> Self {
+        Found { own, foreign, claimed: None }
+    }
+}
+
+fn find(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) -> Result<Found> {
+    let mut found = find_log(shared, id, manifest, takeover)?;
+    if let (None, Some(owner)) = (&found.own, &manifest.owner)
+        && claims::is_noted(shared, id, owner.token)?
+    {
+        tracing::info!(volume = %id, "this host died while it attached the volume: nothing is lost");
+        found.claimed = Some(owner.token);
+    }
+    Ok(found)
 }
 
 fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) -> Result<Found> {
     let path = log_path(shared, id);
     let recovered = match log::recover(&*shared.disk, &path) {
         Ok(recovered) => recovered,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found { own: None, foreign: None }),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::new(None, None)),
         Err(error) => {
             return Err(error).context(|| {
                 format!("volume {id} cannot be attached here, since its write log {} cannot be read", path.display())
@@ -170,7 +195,7 @@ fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) 
     if is_own {
         if let Ending::Damaged { at, blocks, records_beyond } = recovered.ending() {
             if takeover {
-                return Ok(Found { own: None, foreign: Some(recovered) });
+                return Ok(Found::new(None, Some(recovered)));
             }
             let blocks =
                 blocks.map_or_else(String::new, |range| format!(" (blocks {} to {})", range.start, range.end()));
@@ -180,9 +205,9 @@ fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) 
                 path.display()
             )));
         }
-        return Ok(Found { own: Some(recovered), foreign: None });
+        return Ok(Found::new(Some(recovered), None));
     }
-    Ok(Found { own: None, foreign: Some(recovered) })
+    Ok(Found::new(None, Some(recovered)))
 }
 
 /// The pages as of the end of the history in the store.
@@ -250,19 +275,39 @@ fn carry_on(
         token: attachment.token,
         attached_at: clock::now(),
     };
-    if let Some(recovered) = own.filter(|recovered| recovered.last_sequence() > stored) {
-        if recovered.tail_sequence() > stored.next() {
-            return Err(Error::damaged(format!(
-                "the write log of {id} begins with record {}, but the store holds only up to {stored}: records between are lost",
-                recovered.tail_sequence()
-            )));
+    let (log, replay) = match own {
+        Some(recovered) if recovered.last_sequence() >= stored => {
+            if recovered.tail_sequence() > stored.next() {
+                return Err(Error::damaged(format!(
+                    "the write log of {id} begins with record {}, but the store holds only up to {stored}: records between are lost",
+                    recovered.tail_sequence()
+                )));
+            }
+            let replay = replay_log(&recovered, stored)?;
+            (recovered.resume(identity, false)?, replay)
         }
-        let replay = replay_log(&recovered, stored)?;
-        return Ok((recovered.resume(identity, false)?, replay));
-    }
-    let path = log_path(shared, id);
+        late => begin_log(shared, identity, late, stored)?,
+    };
+    claims::clear(shared, id)?;
+    Ok((log, replay))
+}
+
+/// Begins a new log. The late owner's, if there is one, holds nothing that the store does not: its newest records were stored, and then
+/// lost with power.
+fn begin_log(
+    shared: &Shared,
+    identity: LogIdentity,
+    late: Option<Recovered>,
+    stored: Sequence,
+) -> Result<(WriteLog, Replay)> {
+    let path = log_path(shared, identity.volume);
     let directory = path.parent().map(PathBuf::from).unwrap_or_default();
     shared.disk.create_directory(&directory).context(|| format!("cannot create {}", directory.display()))?;
+    if let Some(late) = late {
+        drop(late);
+        claims::note(shared, identity.volume, identity.token)?;
+        shared.disk.remove(&path).context(|| format!("cannot remove the old log {}", path.display()))?;
+    }
     let log = log::create(&*shared.disk, &path, shared.settings.log_length, identity, stored.next())?;
     let head = log.appender.head();
     let stored = Mark { sequence: stored, end: head };
