@@ -14,6 +14,7 @@ use crate::volume::state_directory::{self, StateSettings};
 use crate::volume::{Admin, EngineSettings, Fleet, Volume, VolumeDevice};
 
 mod claims;
+mod family;
 
 const LOG_BYTES: ByteLen = ByteLen(4 << 20);
 
@@ -36,8 +37,13 @@ impl World {
     }
 
     fn create(&self) -> VolumeId {
-        let new =
-            NewVolume { name: "v".into(), size: ByteLen(8 << 20), region: "r".into(), durability: Durability::Local };
+        let new = NewVolume {
+            name: "v".into(),
+            size: ByteLen(8 << 20),
+            region: "r".into(),
+            durability: Durability::Local,
+            schedule: None,
+        };
         runtime().block_on(self.admin().create_volume(new)).unwrap().id
     }
 
