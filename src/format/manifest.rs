@@ -99,6 +99,12 @@ pub struct Manifest {
     /// How often snapshots are taken by themselves, and how long they stay; `None` for never.
     #[serde(default)]
     pub schedule: Option<SnapshotSchedule>,
+    /// The last place of the sequence that any snapshot ever held, also of those that are gone; a fork's begins with its history.
+    #[serde(default)]
+    pub snapshotted: Sequence,
+    /// When the newest snapshot by schedule was taken, also if it is gone.
+    #[serde(default)]
+    pub scheduled_at: Option<UnixMillis>,
     /// The volumes that its history goes on from, nearest first.
     pub origins: Vec<Origin>,
     /// What must stay readable.

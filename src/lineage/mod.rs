@@ -15,17 +15,20 @@
 //! After a crash in between, a snapshot's object without a pin, or a pin for a fork that does not exist, is left. Neither does
 //! harm, and `check` names them.
 
+mod current;
 mod forks;
 mod frozen;
 mod pins;
 mod replay;
 mod snapshots;
+mod usage;
 
+pub use current::{current_moment, list_all};
 pub use forks::{create_forks, new_volumes, pin_forks};
 pub use frozen::{FrozenMap, OccupiedPage};
 pub use pins::{
-    find_snapshot, fork_of, newest_snapshot, only_if_usable, pin, release_fork, roll_back, snapshots, summary,
-    unpin_snapshot,
+    find_snapshot, fork_of, only_if_usable, pin, release_fork, roll_back, snapshots, summary, unpin_snapshot,
 };
 pub use replay::replayed_indexes;
 pub use snapshots::{FoundSnapshot, delete_objects, destroy, find, forget_expired, put_object, record};
+pub use usage::{DiskUsage, UsageCounter};

@@ -8,6 +8,12 @@ use crate::units::{ByteLen, Epoch, SegmentNumber, SnapshotId, Token, UnixMillis,
 
 /// Notes that `holder` needs `moment`. Noting it twice is noting it once.
 pub fn pin(manifest: &mut Manifest, moment: &Moment, holder: PinHolder) {
+    if let PinHolder::Snapshot(record) = &holder {
+        manifest.snapshotted = manifest.snapshotted.max(moment.sequence);
+        if record.scheduled {
+            manifest.scheduled_at = manifest.scheduled_at.max(Some(record.created_at));
+        }
+    }
     if let Some(pin) = manifest.pins.iter_mut().find(|pin| pin.moment == *moment) {
         if !pin.holders.contains(&holder) {
             pin.holders.push(holder);
@@ -58,11 +64,6 @@ pub fn find_snapshot(manifest: &Manifest, id: SnapshotId, now: UnixMillis) -> Op
     snapshots(manifest).into_iter().find(|(record, _)| record.id == id && !record.is_expired(now))
 }
 
-/// The snapshot that holds the newest content.
-pub fn newest_snapshot(manifest: &Manifest) -> Option<(&SnapshotRecord, &Moment)> {
-    snapshots(manifest).into_iter().max_by_key(|(record, moment)| (moment.position, record.created_at))
-}
-
 /// A snapshot as people see it.
 pub fn summary(volume: VolumeId, record: &SnapshotRecord, moment: &Moment, now: UnixMillis) -> SnapshotSummary {
     SnapshotSummary {
@@ -108,6 +109,8 @@ pub fn fork_of(
         stored_bytes: ByteLen(0),
         destroyed_at: None,
         schedule: parent.schedule,
+        snapshotted: moment.sequence,
+        scheduled_at: None,
         origins: std::iter::once(nearest).chain(parent.origins.iter().cloned()).collect(),
         pins: Vec::new(),
     }

@@ -111,3 +111,56 @@ pub struct SnapshotSummary {
     /// True if the schedule took it.
     pub scheduled: bool,
 }
+
+/// What a volume, or a snapshot of it, takes in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUsageSummary {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The snapshot, if it is one.
+    pub snapshot: Option<SnapshotId>,
+    /// Name, if it has one.
+    pub name: Option<String>,
+    /// True for a destroyed volume that can still be brought back, or that others of its family look through.
+    pub destroyed: bool,
+    /// Size, in bytes.
+    pub provisioned: ByteLen,
+    /// Bytes that were written and not trimmed.
+    pub written: ByteLen,
+    /// Bytes in the store that it refers to: `unique` and `shared`.
+    pub stored: ByteLen,
+    /// Of these, bytes to which nobody else refers: what destroying it would free.
+    pub unique: ByteLen,
+    /// Of these, bytes to which others of its family refer too.
+    pub shared: ByteLen,
+}
+
+/// What everything takes in the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageReport {
+    /// Volumes, each followed by its snapshots.
+    pub disks: Vec<DiskUsageSummary>,
+    /// Sum of the volumes' sizes, in bytes.
+    pub provisioned: ByteLen,
+    /// Sum of what the volumes say is written.
+    pub written: ByteLen,
+    /// Bytes of all objects of the families looked at.
+    pub stored: ByteLen,
+    /// Of these, segments to which nobody refers any more: what cleaning would free.
+    pub dead: ByteLen,
+    /// Of these, block maps and manifests.
+    pub metadata: ByteLen,
+}
+
+/// Something that a crash left in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leftover {
+    /// The object or entry.
+    pub what: String,
+    /// Why it is there.
+    pub why: String,
+    /// How old it is, in seconds.
+    pub age_seconds: u64,
+    /// True if it was removed.
+    pub removed: bool,
+}

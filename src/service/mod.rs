@@ -13,7 +13,8 @@ use crate::units::{ByteLen, Epoch, SegmentId, Sequence, UnixMillis, VolumeId};
 mod family;
 
 pub use family::{
-    NewForks, NewSnapshot, ScheduleChange, SnapshotSchedule, SnapshotStatus, SnapshotSummary, VolumeChange,
+    DiskUsageSummary, Leftover, NewForks, NewSnapshot, ScheduleChange, SnapshotSchedule, SnapshotStatus,
+    SnapshotSummary, UsageReport, VolumeChange,
 };
 
 /// What FLUSH promises.

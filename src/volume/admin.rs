@@ -64,6 +64,8 @@ impl Admin {
             stored_bytes: ByteLen(0),
             destroyed_at: None,
             schedule: new.schedule,
+            snapshotted: Sequence(0),
+            scheduled_at: None,
             origins: Vec::new(),
             pins: Vec::new(),
         };

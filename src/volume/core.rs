@@ -23,6 +23,7 @@ use crate::volume::gate::Gate;
 use crate::volume::pages::PageTable;
 use crate::volume::progress::Progress;
 use crate::volume::read_ahead::ReadAhead;
+use crate::volume::schedule::ScheduleState;
 use crate::volume::shared::Shared;
 
 const _: () = assert!(PAGE_BLOCKS * BLOCK_SIZE == 1 << 20);
@@ -62,6 +63,7 @@ pub struct Volume {
     /// Tells those who wait on a doubtful gate that it was decided.
     pub(super) gate_wake: Notify,
     pub(super) manifest: tokio::sync::Mutex<Loaded>,
+    pub(super) schedule: ScheduleState,
     pub(super) durability: AtomicU8,
     pub(super) next_segment: AtomicU64,
     pub(super) next_map_object: AtomicU64,

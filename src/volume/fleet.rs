@@ -19,6 +19,7 @@ use crate::units::VolumeId;
 use crate::volume::core::Volume;
 use crate::volume::gate::PULSE;
 use crate::volume::open::{self, Opened};
+use crate::volume::schedule::LOOK;
 use crate::volume::shared::Shared;
 
 /// An attached volume and the task that uploads for it.
@@ -45,6 +46,16 @@ impl Fleet {
     /// An empty fleet; its pulse is given as long as it lives.
     pub fn start(shared: Arc<Shared>, detach_after: Duration) -> Arc<Self> {
         let fleet = Arc::new(Fleet { shared, detach_after, slots: Mutex::default() });
+        let looked_at = Arc::downgrade(&fleet);
+        fleet.shared.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(LOOK).await;
+                let Some(fleet) = looked_at.upgrade() else { return };
+                for volume in fleet.volumes() {
+                    fleet.shared.runtime.spawn(volume.keep_schedule());
+                }
+            }
+        });
         let pulsed = Arc::downgrade(&fleet);
         fleet.shared.runtime.spawn(async move {
             loop {

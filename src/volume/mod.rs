@@ -9,14 +9,15 @@
 //! | `checkpointing` | checkpoints, and the end of an attachment |
 //! | `open`, `claims`, `rescue` | attaching, again after a crash meanwhile, and logs that are no longer part of the history |
 //! | `gate` | may requests be taken? |
-//! | `family` | moments, snapshots, forks, growth |
+//! | `family`, `schedule` | moments, snapshots, forks, growth; snapshots by themselves |
 //! | `pages`, `fetch`, `read_ahead` | map pages and frames, near and far |
 //! | `fleet`, `serve`, `stop` | volumes that come and go; the fleet behind the doors |
-//! | `admin`, `admin_family`, `check`, `dump`, `root` | what needs no owner |
+//! | `admin`, `admin_family`, `admin_usage`, `check`, `dump`, `root` | what needs no owner |
 //! | `shared`, `state_directory` | what all volumes of a daemon share, and where it lies |
 
 mod admin;
 mod admin_family;
+mod admin_usage;
 mod check;
 mod checkpointing;
 mod claims;
@@ -35,6 +36,7 @@ mod read;
 mod read_ahead;
 mod rescue;
 pub mod root;
+mod schedule;
 mod serve;
 mod shared;
 pub mod state_directory;

@@ -33,6 +33,7 @@ use crate::volume::pages::PageTable;
 use crate::volume::progress::{Mark, Progress};
 use crate::volume::read_ahead::ReadAhead;
 use crate::volume::rescue;
+use crate::volume::schedule::ScheduleState;
 use crate::volume::shared::Shared;
 
 /// A volume that was just attached, and how that went.
@@ -385,6 +386,7 @@ fn assemble(
         progress: Mutex::new(progress),
         newest: Mutex::new(newest),
         moment_waiters: Mutex::default(),
+        schedule: ScheduleState::default(),
         read_ahead: Mutex::new(ReadAhead::default()),
         upload_wake: Notify::new(),
         space_wake,

@@ -3,7 +3,8 @@
 use super::*;
 use crate::error::ErrorKind;
 use crate::lineage::FrozenMap;
-use crate::service::{NewForks, NewSnapshot, VolumeChange, VolumeState};
+use crate::service::{NewForks, NewSnapshot, ScheduleChange, VolumeChange, VolumeState};
+use crate::store::ObjectKey;
 use crate::units::{BlockCount, BlockRange, Lba, SnapshotId};
 
 async fn attach(fleet: &Arc<Fleet>, volume: VolumeId) -> Arc<Volume> {
@@ -195,4 +196,60 @@ fn snapshots_and_forks_cost_four_requests_at_most() {
         volume.fork(&one_fork()).await.unwrap();
         assert!(world.faults.log().len() - before <= 2 + 3, "the lag is one segment");
     });
+}
+
+#[test]
+fn scheduled_snapshots_come_and_go_by_themselves() {
+    let world = World::new();
+    let id = world.create();
+    world.life("a", async |fleet| {
+        let volume = attach(&fleet, id).await;
+        write(&volume, 0, 1).await;
+        let schedule = ScheduleChange { off: false, interval_seconds: Some(1), retention_seconds: Some(2) };
+        let change = VolumeChange { schedule: Some(schedule), ..VolumeChange::default() };
+        volume.update(&change).await.unwrap();
+        let listed = async || world.admin().snapshots(id).await.unwrap();
+        while listed().await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(listed().await.iter().all(|snapshot| snapshot.scheduled));
+        let objects = async || world.store.list(&ObjectKey::snapshots(), None).await.unwrap().objects.len();
+        while objects().await > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        // Nothing was written since: nothing is taken, and nothing is asked of the store.
+        world.faults.clear_log();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let log = world.faults.log();
+        assert!(log.is_empty(), "{log:?}");
+    });
+}
+
+#[test]
+fn usage_tells_what_is_shared_from_what_is_not() {
+    let world = World::new();
+    let id = world.create();
+    let fork = world.life("a", async |fleet| {
+        let volume = attach(&fleet, id).await;
+        for block in 0..8 {
+            write(&volume, block * 4096, block as u8 + 1).await;
+        }
+        let fork = volume.fork(&one_fork()).await.unwrap().remove(0).volume;
+        let forked = attach(&fleet, fork).await;
+        write(&forked, 0, 99).await;
+        for id in [id, fork] {
+            fleet.detach(id, false).await.unwrap();
+        }
+        fork
+    });
+    let report = runtime().block_on(world.admin().usage(Some(fork), &mut |_, _| ())).unwrap();
+    let of = |id| report.disks.iter().find(|disk| disk.volume == id).unwrap();
+    let (origin, fork) = (of(id), of(fork));
+    assert_eq!((origin.written, fork.written), (ByteLen(8 * 4096), ByteLen(8 * 4096)));
+    // Block 0 is the origin's own by now; of the fork's blocks only the one that it wrote is its own.
+    assert!(origin.unique.0 > 0 && fork.unique.0 > 0);
+    assert_eq!(origin.shared, fork.shared);
+    assert!(origin.shared.0 > 0);
+    let sum = origin.unique.0 + fork.unique.0 + origin.shared.0 + report.dead.0 + report.metadata.0;
+    assert!(sum.abs_diff(report.stored.0) <= 2, "{sum} of {}", report.stored);
 }

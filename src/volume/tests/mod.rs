@@ -89,3 +89,10 @@ async fn read(volume: &Arc<Volume>, offset: u64) -> u8 {
     assert!(buffer.iter().all(|byte| *byte == buffer[0]));
     buffer[0]
 }
+
+/// The manifest of a volume that nobody has used yet.
+pub(super) fn manifest() -> crate::format::manifest::Manifest {
+    let world = World::new();
+    let id = world.create();
+    runtime().block_on(crate::ownership::load(&*world.store, id)).unwrap().manifest
+}
