@@ -36,6 +36,11 @@ impl Admin {
         Ok(Admin { store: opened.store })
     }
 
+    /// Over a store that is open already, whose header was read.
+    pub fn over(store: Arc<dyn Store>) -> Self {
+        Admin { store }
+    }
+
     /// Creates a volume: one request.
     ///
     /// # Errors

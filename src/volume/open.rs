@@ -201,7 +201,7 @@ async fn replay_pages(
     let pages = PageTable::new(id, shared.index.clone(), shared.page_budget.clone(), Arc::new(base));
     for segment in &history.segments {
         keep_index(shared, segment)?;
-        pages.apply(segment).await?;
+        pages.replay(segment).await?;
     }
     Ok(pages)
 }
