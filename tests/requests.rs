@@ -18,12 +18,14 @@ use tempfile::TempDir;
 use varve::block_device::{BlockDevice, Change};
 use varve::disk::host::HostDisk;
 use varve::service::{AttachReport, Durability};
-use varve::store::{DirectoryStore, Faults, Matching, S3Store, Store, wrap};
+use varve::store::{DirectoryStore, Effect, Faults, Matching, S3Store, Store, wrap};
 use varve::units::VolumeId;
 use varve::volume::{Admin, Fleet, Volume, VolumeDevice};
 
 /// What the brief allows an attach: requests that wait for one another.
 const ROUND_TRIPS_MAX: usize = 6;
+/// How far away the store is while somebody attaches.
+const DISTANCE: Duration = Duration::from_millis(100);
 /// 1 GiB: 1,024 pages of the block map, so that writes can be all over it.
 const SIZE: u64 = 1 << 30;
 const BLOCKS: u64 = SIZE / 4096;
@@ -70,7 +72,10 @@ impl Host {
     /// Attaches, and checks what that took.
     async fn attach(&self, id: VolumeId, takeover: bool, what: &str) -> (Arc<Volume>, AttachReport) {
         self.requests.clear_log();
+        // Without a delay, requests that run at once would often be answered before the next of them began.
+        self.requests.inject(Matching::any(), Effect::Delay(DISTANCE), usize::MAX);
         let attached = self.fleet.attach(id, takeover, false).await.unwrap();
+        self.requests.clear();
         let log = self.requests.log();
         let trips = self.requests.round_trips();
         println!("{what}: {} requests in {trips} round trips", log.len());

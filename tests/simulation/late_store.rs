@@ -98,12 +98,6 @@ impl LateStore {
         let _ = answer.send(outcome);
     }
 
-    pub async fn deliver_all(&self) {
-        while !self.state.lock().unwrap().held.is_empty() {
-            self.deliver_one().await;
-        }
-    }
-
     /// The host has died: some of what it sent is lost, the rest arrives whenever it likes.
     pub fn orphan(&self) {
         let mut state = self.state.lock().unwrap();

@@ -164,7 +164,7 @@ mod self_tests {
     fn a_mixture_of_moments_is_no_moment() {
         let (_, disks) = written();
         let mut mixture = disks[8].clone();
-        mixture[4096..8192].copy_from_slice(&disks[3][4096..8192]);
+        mixture[8192..12288].copy_from_slice(&disks[3][8192..12288]);
         assert!(disks.iter().all(|disk| *disk != mixture));
         assert!(fails(move || written().0.survived_loss_of_the_host(&mixture)));
     }
