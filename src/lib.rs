@@ -16,8 +16,9 @@
 //! | 4 organs | [`index`] | RocksDB: map pages and segment indexes kept locally |
 //! | 5 keepers | [`checkpoint`] | the block map in the store |
 //! | 5 keepers | [`ownership`] | manifests, epochs, sealing |
-//! | 6 owner | [`volume`] | one attached volume, and the fleet of them |
-//! | 7 doors | [`nbd`] [`control`] | the NBD server and the control socket |
+//! | 6 family | [`lineage`] | snapshots, forks and pins: what volumes share |
+//! | 7 owner | [`volume`] | one attached volume, and the fleet of them |
+//! | 8 doors | [`nbd`] [`control`] | the NBD server and the control socket |
 //!
 //! # A write
 //! ```text
@@ -43,6 +44,7 @@ pub mod error;
 pub mod format;
 pub mod index;
 pub mod limits;
+pub mod lineage;
 pub mod log;
 pub mod map;
 pub mod nbd;

@@ -6,11 +6,8 @@
 //! The seed decides what is done; the engine's threads take their own turns, so that a seed repeats a history closely, not exactly.
 #![cfg(test)]
 
-#[allow(dead_code, reason = "each test file uses a part of the support")]
-mod support {
-    pub mod engine;
-}
-
+#[path = "support/engine.rs"]
+mod engine;
 #[path = "simulation/late_store.rs"]
 mod late_store;
 #[path = "simulation/life.rs"]

@@ -146,8 +146,11 @@ impl Checkpoint {
         Ok(objects)
     }
 
-    /// A directory, empty if there is none. However many ask for one at a time, it is fetched once.
-    pub(super) async fn directory(&self, which: u32) -> Result<Arc<References>> {
+    /// A directory (the pages of one GiB, by slot), empty if there is none. However many ask for one at a time, it is fetched once.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::pages`].
+    pub async fn directory(&self, which: u32) -> Result<Arc<References>> {
         let at = self.root.directories.partition_point(|(known, _)| *known < which);
         let Some((_, reference)) = self.root.directories.get(at).filter(|(known, _)| *known == which) else {
             return Ok(Arc::default());

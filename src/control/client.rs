@@ -13,9 +13,11 @@ use reqwest::{Method, RequestBuilder};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::wire::{AttachBody, DetachBody, ErrorBody, UpdateBody};
+use super::wire::{AttachBody, DetachBody, ErrorBody};
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::{AttachReport, AttachedStatus, DaemonStatus, Durability};
+use crate::service::{
+    AttachReport, AttachedStatus, DaemonStatus, NewForks, NewSnapshot, SnapshotSummary, VolumeChange, VolumeSummary,
+};
 use crate::units::VolumeId;
 
 /// How long a daemon may take to say how it is.
@@ -133,12 +135,28 @@ impl Client {
         self.call(self.request(Method::POST, &format!("volumes/{id}/sync"))).await
     }
 
-    /// Changes what FLUSH promises.
+    /// Changes what can be changed of a volume in use.
     ///
     /// # Errors
-    /// `NoDaemon`, or what [`Service::set_durability`](crate::service::Service::set_durability) says.
-    pub async fn set_durability(&self, id: VolumeId, durability: Durability) -> Result<AttachedStatus, CallError> {
-        self.call(self.with_body(Method::PATCH, &format!("volumes/{id}"), &UpdateBody { durability })?).await
+    /// `NoDaemon`, or what [`Service::update`](crate::service::Service::update) says.
+    pub async fn update(&self, id: VolumeId, change: &VolumeChange) -> Result<AttachedStatus, CallError> {
+        self.call(self.with_body(Method::PATCH, &format!("volumes/{id}"), change)?).await
+    }
+
+    /// Takes a snapshot. Takes as long as the upload of the lag.
+    ///
+    /// # Errors
+    /// `NoDaemon`, or what [`Service::snapshot`](crate::service::Service::snapshot) says.
+    pub async fn snapshot(&self, id: VolumeId, new: &NewSnapshot) -> Result<SnapshotSummary, CallError> {
+        self.call(self.with_body(Method::POST, &format!("volumes/{id}/snapshots"), new)?).await
+    }
+
+    /// Makes forks. Takes as long as the upload of the lag.
+    ///
+    /// # Errors
+    /// `NoDaemon`, or what [`Service::fork`](crate::service::Service::fork) says.
+    pub async fn fork(&self, id: VolumeId, new: &NewForks) -> Result<Vec<VolumeSummary>, CallError> {
+        self.call(self.with_body(Method::POST, &format!("volumes/{id}/forks"), new)?).await
     }
 
     fn request(&self, method: Method, resource: &str) -> RequestBuilder {

@@ -8,7 +8,9 @@
 //! | `POST /v1/volumes/{id}/attach` | `{"takeover": bool}` | [`AttachReport`](crate::service::AttachReport) |
 //! | `POST /v1/volumes/{id}/detach` | `{"force": bool}` | `{}` |
 //! | `POST /v1/volumes/{id}/sync` | | [`AttachedStatus`](crate::service::AttachedStatus) |
-//! | `PATCH /v1/volumes/{id}` | `{"durability": "local" or "store"}` | [`AttachedStatus`](crate::service::AttachedStatus) |
+//! | `PATCH /v1/volumes/{id}` | [`VolumeChange`](crate::service::VolumeChange) | [`AttachedStatus`](crate::service::AttachedStatus) |
+//! | `POST /v1/volumes/{id}/snapshots` | [`NewSnapshot`](crate::service::NewSnapshot) | [`SnapshotSummary`](crate::service::SnapshotSummary) |
+//! | `POST /v1/volumes/{id}/forks` | [`NewForks`](crate::service::NewForks) | a list of [`VolumeSummary`](crate::service::VolumeSummary) |
 //!
 //! Any failure: `{"error": {"kind": "...", "message": "..."}}` with the status of its kind (`wire`). A body that is left out
 //! means all defaults; a field that is not known is refused.

@@ -15,9 +15,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::listen::ControlSocket;
-use super::wire::{AttachBody, BODY_BYTES_MAX, DetachBody, ErrorBody, UpdateBody, http_status};
+use super::wire::{AttachBody, BODY_BYTES_MAX, DetachBody, ErrorBody, http_status};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::service::{AttachedStatus, Service};
+use crate::service::{AttachedStatus, NewForks, NewSnapshot, Service, VolumeChange};
 use crate::units::VolumeId;
 
 /// How long requests that are under way may go on after the shutdown began.
@@ -66,6 +66,8 @@ fn router(service: Arc<dyn Service>) -> Router {
         .route("/v1/volumes/{id}/attach", post(attach))
         .route("/v1/volumes/{id}/detach", post(detach))
         .route("/v1/volumes/{id}/sync", post(sync))
+        .route("/v1/volumes/{id}/snapshots", post(snapshot))
+        .route("/v1/volumes/{id}/forks", post(fork))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -120,9 +122,25 @@ async fn sync(State(service): Daemon, Path(id): Path<String>) -> Response {
 }
 
 async fn update(State(service): Daemon, Path(id): Path<String>, body: Body) -> Response {
-    let request = id.parse::<VolumeId>().and_then(|id| Ok((id, parse::<UpdateBody>(body, false)?)));
+    let request = id.parse::<VolumeId>().and_then(|id| Ok((id, parse::<VolumeChange>(body, false)?)));
     match request {
-        Ok((id, body)) => answer(to_the_end(async move { service.set_durability(id, body.durability).await }).await),
+        Ok((id, body)) => answer(to_the_end(async move { service.update(id, body).await }).await),
+        Err(error) => failure(&error),
+    }
+}
+
+async fn snapshot(State(service): Daemon, Path(id): Path<String>, body: Body) -> Response {
+    let request = id.parse::<VolumeId>().and_then(|id| Ok((id, parse::<NewSnapshot>(body, true)?)));
+    match request {
+        Ok((id, new)) => answer(to_the_end(async move { service.snapshot(id, new).await }).await),
+        Err(error) => failure(&error),
+    }
+}
+
+async fn fork(State(service): Daemon, Path(id): Path<String>, body: Body) -> Response {
+    let request = id.parse::<VolumeId>().and_then(|id| Ok((id, parse::<NewForks>(body, false)?)));
+    match request {
+        Ok((id, new)) => answer(to_the_end(async move { service.fork(id, new).await }).await),
         Err(error) => failure(&error),
     }
 }

@@ -15,8 +15,11 @@ use super::client::{CallError, Client};
 use super::wire::{BODY_BYTES_MAX, ErrorBody, KINDS, http_status, kind_name};
 use super::{ControlSocket, serve};
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::{AttachReport, AttachedStatus, DaemonStatus, Durability, Lag, Service, StoreCounts};
-use crate::units::{ByteLen, Epoch, Sequence, VolumeId};
+use crate::service::{
+    AttachReport, AttachedStatus, DaemonStatus, Durability, Lag, NewForks, NewSnapshot, Service, SnapshotStatus,
+    SnapshotSummary, StoreCounts, VolumeChange, VolumeSummary,
+};
+use crate::units::{ByteLen, Epoch, Sequence, SnapshotId, UnixMillis, VolumeId};
 
 const KNOWN: VolumeId = VolumeId(7);
 /// A test that waits longer has failed.
@@ -104,8 +107,28 @@ impl Service for Small {
         attached.ok_or_else(|| Error::not_found(format!("{volume} is not attached here")))
     }
 
-    async fn set_durability(&self, _volume: VolumeId, durability: Durability) -> Result<AttachedStatus> {
-        Ok(AttachedStatus { durability, ..attached_status(2) })
+    async fn update(&self, _volume: VolumeId, change: VolumeChange) -> Result<AttachedStatus> {
+        let status = attached_status(2);
+        let (size, durability) = (change.size.unwrap_or(status.size), change.durability.unwrap_or(status.durability));
+        Ok(AttachedStatus { size, durability, ..status })
+    }
+
+    async fn snapshot(&self, volume: VolumeId, new: NewSnapshot) -> Result<SnapshotSummary> {
+        Ok(SnapshotSummary {
+            id: SnapshotId(3),
+            name: new.name,
+            volume,
+            status: SnapshotStatus::Ready,
+            size: ByteLen(1 << 30),
+            stored_bytes: ByteLen(0),
+            created_at: UnixMillis(1),
+            expires_at: new.retention_seconds.map(|seconds| UnixMillis(1 + seconds * 1000)),
+            scheduled: false,
+        })
+    }
+
+    async fn fork(&self, _volume: VolumeId, new: NewForks) -> Result<Vec<VolumeSummary>> {
+        Err(Error::invalid(format!("no {} forks named {:?}", new.count, new.name)))
     }
 }
 
@@ -168,8 +191,14 @@ async fn every_request_reaches_the_service_and_its_answer_comes_back() {
     assert_eq!(client.volumes().await.unwrap(), vec![attached_status(2)]);
     assert_eq!(client.volume(KNOWN).await.unwrap(), attached_status(2));
     assert_eq!(client.sync(KNOWN).await.unwrap(), attached_status(2));
-    let changed = client.set_durability(KNOWN, Durability::Store).await.unwrap();
-    assert_eq!(changed.durability, Durability::Store);
+    let change = VolumeChange { durability: Some(Durability::Store), size: Some(ByteLen(11 << 30)), schedule: None };
+    let changed = client.update(KNOWN, &change).await.unwrap();
+    assert_eq!((changed.durability, changed.size), (Durability::Store, ByteLen(11 << 30)));
+    let new = NewSnapshot { name: Some("nightly".into()), retention_seconds: Some(5) };
+    let snapshot = client.snapshot(KNOWN, &new).await.unwrap();
+    assert_eq!((snapshot.name, snapshot.expires_at), (new.name, Some(UnixMillis(5001))));
+    let refused = failed(client.fork(KNOWN, &NewForks { name: Some("f".into()), count: 2 }).await);
+    assert_eq!(refused.message(), "no 2 forks named Some(\"f\")");
     let busy = failed(client.detach(KNOWN, false).await);
     assert_eq!((busy.kind(), busy.message()), (ErrorKind::Busy, "vol_0000000000007 has 1 client"));
     client.detach(KNOWN, true).await.unwrap();

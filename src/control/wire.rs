@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind};
-use crate::service::Durability;
 
 /// Longest request body, in bytes. Real ones have fewer than a hundred.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
@@ -22,14 +21,6 @@ pub struct AttachBody {
 pub struct DetachBody {
     /// Disconnect clients.
     pub force: bool,
-}
-
-/// Body of a change.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct UpdateBody {
-    /// What FLUSH promises from now on.
-    pub durability: Durability,
 }
 
 /// Any failure.

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::ops::{Deref, Range};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -55,6 +56,27 @@ fn position(lengths: impl Iterator<Item = usize>, mut done: usize) -> Option<(us
     None
 }
 
+/// Calls `call` until all bytes of the buffers have been moved. It gets the buffers, the run of them to move, how far into the first of
+/// the run to begin (if not at 0, only that one is to be moved), and where in the file; it says how many bytes it moved. If it can move none,
+/// the error is `at_end`.
+fn carry_on<C: AsRef<[B]>, B: Deref<Target = [u8]>>(
+    mut buffers: C,
+    offset: u64,
+    at_end: io::ErrorKind,
+    mut call: impl FnMut(&mut C, Range<usize>, usize, u64) -> rustix::io::Result<usize>,
+) -> io::Result<()> {
+    let mut done = 0;
+    while let Some((first, within)) = position(buffers.as_ref().iter().map(|buffer| buffer.len()), done) {
+        let at = offset.checked_add(done as u64).ok_or_else(too_far)?;
+        let run = first..buffers.as_ref().len().min(first + BUFFERS_MAX);
+        match uninterrupted(|| call(&mut buffers, run.clone(), within, at))? {
+            0 => return Err(io::Error::from(at_end)),
+            count => done += count,
+        }
+    }
+    Ok(())
+}
+
 impl DiskFile for HostFile {
     fn length(&self) -> io::Result<u64> {
         let status = uninterrupted(|| rustix::fs::fstat(&self.fd))?;
@@ -62,43 +84,17 @@ impl DiskFile for HostFile {
     }
 
     fn read_at(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<()> {
-        let total: usize = buffers.iter().map(|buffer| buffer.len()).sum();
-        let mut done = 0;
-        while done < total {
-            let at = offset.checked_add(done as u64).ok_or_else(too_far)?;
-            let Some((index, within)) = position(buffers.iter().map(|buffer| buffer.len()), done) else { break };
-            let count = if within == 0 {
-                let end = buffers.len().min(index + BUFFERS_MAX);
-                uninterrupted(|| rustix::io::preadv(&self.fd, &mut buffers[index..end], at))?
-            } else {
-                uninterrupted(|| rustix::io::pread(&self.fd, &mut buffers[index][within..], at))?
-            };
-            if count == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-            }
-            done += count;
-        }
-        Ok(())
+        carry_on(buffers, offset, io::ErrorKind::UnexpectedEof, |buffers, run, within, at| match within {
+            0 => rustix::io::preadv(&self.fd, &mut buffers[run], at),
+            _ => rustix::io::pread(&self.fd, &mut buffers[run.start][within..], at),
+        })
     }
 
     fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        let total: usize = buffers.iter().map(|buffer| buffer.len()).sum();
-        let mut done = 0;
-        while done < total {
-            let at = offset.checked_add(done as u64).ok_or_else(too_far)?;
-            let Some((index, within)) = position(buffers.iter().map(|buffer| buffer.len()), done) else { break };
-            let count = if within == 0 {
-                let end = buffers.len().min(index + BUFFERS_MAX);
-                uninterrupted(|| rustix::io::pwritev(&self.fd, &buffers[index..end], at))?
-            } else {
-                uninterrupted(|| rustix::io::pwrite(&self.fd, &buffers[index][within..], at))?
-            };
-            if count == 0 {
-                return Err(io::Error::from(io::ErrorKind::WriteZero));
-            }
-            done += count;
-        }
-        Ok(())
+        carry_on(buffers, offset, io::ErrorKind::WriteZero, |buffers, run, within, at| match within {
+            0 => rustix::io::pwritev(&self.fd, &buffers[run], at),
+            _ => rustix::io::pwrite(&self.fd, &buffers[run.start][within..], at),
+        })
     }
 
     fn sync_data(&self) -> io::Result<()> {

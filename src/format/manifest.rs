@@ -7,12 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::format::envelope;
+use crate::format::lineage::{Moment, Pin, SegmentRun, check_runs};
 use crate::format::map_object::CheckpointRef;
 use crate::limits::{VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
-use crate::service::Durability;
-use crate::units::{
-    BLOCK_SIZE, ByteLen, Epoch, SegmentNumber, Sequence, SnapshotId, StoreId, Token, UnixMillis, VolumeId,
-};
+use crate::service::{Durability, SnapshotSchedule};
+use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentNumber, Sequence, StoreId, Token, UnixMillis, VolumeId};
 
 const KIND: &str = "manifest";
 const STORE_KIND: &str = "store";
@@ -55,27 +54,6 @@ pub struct Origin {
     pub sequence: Sequence,
 }
 
-/// Who keeps a position of this volume from being deleted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PinHolder {
-    /// A snapshot.
-    Snapshot(SnapshotId),
-    /// A fork.
-    Fork(VolumeId),
-}
-
-/// A position that must stay readable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pin {
-    /// Who needs it.
-    pub holder: PinHolder,
-    /// The position.
-    pub position: Position,
-    /// The same as a place in the sequence.
-    pub sequence: Sequence,
-}
-
 /// The root of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -105,12 +83,22 @@ pub struct Manifest {
     pub replay_from: Position,
     /// The place in the sequence that the checkpoint includes.
     pub sequence: Sequence,
+    /// Segments of origins, to be applied over the checkpoint before what follows `replay_from`; none once this volume has written a
+    /// checkpoint of its own.
+    #[serde(default)]
+    pub inherited: Vec<SegmentRun>,
     /// True after an orderly detach: nothing follows the checkpoint, and the epoch is sealed.
     pub complete: bool,
     /// Bytes of this volume's own segment objects, as of the checkpoint.
     pub stored_bytes: ByteLen,
     /// When it was destroyed, if it was.
     pub destroyed_at: Option<UnixMillis>,
+    /// True while it is being made (an import): not shown, cannot be attached, and purged as if it were destroyed if that never ends.
+    #[serde(default)]
+    pub being_made: bool,
+    /// How often snapshots are taken by themselves, and how long they stay; `None` for never.
+    #[serde(default)]
+    pub schedule: Option<SnapshotSchedule>,
     /// The volumes that its history goes on from, nearest first.
     pub origins: Vec<Origin>,
     /// What must stay readable.
@@ -118,6 +106,23 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// True if people see it without asking for what is gone: neither destroyed nor still being made.
+    pub fn is_shown(&self) -> bool {
+        self.destroyed_at.is_none() && !self.being_made
+    }
+
+    /// The content of a volume that is detached in good order.
+    pub fn moment(&self) -> Moment {
+        Moment {
+            position: self.replay_from,
+            sequence: self.sequence,
+            size: self.size,
+            stored_bytes: self.stored_bytes,
+            checkpoint: self.checkpoint,
+            replay: self.inherited.clone(),
+        }
+    }
+
     /// The manifest as an object.
     ///
     /// # Errors
@@ -143,6 +148,8 @@ impl Manifest {
         if manifest.replay_from.epoch > manifest.epoch.next() {
             return Err(Error::damaged(format!("{what} is damaged: its checkpoint is newer than its epoch")));
         }
+        let replays = manifest.pins.iter().map(|pin| &pin.moment.replay).chain([&manifest.inherited]);
+        replays.into_iter().try_for_each(|runs| check_runs(&what, runs))?;
         Ok(manifest)
     }
 }

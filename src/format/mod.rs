@@ -10,6 +10,7 @@ pub mod cache;
 pub mod codec;
 pub mod envelope;
 pub mod index;
+pub mod lineage;
 pub mod log;
 pub mod manifest;
 pub mod map_object;

@@ -21,6 +21,21 @@ impl PageIndex {
     pub fn range(self) -> BlockRange {
         BlockRange::new(Lba(self.0 * PAGE_BLOCKS), BlockCount(PAGE_BLOCKS))
     }
+
+    /// Cuts a range where pages meet: each page that it touches, and the part that lies in it.
+    pub fn parts_of(range: BlockRange) -> impl Iterator<Item = (PageIndex, BlockRange)> {
+        let end = range.end().0;
+        let mut at = range.start.0;
+        std::iter::from_fn(move || {
+            (at < end).then(|| {
+                let index = PageIndex(at / PAGE_BLOCKS);
+                let part_end = ((index.0 + 1) * PAGE_BLOCKS).min(end);
+                let part = BlockRange::new(Lba(at), BlockCount(part_end - at));
+                at = part_end;
+                (index, part)
+            })
+        })
+    }
 }
 
 /// A block's place in a segment: the segment, and the block's number among the blocks stored there.

@@ -1,7 +1,7 @@
 //! Claiming the next epoch of a volume.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::manifest::Owner;
+use crate::format::manifest::{Manifest, Owner};
 use crate::ownership::manifests::{Loaded, update};
 use crate::store::Store;
 use crate::units::{Epoch, Token};
@@ -37,6 +37,23 @@ pub struct Attachment {
 /// `Busy` if the permit does not suffice, naming the owner; `Invalid` if the volume is destroyed; `Conflict` if somebody else was faster.
 pub async fn claim(store: &dyn Store, loaded: &Loaded, owner: Owner, permit: Permit) -> Result<Attachment> {
     let manifest = &loaded.manifest;
+    may_claim(manifest, permit)?;
+    let (epoch, token) = (manifest.epoch.next(), owner.token);
+    let previous = manifest.owner.clone();
+    let loaded = update(store, loaded, |manifest| {
+        manifest.epoch = epoch;
+        manifest.owner = Some(owner);
+        manifest.complete = false;
+    })
+    .await?;
+    Ok(Attachment { epoch, token, loaded, previous })
+}
+
+/// Whether a claim with this permit could succeed.
+///
+/// # Errors
+/// As [`claim`], but for `Conflict`.
+pub fn may_claim(manifest: &Manifest, permit: Permit) -> Result<()> {
     if manifest.destroyed_at.is_some() {
         return Err(Error::invalid(format!(
             "volume {0} is destroyed: 'varve volumes undelete {0}' brings it back",
@@ -50,21 +67,13 @@ pub async fn claim(store: &dyn Store, loaded: &Loaded, owner: Owner, permit: Per
             Permit::TakeOver => true,
         };
         if !permitted {
-            return Err(busy(loaded, current));
+            return Err(busy(manifest, current));
         }
     }
-    let (epoch, token) = (manifest.epoch.next(), owner.token);
-    let previous = manifest.owner.clone();
-    let loaded = update(store, loaded, |manifest| {
-        manifest.epoch = epoch;
-        manifest.owner = Some(owner);
-        manifest.complete = false;
-    })
-    .await?;
-    Ok(Attachment { epoch, token, loaded, previous })
+    Ok(())
 }
 
-fn busy(loaded: &Loaded, owner: &Owner) -> Error {
+fn busy(manifest: &Manifest, owner: &Owner) -> Error {
     let since = humantime::format_rfc3339_seconds(
         std::time::UNIX_EPOCH + std::time::Duration::from_millis(owner.attached_at.0),
     );
@@ -73,7 +82,7 @@ fn busy(loaded: &Loaded, owner: &Owner) -> Error {
         format!(
             "volume {0} is attached by {1} (process {2}) since {since}: detach it there, or, if that host is gone for good, run \
              'varve volumes attach {0} --takeover', which gives up what is not in the store yet",
-            loaded.manifest.volume, owner.host, owner.pid
+            manifest.volume, owner.host, owner.pid
         ),
     )
 }

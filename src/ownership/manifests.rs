@@ -73,6 +73,38 @@ pub async fn update(store: &dyn Store, loaded: &Loaded, change: impl FnOnce(&mut
     Ok(Loaded { manifest, etag })
 }
 
+/// Changes a manifest by compare-and-swap, looking again and deciding anew if somebody else was faster.
+///
+/// # Errors
+/// What `change` says; `NotFound`, and what the store says. After an error of the store the change may have had effect.
+pub async fn change(
+    store: &dyn Store,
+    volume: VolumeId,
+    change: impl Fn(&mut Manifest) -> Result<()> + Send + Sync,
+) -> Result<Loaded> {
+    loop {
+        let loaded = load(store, volume).await?;
+        match change_loaded(store, &loaded, &change).await {
+            Err(error) if error.kind() == ErrorKind::Conflict => {}
+            other => return other,
+        }
+    }
+}
+
+/// As [`change`], but begins with a manifest that is known already, and does not look again.
+///
+/// # Errors
+/// `Conflict` if somebody else changed it; else as [`change`].
+pub async fn change_loaded(
+    store: &dyn Store,
+    loaded: &Loaded,
+    change: impl FnOnce(&mut Manifest) -> Result<()> + Send,
+) -> Result<Loaded> {
+    let mut changed = loaded.manifest.clone();
+    change(&mut changed)?;
+    update(store, loaded, |manifest| *manifest = changed).await
+}
+
 /// Reads all manifests of a store. One that cannot be read is returned as its error.
 ///
 /// # Errors
@@ -101,7 +133,7 @@ pub async fn resolve_name(store: &dyn Store, name: &str) -> Result<VolumeId> {
     let mut found = Vec::new();
     for (id, loaded) in list(store).await? {
         match loaded {
-            Ok(loaded) if loaded.manifest.name == name && loaded.manifest.destroyed_at.is_none() => found.push(id),
+            Ok(loaded) if loaded.manifest.name == name && loaded.manifest.is_shown() => found.push(id),
             Ok(_) => {}
             Err(error) => tracing::warn!(volume = %id, %error, "passed over while looking for a name"),
         }

@@ -21,6 +21,6 @@ mod claim;
 mod discover;
 mod manifests;
 
-pub use claim::{Attachment, Permit, claim};
+pub use claim::{Attachment, Permit, claim, may_claim};
 pub use discover::{History, Sealing, discover, seal_epoch};
-pub use manifests::{Loaded, create, list, load, resolve_name, update};
+pub use manifests::{Loaded, change, change_loaded, create, list, load, resolve_name, update};

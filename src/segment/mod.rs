@@ -4,9 +4,11 @@
 //! checksum; a built segment's bytes never change. Knows nothing of the log it is filled from or the
 //! cache its frames may go to.
 
+mod apply;
 mod builder;
 mod reader;
 
+pub use apply::apply_entry;
 pub use builder::{BuiltSegment, SegmentBuilder, build_seal};
 pub use reader::{INDEX_SUFFIX_BYTES, fetch_frames, fetch_index, open_frame, parse_object_tail};
 

@@ -6,9 +6,7 @@ use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::{Manifest, Position};
 use crate::ownership::{self, Loaded};
-use crate::service::{
-    CheckProgress, CheckReport, DumpTarget, Durability, NewVolume, OwnerSummary, VolumeState, VolumeSummary,
-};
+use crate::service::{CheckProgress, CheckReport, DumpTarget, NewVolume, OwnerSummary, VolumeState, VolumeSummary};
 use crate::store::{self, Store};
 use crate::units::{ByteLen, Epoch, SegmentNumber, Sequence, UnixMillis, VolumeId};
 use crate::volume::{check, dump, root};
@@ -18,7 +16,7 @@ pub const UNDELETE_MILLIS: u64 = 24 * 60 * 60 * 1000;
 
 /// An opened store.
 pub struct Admin {
-    store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn Store>,
 }
 
 impl Admin {
@@ -33,11 +31,11 @@ impl Admin {
         } else {
             root::read(&*opened.store).await?;
         }
-        Ok(Admin { store: opened.store })
+        Ok(Admin::new(opened.store))
     }
 
-    /// Over a store that is open already, whose header was read.
-    pub fn over(store: Arc<dyn Store>) -> Self {
+    /// What can be done on a store that is open already.
+    pub fn new(store: Arc<dyn Store>) -> Self {
         Admin { store }
     }
 
@@ -60,9 +58,12 @@ impl Admin {
             checkpoint: None,
             replay_from: Position { epoch: Epoch(1), number: SegmentNumber(0) },
             sequence: Sequence(0),
+            inherited: Vec::new(),
             complete: true,
+            being_made: false,
             stored_bytes: ByteLen(0),
             destroyed_at: None,
+            schedule: new.schedule,
             origins: Vec::new(),
             pins: Vec::new(),
         };
@@ -152,22 +153,6 @@ impl Admin {
         .await
     }
 
-    /// Changes what FLUSH promises of a volume that nobody owns.
-    ///
-    /// # Errors
-    /// `Busy` if somebody owns it.
-    pub async fn set_durability(&self, id: VolumeId, durability: Durability) -> Result<VolumeSummary> {
-        self.change(id, |manifest| {
-            if let Some(owner) = &manifest.owner {
-                let message = format!("volume {id} is attached by {}: its daemon must change it", owner.host);
-                return Err(Error::new(ErrorKind::Busy, message));
-            }
-            manifest.durability = durability;
-            Ok(())
-        })
-        .await
-    }
-
     /// Verifies everything that a volume refers to, calling `progress` as it goes on.
     ///
     /// # Errors
@@ -189,22 +174,17 @@ impl Admin {
         ownership::load(&*self.store, id).await
     }
 
-    /// Changes a manifest by compare-and-swap, looking again if somebody else was faster.
-    async fn change(&self, id: VolumeId, change: impl Fn(&mut Manifest) -> Result<()>) -> Result<VolumeSummary> {
-        loop {
-            let loaded = self.load(id).await?;
-            let mut changed = loaded.manifest.clone();
-            change(&mut changed)?;
-            match ownership::update(&*self.store, &loaded, |manifest| *manifest = changed).await {
-                Ok(updated) => return Ok(summary(&updated.manifest)),
-                Err(error) if error.kind() == ErrorKind::Conflict => {}
-                Err(error) => return Err(error),
-            }
-        }
+    async fn change(
+        &self,
+        id: VolumeId,
+        change: impl Fn(&mut Manifest) -> Result<()> + Send + Sync,
+    ) -> Result<VolumeSummary> {
+        ownership::change(&*self.store, id, change).await.map(|loaded| summary(&loaded.manifest))
     }
 }
 
-fn summary(manifest: &Manifest) -> VolumeSummary {
+/// A volume as people see it.
+pub(super) fn summary(manifest: &Manifest) -> VolumeSummary {
     let state = match (manifest.destroyed_at, &manifest.owner) {
         (Some(_), _) => VolumeState::Destroyed,
         (None, Some(_)) => VolumeState::Attached,
@@ -219,6 +199,8 @@ fn summary(manifest: &Manifest) -> VolumeSummary {
         stored_bytes: manifest.stored_bytes,
         epoch: manifest.epoch,
         durability: manifest.durability,
+        schedule: manifest.schedule,
+        origin: manifest.origins.first().map(|origin| origin.volume),
         created_at: manifest.created_at,
         owner: manifest.owner.as_ref().map(|owner| OwnerSummary {
             host: owner.host.clone(),

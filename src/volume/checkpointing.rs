@@ -43,27 +43,29 @@ impl Volume {
         self.next_map_object.store(number, Ordering::Release);
         let (reference, checkpoint, _) = written?;
         self.pages.write_back()?;
-        let state = LocalState { position: next, sequence };
+        // The end of an attachment is the beginning of the next: its pages are of use to it.
+        let replay_from = if complete { Position { epoch: self.epoch.next(), number: SegmentNumber(0) } } else { next };
+        let state = LocalState { position: replay_from, sequence };
         self.shared.index.put_volume_state(self.id, &state.encode())?;
         let index = self.shared.index.clone();
         let flushed = self.shared.runtime.spawn_blocking(move || index.flush()).await;
         flushed.map_err(|_| Error::new(ErrorKind::Stopping, "the daemon is stopping"))??;
-        let stored_bytes = ByteLen(self.stored_bytes.load(Ordering::Relaxed));
-        let epoch = self.epoch;
+        let stored_bytes = self.newest.lock().stored_bytes;
         self.change_manifest(move |manifest| {
             manifest.checkpoint = Some(reference);
-            manifest.replay_from =
-                if complete { Position { epoch: epoch.next(), number: SegmentNumber(0) } } else { next };
+            manifest.replay_from = replay_from;
+            manifest.inherited.clear();
             manifest.sequence = sequence;
             manifest.stored_bytes = stored_bytes;
             if complete {
                 manifest.owner = None;
                 manifest.complete = true;
             }
+            Ok(())
         })
         .await?;
         self.pages.rebase(Arc::new(checkpoint));
-        self.segments_since_checkpoint.store(0, Ordering::Release);
+        self.note_checkpoint(reference);
         Ok(())
     }
 

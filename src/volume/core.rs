@@ -7,17 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::block_device::CommitDone;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::lineage::Moment;
 use crate::limits::PAGE_BLOCKS;
 use crate::log::{Appender, Committer, LogReader};
 use crate::map::LogOverlay;
 use crate::ownership::{self, Loaded};
 use crate::service::{AttachedStatus, Durability};
-use crate::units::{BLOCK_SIZE, ByteLen, Epoch, Token, VolumeId};
+use crate::units::{BLOCK_SIZE, ByteLen, Epoch, Sequence, Token, VolumeId};
 use crate::volume::gate::Gate;
 use crate::volume::pages::PageTable;
 use crate::volume::progress::Progress;
@@ -46,6 +47,10 @@ pub struct Volume {
     pub(super) released: AtomicU64,
     pub(super) pages: PageTable,
     pub(super) progress: Mutex<Progress>,
+    /// What the store holds. Changed only by the uploader, and when it has ended.
+    pub(super) newest: Mutex<Moment>,
+    /// Those who wait for the moment at which the store holds exactly up to a place.
+    pub(super) moment_waiters: Mutex<Vec<(Sequence, oneshot::Sender<Moment>)>>,
     pub(super) read_ahead: Mutex<ReadAhead>,
     /// Tells the uploader that a run may be due.
     pub(super) upload_wake: Notify,
@@ -58,10 +63,8 @@ pub struct Volume {
     pub(super) gate_wake: Notify,
     pub(super) manifest: tokio::sync::Mutex<Loaded>,
     pub(super) durability: AtomicU8,
-    pub(super) stored_bytes: AtomicU64,
     pub(super) next_segment: AtomicU64,
     pub(super) next_map_object: AtomicU64,
-    pub(super) segments_since_checkpoint: AtomicU64,
     pub(super) clients: AtomicU64,
     pub(super) stopping: AtomicBool,
 }
@@ -94,7 +97,7 @@ impl Volume {
             lag: progress.lag(clock::uptime()),
             accepted: progress.accepted().sequence,
             stored: progress.stored().sequence,
-            stored_bytes: ByteLen(self.stored_bytes.load(Ordering::Relaxed)),
+            stored_bytes: self.newest.lock().stored_bytes,
             log_used: used,
             log_length: length,
             failed: self.gate.closed().map(|error| error.to_string()),
@@ -108,6 +111,7 @@ impl Volume {
         }
         self.gate.close(error.clone());
         self.progress.lock().fail(error);
+        self.moment_waiters.lock().clear();
         self.gate_wake.notify_waiters();
         self.space_wake.notify_waiters();
         self.upload_wake.notify_one();
@@ -145,7 +149,7 @@ impl Volume {
     /// # Errors
     /// Why it cannot be.
     pub async fn sync(&self) -> Result<()> {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         self.commit_to_store(Box::new(move |result| {
             // The one who asked may have gone away; then nobody needs the answer.
             let _ = sender.send(result);
@@ -169,48 +173,5 @@ impl Volume {
         let error = self.fenced(&by);
         self.fail(&error);
         Err(error)
-    }
-
-    /// Changes the manifest as its owner.
-    ///
-    /// # Errors
-    /// `Fenced` if the volume has another owner by now; what the store says.
-    pub(super) async fn change_manifest(
-        &self,
-        change: impl Fn(&mut crate::format::manifest::Manifest) + Send,
-    ) -> Result<()> {
-        let mut loaded = self.manifest.lock().await;
-        loop {
-            match ownership::update(&*self.shared.store, &loaded, &change).await {
-                Ok(updated) => {
-                    *loaded = updated;
-                    return Ok(());
-                }
-                Err(error) if error.kind() == ErrorKind::Conflict => {
-                    let current = ownership::load(&*self.shared.store, self.id).await?;
-                    if current.manifest.epoch != self.epoch {
-                        let by = current.manifest.owner.map_or_else(|| "nobody".to_owned(), |owner| owner.host);
-                        let error = self.fenced(&by);
-                        self.fail(&error);
-                        return Err(error);
-                    }
-                    *loaded = current;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Switches what FLUSH promises, and keeps it.
-    ///
-    /// # Errors
-    /// As for a change of the manifest.
-    pub async fn set_durability(&self, durability: Durability) -> Result<()> {
-        if durability == Durability::Store {
-            self.durability.store(durability as u8, Ordering::Release);
-        }
-        self.change_manifest(|manifest| manifest.durability = durability).await?;
-        self.durability.store(durability as u8, Ordering::Release);
-        Ok(())
     }
 }

@@ -7,19 +7,23 @@
 //! | `progress` | how far the sequence has come; when a segment is cut |
 //! | `upload` | cutting, packing, uploading, taking effect, releasing log space |
 //! | `checkpointing` | checkpoints, and the end of an attachment |
-//! | `open`, `rescue` | attaching, and logs that are no longer part of the history |
+//! | `open`, `claims`, `rescue` | attaching, again after a crash meanwhile, and logs that are no longer part of the history |
 //! | `gate` | may requests be taken? |
+//! | `family` | moments, snapshots, forks, growth |
 //! | `pages`, `fetch`, `read_ahead` | map pages and frames, near and far |
 //! | `fleet`, `serve`, `stop` | volumes that come and go; the fleet behind the doors |
-//! | `admin`, `check`, `dump`, `root` | what needs no owner |
+//! | `admin`, `admin_family`, `check`, `dump`, `root` | what needs no owner |
 //! | `shared`, `state_directory` | what all volumes of a daemon share, and where it lies |
 
 mod admin;
+mod admin_family;
 mod check;
 mod checkpointing;
+mod claims;
 mod core;
 mod device;
 mod dump;
+mod family;
 mod fetch;
 mod fleet;
 mod gate;
@@ -35,6 +39,8 @@ mod serve;
 mod shared;
 pub mod state_directory;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod upload;
 mod write;
 

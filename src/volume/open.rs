@@ -1,8 +1,8 @@
 //! Attaching: from a manifest and what this host's log holds to a volume that takes requests.
 //!
-//! Order, and why: the epoch is claimed first (nobody else can now), then older epochs are sealed while their segments are
-//! found (no older owner can add to the history any more), then the local log is carried on with, if it is the late
-//! owner's; only then are requests taken. Dependent round trips with nothing local: manifest, claim, indexes with the checkpoint's
+//! Order, and why: the claim is noted on the local disk ([`claims`]), then the epoch is claimed (nobody else can now), then older epochs are
+//! sealed while their segments are found (no older owner can add to the history any more), then the local log is carried on with, if it is
+//! the late owner's; only then are requests taken. Dependent round trips with nothing local: manifest, claim, indexes with the checkpoint's
 //! root beside them, seal.
 
 use std::path::PathBuf;
@@ -15,12 +15,16 @@ use tokio::sync::Notify;
 use crate::checkpoint::Checkpoint;
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::format::manifest::{Manifest, Owner};
+use crate::format::lineage::{Moment, push_segment};
+use crate::format::manifest::{Manifest, Owner, Position};
+use crate::format::segment::SegmentIndex;
+use crate::lineage;
 use crate::log::{self, Ending, LogIdentity, RecordKind, Recovered, WriteLog};
 use crate::map::{LogOverlay, LogPlace, OverlayPlace};
 use crate::ownership::{self, Attachment, History, Permit};
 use crate::service::AttachReport;
-use crate::units::{LogOffset, Sequence, Token, VolumeId};
+use crate::units::{LogOffset, SegmentNumber, Sequence, Token, VolumeId};
+use crate::volume::claims;
 use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
 use crate::volume::gate::Gate;
@@ -50,14 +54,19 @@ pub fn log_path(shared: &Shared, volume: VolumeId) -> PathBuf {
 /// `NotFound`, `Busy`, `Damaged`, and what the store or the local disk say.
 pub async fn attach(shared: &Arc<Shared>, id: VolumeId, takeover: bool) -> Result<Opened> {
     let loaded = ownership::load(&*shared.store, id).await?;
-    let found = find_log(shared, id, &loaded.manifest, takeover)?;
-    let permit = match (&found.own, takeover) {
-        (_, true) => Permit::TakeOver,
-        (Some(recovered), false) => Permit::OwnLate(recovered.identity().token),
-        (None, false) => Permit::IfFree,
-    };
+    let found = find(shared, id, &loaded.manifest, takeover)?;
     let resumes = found.own.as_ref().map(|recovered| recovered.identity().token);
-    let attachment = ownership::claim(&*shared.store, &loaded, new_owner(shared, resumes), permit).await?;
+    let permit = match resumes.or(found.claimed) {
+        _ if takeover => Permit::TakeOver,
+        Some(token) => Permit::OwnLate(token),
+        None => Permit::IfFree,
+    };
+    ownership::may_claim(&loaded.manifest, permit)?;
+    let owner = new_owner(shared, resumes);
+    if resumes.is_none() {
+        claims::note(shared, id, owner.token)?;
+    }
+    let attachment = ownership::claim(&*shared.store, &loaded, owner, permit).await?;
     let claimed = attachment.loaded.clone();
     let opened = complete(shared, id, loaded, attachment, found).await;
     if opened.is_err() && resumes.is_none() {
@@ -97,13 +106,17 @@ async fn complete(
         attachment.token,
         manifest.sequence,
     );
-    let (base, history) = tokio::try_join!(root, history)?;
-    let pages = replay_pages(shared, id, &manifest, base, &history).await?;
-    let taken_over = late_owner.is_some() && found.own.is_none();
+    let inherited = lineage::replayed_indexes(&*shared.store, &manifest.inherited);
+    let (base, inherited, history) = tokio::try_join!(root, inherited, history)?;
+    let newest = newest_moment(&attachment, &history);
+    let behind_checkpoint: Vec<Arc<SegmentIndex>> =
+        inherited.into_iter().map(Arc::new).chain(history.segments.iter().cloned()).collect();
+    let pages = replay_pages(shared, id, &manifest, base, &behind_checkpoint).await?;
+    let taken_over = late_owner.is_some() && found.own.is_none() && found.claimed.is_none();
     let (log, replay) = carry_on(shared, id, &attachment, found.own, history.last)?;
     let replayed_records = replay.records;
     let resumed = replay.last.max(history.last);
-    let volume = assemble(shared, attachment, pages, log, replay, &history)?;
+    let volume = assemble(shared, attachment, pages, log, replay, newest)?;
     if taken_over {
         tracing::warn!(volume = %id, epoch = %volume.epoch, %resumed, "took the volume over from another owner");
     }
@@ -136,13 +149,32 @@ struct Found {
     own: Option<Recovered>,
     /// One that is not part of the history any more.
     foreign: Option<Recovered>,
+    /// The owner's token, if it is a claim of this host under which nothing can be lost.
+    claimed: Option<Token>,
+}
+
+impl Found {
+    fn new(own: Option<Recovered>, foreign: Option<Recovered>) -> Self {
+        Found { own, foreign, claimed: None }
+    }
+}
+
+fn find(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) -> Result<Found> {
+    let mut found = find_log(shared, id, manifest, takeover)?;
+    if let (None, Some(owner)) = (&found.own, &manifest.owner)
+        && claims::is_noted(shared, id, owner.token)?
+    {
+        tracing::info!(volume = %id, "this host died while it attached the volume: nothing is lost");
+        found.claimed = Some(owner.token);
+    }
+    Ok(found)
 }
 
 fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) -> Result<Found> {
     let path = log_path(shared, id);
     let recovered = match log::recover(&*shared.disk, &path) {
         Ok(recovered) => recovered,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found { own: None, foreign: None }),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::new(None, None)),
         Err(error) => {
             return Err(error).context(|| {
                 format!("volume {id} cannot be attached here, since its write log {} cannot be read", path.display())
@@ -164,7 +196,7 @@ fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) 
     if is_own {
         if let Ending::Damaged { at, blocks, records_beyond } = recovered.ending() {
             if takeover {
-                return Ok(Found { own: None, foreign: Some(recovered) });
+                return Ok(Found::new(None, Some(recovered)));
             }
             let blocks =
                 blocks.map_or_else(String::new, |range| format!(" (blocks {} to {})", range.start, range.end()));
@@ -174,9 +206,9 @@ fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) 
                 path.display()
             )));
         }
-        return Ok(Found { own: Some(recovered), foreign: None });
+        return Ok(Found::new(Some(recovered), None));
     }
-    Ok(Found { own: None, foreign: Some(recovered) })
+    Ok(Found::new(None, Some(recovered)))
 }
 
 /// The pages as of the end of the history in the store.
@@ -185,7 +217,7 @@ async fn replay_pages(
     id: VolumeId,
     manifest: &Manifest,
     base: Checkpoint,
-    history: &History,
+    behind_checkpoint: &[Arc<SegmentIndex>],
 ) -> Result<PageTable> {
     let local = shared.index.volume_state(id)?.and_then(|bytes| LocalState::decode(&bytes));
     let is_current =
@@ -199,11 +231,22 @@ async fn replay_pages(
         shared.index.put_volume_state(id, &state.encode())?;
     }
     let pages = PageTable::new(id, shared.index.clone(), shared.page_budget.clone(), Arc::new(base));
-    for segment in &history.segments {
+    for segment in behind_checkpoint {
         keep_index(shared, segment)?;
         pages.replay(segment).await?;
     }
     Ok(pages)
+}
+
+/// What the store holds of the volume at the beginning of an attachment.
+fn newest_moment(attachment: &Attachment, history: &History) -> Moment {
+    let manifest = &attachment.loaded.manifest;
+    let mut moment = manifest.moment();
+    history.segments.iter().for_each(|segment| push_segment(&mut moment.replay, segment.header.id));
+    moment.position = Position { epoch: attachment.epoch, number: SegmentNumber(0) };
+    moment.sequence = history.last;
+    moment.stored_bytes.0 += history.segments.iter().map(|segment| segment.object_length).sum::<u64>();
+    moment
 }
 
 /// What the log brings.
@@ -233,19 +276,39 @@ fn carry_on(
         token: attachment.token,
         attached_at: clock::now(),
     };
-    if let Some(recovered) = own.filter(|recovered| recovered.last_sequence() > stored) {
-        if recovered.tail_sequence() > stored.next() {
-            return Err(Error::damaged(format!(
-                "the write log of {id} begins with record {}, but the store holds only up to {stored}: records between are lost",
-                recovered.tail_sequence()
-            )));
+    let (log, replay) = match own {
+        Some(recovered) if recovered.last_sequence() >= stored => {
+            if recovered.tail_sequence() > stored.next() {
+                return Err(Error::damaged(format!(
+                    "the write log of {id} begins with record {}, but the store holds only up to {stored}: records between are lost",
+                    recovered.tail_sequence()
+                )));
+            }
+            let replay = replay_log(&recovered, stored)?;
+            (recovered.resume(identity, false)?, replay)
         }
-        let replay = replay_log(&recovered, stored)?;
-        return Ok((recovered.resume(identity, false)?, replay));
-    }
-    let path = log_path(shared, id);
+        late => begin_log(shared, identity, late, stored)?,
+    };
+    claims::clear(shared, id)?;
+    Ok((log, replay))
+}
+
+/// Begins a new log. The late owner's, if there is one, holds nothing that the store does not: its newest records were stored, and then
+/// lost with power.
+fn begin_log(
+    shared: &Shared,
+    identity: LogIdentity,
+    late: Option<Recovered>,
+    stored: Sequence,
+) -> Result<(WriteLog, Replay)> {
+    let path = log_path(shared, identity.volume);
     let directory = path.parent().map(PathBuf::from).unwrap_or_default();
     shared.disk.create_directory(&directory).context(|| format!("cannot create {}", directory.display()))?;
+    if let Some(late) = late {
+        drop(late);
+        claims::note(shared, identity.volume, identity.token)?;
+        shared.disk.remove(&path).context(|| format!("cannot remove the old log {}", path.display()))?;
+    }
     let log = log::create(&*shared.disk, &path, shared.settings.log_length, identity, stored.next())?;
     let head = log.appender.head();
     let stored = Mark { sequence: stored, end: head };
@@ -293,7 +356,7 @@ fn assemble(
     pages: PageTable,
     log: WriteLog,
     replay: Replay,
-    history: &History,
+    newest: Moment,
 ) -> Result<Arc<Volume>> {
     let now = clock::uptime();
     let mut progress = Progress::new(replay.stored);
@@ -306,7 +369,6 @@ fn assemble(
     let wake = space_wake.clone();
     log.committer.on_space_freed(Arc::new(move || wake.notify_waiters()));
     let manifest = &attachment.loaded.manifest;
-    let new_bytes: u64 = history.segments.iter().map(|segment| segment.object_length).sum();
     Ok(Arc::new(Volume {
         id: manifest.volume,
         epoch: attachment.epoch,
@@ -322,6 +384,8 @@ fn assemble(
         released: AtomicU64::new(replay.released.0),
         pages,
         progress: Mutex::new(progress),
+        newest: Mutex::new(newest),
+        moment_waiters: Mutex::default(),
         read_ahead: Mutex::new(ReadAhead::default()),
         upload_wake: Notify::new(),
         space_wake,
@@ -329,10 +393,8 @@ fn assemble(
         space_waiters: AtomicU64::new(0),
         gate_wake: Notify::new(),
         durability: AtomicU8::new(manifest.durability as u8),
-        stored_bytes: AtomicU64::new(manifest.stored_bytes.0 + new_bytes),
         next_segment: AtomicU64::new(0),
         next_map_object: AtomicU64::new(0),
-        segments_since_checkpoint: AtomicU64::new(history.segments.len() as u64),
         clients: AtomicU64::new(0),
         stopping: AtomicBool::new(false),
         manifest: tokio::sync::Mutex::new(attachment.loaded),

@@ -21,11 +21,12 @@ use parking_lot::{Mutex, RwLock};
 use crate::checkpoint::{Checkpoint, PageSource};
 use crate::error::Result;
 use crate::format::page::{open_page, seal_page};
-use crate::format::segment::{EntryKind, IndexEntry, SegmentIndex};
+use crate::format::segment::{EntryKind, SegmentIndex};
 use crate::index::Index;
 use crate::limits::PAGE_BLOCKS;
-use crate::map::{MapPage, PageIndex, PagePlace, SegmentPlace};
-use crate::units::{BlockCount, BlockRange, Lba, VolumeId};
+use crate::map::{MapPage, PageIndex, PagePlace};
+use crate::segment::apply_entry;
+use crate::units::{BlockCount, BlockRange, VolumeId};
 
 /// Neighbours that a fetch from the checkpoint may bring along.
 const READ_AHEAD_PAGES: usize = 64;
@@ -93,7 +94,7 @@ impl PageTable {
     pub fn try_lookup(&self, range: BlockRange, places: &mut Vec<PagePlace>) -> bool {
         let mut residents = self.residents.lock();
         let before = places.len();
-        for (index, part) in parts_by_page(range) {
+        for (index, part) in PageIndex::parts_of(range) {
             let Some(resident) = residents.pages.get_mut(&index) else {
                 places.truncate(before);
                 return false;
@@ -109,7 +110,7 @@ impl PageTable {
     /// # Errors
     /// What RocksDB or the store say.
     pub async fn lookup(&self, range: BlockRange, places: &mut Vec<PagePlace>) -> Result<()> {
-        for (index, part) in parts_by_page(range) {
+        for (index, part) in PageIndex::parts_of(range) {
             self.load(index).await?.lookup(index, part, places);
         }
         Ok(())
@@ -121,12 +122,12 @@ impl PageTable {
     /// What RocksDB or the store say; the table is then partly changed, and applying the same segment again completes it.
     pub async fn apply(&self, segment: &SegmentIndex) -> Result<()> {
         for entry in &segment.entries {
-            for (index, part) in parts_by_page(entry.range) {
+            for (index, part) in PageIndex::parts_of(entry.range) {
                 let page = self.load(index).await?;
                 if page.is_empty() && entry.kind == EntryKind::Zero {
                     continue;
                 }
-                self.change(index, page, |page| apply_entry(page, index, part, entry, segment));
+                self.change(index, page, |page| apply_entry(page, index, part, entry, segment.header.id));
             }
         }
         Ok(())
@@ -140,7 +141,7 @@ impl PageTable {
     pub async fn replay(&self, segment: &Arc<SegmentIndex>) -> Result<()> {
         for (number, entry) in segment.entries.iter().enumerate() {
             let is_wide = entry.range.count.0 / PAGE_BLOCKS > POSTPONED_PAGES_MAX;
-            for (index, part) in parts_by_page(entry.range) {
+            for (index, part) in PageIndex::parts_of(entry.range) {
                 let page = match self.resident(index)? {
                     None if is_wide => self.load(index).await?,
                     None => {
@@ -153,7 +154,7 @@ impl PageTable {
                     Some(page) => page,
                 };
                 if !(page.is_empty() && entry.kind == EntryKind::Zero) {
-                    self.change(index, page, |page| apply_entry(page, index, part, entry, segment));
+                    self.change(index, page, |page| apply_entry(page, index, part, entry, segment.header.id));
                 }
             }
         }
@@ -330,39 +331,11 @@ impl PageSource for PageTable {
     }
 }
 
-fn parts_by_page(range: BlockRange) -> impl Iterator<Item = (PageIndex, BlockRange)> {
-    let end = range.end().0;
-    let mut at = range.start.0;
-    std::iter::from_fn(move || {
-        (at < end).then(|| {
-            let index = PageIndex(at / PAGE_BLOCKS);
-            let part_end = ((index.0 + 1) * PAGE_BLOCKS).min(end);
-            let part = BlockRange::new(Lba(at), BlockCount(part_end - at));
-            at = part_end;
-            (index, part)
-        })
-    })
-}
-
 /// Makes the change that entry number `entry` says for the blocks of this page.
 fn apply_postponed(page: &mut MapPage, index: PageIndex, segment: &SegmentIndex, entry: usize) {
     let Some(entry) = segment.entries.get(entry) else { return };
     let (blocks, range) = (index.range(), entry.range);
     let (start, end) = (range.start.max(blocks.start), range.end().min(blocks.end()));
-    apply_entry(page, index, BlockRange::new(start, BlockCount(end.0 - start.0)), entry, segment);
-}
-
-/// Makes the change that `entry` says for `part`, the blocks of it that lie in this page.
-fn apply_entry(page: &mut MapPage, index: PageIndex, part: BlockRange, entry: &IndexEntry, segment: &SegmentIndex) {
-    let offset = (part.start.0 - index.range().start.0) as u16;
-    let count = part.count.0 as u16;
-    let skipped = (part.start.0 - entry.range.start.0) as u32;
-    let place = |block: u32| SegmentPlace { segment: segment.header.id, block: block + skipped };
-    match entry.kind {
-        EntryKind::Data { block } => page.set(offset, count, Some(place(block))),
-        EntryKind::Zero => page.set(offset, count, None),
-        EntryKind::Moved { block, old } => {
-            page.move_if_at(offset, count, old.plus(skipped), place(block));
-        }
-    }
+    let part = BlockRange::new(start, BlockCount(end.0 - start.0));
+    apply_entry(page, index, part, entry, segment.header.id);
 }

@@ -34,6 +34,8 @@ struct Piece {
     end: Mark,
     bytes: u64,
     since: Duration,
+    /// True if a moment was asked for at its end: nothing is added any more.
+    closed: bool,
 }
 
 /// The bookkeeping.
@@ -67,11 +69,11 @@ impl Progress {
     pub fn accept(&mut self, end: Mark, bytes: u64, now: Duration) -> bool {
         self.accepted = end;
         match self.uncut.back_mut() {
-            Some(piece) if piece.bytes + bytes <= SEGMENT_BYTES_TARGET => {
+            Some(piece) if !piece.closed && piece.bytes + bytes <= SEGMENT_BYTES_TARGET => {
                 piece.end = end;
                 piece.bytes += bytes;
             }
-            _ => self.uncut.push_back(Piece { end, bytes, since: now }),
+            _ => self.uncut.push_back(Piece { end, bytes, since: now, closed: false }),
         }
         self.uncut.len() > 1
     }
@@ -122,6 +124,15 @@ impl Progress {
         self.wanted = self.accepted.sequence;
         self.waiters.push((self.accepted.sequence, done));
         None
+    }
+
+    /// Sees to it that a run ends with what is accepted now, and is cut at once. Returns the last place of it.
+    pub fn end_run(&mut self) -> Sequence {
+        if let Some(piece) = self.uncut.back_mut() {
+            piece.closed = true;
+        }
+        self.wanted = self.wanted.max(self.accepted.sequence);
+        self.accepted.sequence
     }
 
     /// Those who wait, to be told of a failure.
@@ -177,6 +188,17 @@ mod tests {
         assert_eq!(progress.lag(Duration::from_secs(5)), Lag { bytes: ByteLen(4096), seconds: 4.0 });
         progress.store(mark(13));
         assert_eq!(progress.lag(Duration::from_secs(5)), Lag::default());
+    }
+
+    #[test]
+    fn a_run_ends_where_a_moment_was_asked_for() {
+        let mut progress = Progress::new(mark(0));
+        assert_eq!(progress.end_run(), Sequence(0), "nothing is there to be cut");
+        progress.accept(mark(1), 4096, Duration::ZERO);
+        assert_eq!(progress.end_run(), Sequence(1));
+        progress.accept(mark(2), 4096, Duration::ZERO);
+        assert_eq!(progress.next_run(Duration::ZERO, Duration::MAX).unwrap().end, mark(1));
+        assert!(progress.next_run(Duration::ZERO, Duration::MAX).is_none(), "what came later waits for its own time");
     }
 
     #[test]

@@ -7,9 +7,13 @@ use async_trait::async_trait;
 use crate::block_device::{ExportEntry, Exports, Geometry, OpenDevice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ownership;
-use crate::service::{AttachReport, AttachedStatus, DaemonStatus, Durability, Service};
+use crate::service::{
+    AttachReport, AttachedStatus, DaemonStatus, NewForks, NewSnapshot, Service, SnapshotSummary, VolumeChange,
+    VolumeSummary,
+};
 use crate::store::Counts;
 use crate::units::{BLOCK_SIZE, VolumeId};
+use crate::volume::admin::summary;
 use crate::volume::core::Volume;
 use crate::volume::device::VolumeDevice;
 use crate::volume::fleet::Fleet;
@@ -119,9 +123,18 @@ impl Service for FleetService {
         Ok(volume.status())
     }
 
-    async fn set_durability(&self, volume: VolumeId, durability: Durability) -> Result<AttachedStatus> {
+    async fn update(&self, volume: VolumeId, change: VolumeChange) -> Result<AttachedStatus> {
         let volume = self.attached_here(volume)?;
-        volume.set_durability(durability).await?;
+        volume.update(&change).await?;
         Ok(volume.status())
+    }
+
+    async fn snapshot(&self, volume: VolumeId, new: NewSnapshot) -> Result<SnapshotSummary> {
+        self.attached_here(volume)?.snapshot(new).await
+    }
+
+    async fn fork(&self, volume: VolumeId, new: NewForks) -> Result<Vec<VolumeSummary>> {
+        let forks = self.attached_here(volume)?.fork(&new).await?;
+        Ok(forks.iter().map(summary).collect())
     }
 }

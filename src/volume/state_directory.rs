@@ -3,7 +3,7 @@
 //! ```text
 //! lock            held while the daemon runs
 //! state.json      which store this directory belongs to
-//! volumes/<vol>/  write logs
+//! volumes/<vol>/  write logs, and notes of claims
 //! index/          RocksDB
 //! cache           the read cache's file
 //! control.sock    the control socket

@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::format::lineage::count_segments;
 use crate::format::segment::{SegmentHeader, SegmentIndex};
 use crate::limits::RECORD_BYTES_MAX;
 use crate::log::{LogRead, LogReader, RecordKind};
@@ -155,15 +156,16 @@ impl Volume {
         let Uploaded { end, index } = uploaded?;
         self.retry_while_unavailable("applying a segment to the map", || self.pages.apply(&index)).await?;
         keep_index(&self.shared, &index)?;
-        self.stored_bytes.fetch_add(index.object_length, Ordering::Relaxed);
+        self.note_stored(&index, end);
         let waiting = self.progress.lock().store(end);
         for done in waiting {
             done(Ok(()));
         }
-        let since = self.segments_since_checkpoint.fetch_add(1, Ordering::AcqRel) + 1;
-        if since >= self.shared.settings.segments_per_checkpoint {
-            let next = crate::format::manifest::Position { epoch: self.epoch, number: index.header.id.number.next() };
-            self.retry_while_unavailable("writing a checkpoint", || self.write_checkpoint(next, end.sequence, false))
+        self.serve_moment_waiters();
+        let newest = self.newest.lock().clone();
+        if count_segments(&newest.replay) >= self.shared.settings.segments_per_checkpoint {
+            let (next, sequence) = (newest.position, newest.sequence);
+            self.retry_while_unavailable("writing a checkpoint", || self.write_checkpoint(next, sequence, false))
                 .await?;
         }
         Ok(())

@@ -177,7 +177,8 @@ impl Life<'_> {
 /// Bytes of which half compress and which no other stamp has.
 fn content(stamp: u64) -> impl Iterator<Item = u8> {
     (0_u64..).flat_map(move |word| {
-        let mixed = if word % 2 == 0 { (stamp + word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29) } else { stamp };
+        let mixed =
+            if word % 2 == 0 { (stamp + word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29) } else { stamp };
         mixed.to_le_bytes()
     })
 }

@@ -15,10 +15,10 @@ use varve::store::{Counts, Retry, RetryPolicy, Store};
 use varve::units::VolumeId;
 use varve::volume::{Admin, Fleet, Volume};
 
+use super::engine::{self, Setup};
 use super::late_store::LateStore;
 use super::life::Life;
 use super::record::Record;
-use super::support::engine::{self, Setup};
 
 /// Four pages of the block map.
 const SIZE: usize = 4 << 20;
@@ -182,9 +182,16 @@ impl World {
             self.die(Death::Host);
             let fleet = self.start(line.clone()).await;
             let (volume, _) = self.attach(&fleet, id, Death::Detach).await;
-            let life = Life { fleet, volume, store: &self.store, record: &mut self.record, random: &mut self.random, stamp: &mut self.stamp };
+            let life = Life {
+                fleet,
+                volume,
+                store: &self.store,
+                record: &mut self.record,
+                random: &mut self.random,
+                stamp: &mut self.stamp,
+            };
             assert!(life.read_all().await == life.record.current, "seed {}: the store lacks something", self.seed);
-            let report = Admin::over(line).check(id, &mut |_| ()).await.unwrap();
+            let report = Admin::new(line).check(id, &mut |_| ()).await.unwrap();
             assert!(report.problems.is_empty(), "seed {}: {report:?}", self.seed);
         });
         runtime.shutdown_timeout(Duration::from_secs(5));

@@ -9,6 +9,7 @@ pub const FLOORS: &[&[&str]] = &[
     &["disk", "store"],
     &["log", "segment", "cache", "index"],
     &["checkpoint", "ownership"],
+    &["lineage"],
     &["volume"],
     &["nbd", "control"],
 ];

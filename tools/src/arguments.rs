@@ -1,11 +1,16 @@
-//! The command line as clap reads it: nothing is checked here that a [`commands`](crate::commands) file can check.
+//! The command line as clap reads it: which commands there are, and the flags of all of them.
 
+use std::error::Error as _;
+
+use clap::error::{ContextKind, ErrorKind};
 use clap::{Parser, Subcommand};
 use varve::error::Result;
 use varve::settings::SharedArguments;
 
 use crate::backend::Backend;
-use crate::commands::{attach, check, create, destroy, detach, dump, list, show, status, sync, undelete, update};
+use crate::commands::{
+    Command as _, attach, check, create, destroy, detach, dump, list, show, status, sync, undelete, update,
+};
 use crate::context::Context;
 use crate::render::Report;
 
@@ -25,54 +30,26 @@ pub struct CommandLine {
     #[arg(long, global = true)]
     pub json: bool,
     #[command(subcommand)]
-    pub command: Command,
+    pub command: MainCommand,
 }
 
-/// Makes the raw commands, the checked requests, and the ways between them: one line a command.
+/// Makes a group of commands, and the way to them: one line a command or a group within.
 macro_rules! commands {
-    ($($(#[$meta:meta])* $name:ident => $module:ident,)*; $($(#[$volume_meta:meta])* $volume_name:ident => $volume_module:ident,)*) => {
+    ($(#[$meta:meta])* $group:ident { $($(#[$member_meta:meta])* $member:ident($arguments:ty),)* }) => {
+        $(#[$meta])*
         #[derive(Debug, Subcommand)]
-        pub enum Command {
-            /// Create, list, show, attach, detach, change and destroy volumes
-            #[command(subcommand, visible_aliases = ["volume", "vol"])]
-            Volumes(VolumesCommand),
-            $($(#[$meta])* $name($module::Arguments),)*
+        pub enum $group {
+            $($(#[$member_meta])* $member($arguments),)*
         }
 
-        #[derive(Debug, Subcommand)]
-        pub enum VolumesCommand {
-            $($(#[$volume_meta])* $volume_name($volume_module::Arguments),)*
-        }
-
-        /// A command whose arguments make sense.
-        #[derive(Debug)]
-        pub enum Request {
-            $($name($module::Request),)*
-            $($volume_name($volume_module::Request),)*
-        }
-
-        impl Command {
-            /// Checks the arguments; nothing outside is looked at.
-            ///
-            /// # Errors
-            /// `Invalid`.
-            pub fn check(self) -> Result<Request> {
-                Ok(match self {
-                    $(Command::$name(arguments) => Request::$name(arguments.check()?),)*
-                    $(Command::Volumes(VolumesCommand::$volume_name(arguments)) => Request::$volume_name(arguments.check()?),)*
-                })
-            }
-        }
-
-        impl Request {
+        impl $group {
             /// Does it.
             ///
             /// # Errors
             /// Whatever the store and the daemon say.
-            pub async fn run<B: Backend>(self, context: &Context<B>) -> Result<Report> {
+            pub async fn report<B: Backend>(self, context: &Context<B>) -> Result<Report> {
                 match self {
-                    $(Request::$name(request) => request.run(context).await,)*
-                    $(Request::$volume_name(request) => request.run(context).await,)*
+                    $($group::$member(inner) => inner.report(context).await,)*
                 }
             }
         }
@@ -80,30 +57,55 @@ macro_rules! commands {
 }
 
 commands! {
-    /// Verify everything in the store that a volume refers to
-    Check => check,
-    /// Print a manifest, checkpoint, segment or write log as a person can read it
-    Dump => dump,
-    /// Show the daemon and what is attached to it
-    Status => status,
-    ;
-    /// Create a volume
-    Create => create,
-    /// List volumes
-    #[command(visible_alias = "ls")]
-    List => list,
-    /// Show a volume
-    Show => show,
-    /// Destroy volumes; they can be brought back for a while
-    Destroy => destroy,
-    /// Bring a destroyed volume back
-    Undelete => undelete,
-    /// Attach a volume to the daemon
-    Attach => attach,
-    /// Upload what is left and hand a volume back
-    Detach => detach,
-    /// Wait until everything written so far is in the store
-    Sync => sync,
-    /// Change a volume's durability
-    Update => update,
+    /// All commands.
+    MainCommand {
+        /// Create, list, show, attach, detach, change and destroy volumes
+        #[command(subcommand, visible_aliases = ["volume", "vol"])]
+        Volumes(VolumesCommand),
+        /// Verify everything in the store that a volume refers to
+        Check(check::Arguments),
+        /// Print a manifest, checkpoint, segment or write log as a person can read it
+        Dump(dump::Arguments),
+        /// Show the daemon and what is attached to it
+        Status(status::Arguments),
+    }
+}
+
+commands! {
+    /// What is done with volumes.
+    VolumesCommand {
+        /// Create a volume
+        Create(create::Arguments),
+        /// List volumes
+        #[command(visible_alias = "ls")]
+        List(list::Arguments),
+        /// Show a volume
+        Show(show::Arguments),
+        /// Destroy volumes; they can be brought back for a while
+        Destroy(destroy::Arguments),
+        /// Bring a destroyed volume back
+        Undelete(undelete::Arguments),
+        /// Attach a volume to the daemon
+        Attach(attach::Arguments),
+        /// Upload what is left and hand a volume back
+        Detach(detach::Arguments),
+        /// Wait until everything written so far is in the store
+        Sync(sync::Arguments),
+        /// Change a volume's durability
+        Update(update::Arguments),
+    }
+}
+
+/// What is wrong with a command line. Where one of our own parsers refused a value, it has said all there is to say, and the value is
+/// not repeated as it came: it may be long, or steer the terminal.
+pub fn explained(error: &clap::Error) -> String {
+    if let (ErrorKind::ValueValidation, Some(reason)) = (error.kind(), error.source()) {
+        let argument = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+        return match argument.split_once(' ').map_or(&*argument, |(flag, _)| flag) {
+            flag if flag.starts_with('-') => format!("{flag}: {reason}"),
+            _ => reason.to_string(),
+        };
+    }
+    let text = error.render().to_string();
+    text.strip_prefix("error: ").unwrap_or(&text).trim_end().to_owned()
 }

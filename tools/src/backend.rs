@@ -2,7 +2,7 @@
 //! the facade.
 
 use varve::error::Result;
-use varve::service::{CheckProgress, CheckReport, DumpTarget, Durability, NewVolume, VolumeSummary};
+use varve::service::{CheckProgress, CheckReport, DumpTarget, NewVolume, VolumeChange, VolumeSummary};
 use varve::units::VolumeId;
 use varve::volume::Admin;
 
@@ -25,8 +25,8 @@ pub trait Backend: Sized {
     async fn destroy_volume(&self, id: VolumeId) -> Result<VolumeSummary>;
     /// Brings a destroyed volume back.
     async fn undelete_volume(&self, id: VolumeId) -> Result<VolumeSummary>;
-    /// Changes the durability of a volume that nobody owns.
-    async fn set_durability(&self, id: VolumeId, durability: Durability) -> Result<VolumeSummary>;
+    /// Changes a volume that nobody owns.
+    async fn update_volume(&self, id: VolumeId, change: VolumeChange) -> Result<VolumeSummary>;
     /// Verifies everything a volume refers to.
     async fn check(&self, id: VolumeId, progress: &mut (dyn FnMut(CheckProgress) + Send)) -> Result<CheckReport>;
     /// Prints an object as a person can read it.
@@ -58,8 +58,8 @@ impl Backend for Admin {
     async fn undelete_volume(&self, id: VolumeId) -> Result<VolumeSummary> {
         Admin::undelete_volume(self, id).await
     }
-    async fn set_durability(&self, id: VolumeId, durability: Durability) -> Result<VolumeSummary> {
-        Admin::set_durability(self, id, durability).await
+    async fn update_volume(&self, id: VolumeId, change: VolumeChange) -> Result<VolumeSummary> {
+        Admin::update_volume(self, id, change).await
     }
     async fn check(&self, id: VolumeId, progress: &mut (dyn FnMut(CheckProgress) + Send)) -> Result<CheckReport> {
         Admin::check(self, id, progress).await

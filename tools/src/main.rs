@@ -3,7 +3,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `arguments` | the command line as clap reads it |
-//! | `commands/` | one file a command: raw arguments, the checked request, what it does, what it prints |
+//! | `commands/` | one file a command: its arguments, what it does, what it prints |
 //! | `context` | what every command works with: settings, the store, the daemon |
 //! | `backend` | the only place that calls the library for the store |
 //! | `target` | a volume as people name it |
@@ -56,10 +56,8 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: CommandLine) -> Result<Report> {
     let CommandLine { shared, json, command } = arguments;
-    // Checked before anything is touched: nothing is done of a request that makes no sense.
-    let request = command.check()?;
     let context = Context::<backend::Store>::new(shared.resolve(&Places::from_environment())?, json)?;
-    request.run(&context).await
+    command.report(&context).await
 }
 
 fn finish(report: &Report) -> ExitCode {
@@ -84,9 +82,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         return error.print().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
-    let text = error.render().to_string();
-    let text = text.strip_prefix("error: ").map_or_else(|| text.clone(), |rest| format!("Error: {rest}"));
-    let _ = write!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "Error: {}", arguments::explained(error));
     ExitCode::from(2)
 }
 

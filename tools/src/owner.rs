@@ -19,16 +19,32 @@ pub fn no_daemon<B: Backend>(context: &Context<B>, error: &CallError) -> Error {
     }
 }
 
+/// What the daemon here answers to `call`; if it does not have the volume because nobody has, what `detached` makes of it on the store.
+/// `verb` is how the command is called, for messages.
+///
+/// # Errors
+/// `Busy` if somebody else owns it: who, and what can be done; what the daemon and the store say.
+pub async fn or_store<T, B: Backend>(
+    context: &Context<B>,
+    id: VolumeId,
+    verb: &str,
+    call: impl Future<Output = Result<T, CallError>>,
+    detached: impl AsyncFnOnce(&B) -> Result<T>,
+) -> Result<T> {
+    match call.await {
+        Ok(answer) => Ok(answer),
+        Err(error) => {
+            only_if_detached(context, id, error, verb).await?;
+            detached(context.store().await?).await
+        }
+    }
+}
+
 /// Succeeds if the daemon here does not have the volume because nobody has.
 ///
 /// # Errors
 /// Who has it and what can be done; or the error of the call if it says something else.
-pub async fn only_if_detached<B: Backend>(
-    context: &Context<B>,
-    id: VolumeId,
-    error: CallError,
-    verb: &str,
-) -> Result<()> {
+async fn only_if_detached<B: Backend>(context: &Context<B>, id: VolumeId, error: CallError, verb: &str) -> Result<()> {
     if matches!(error, CallError::Failed(_)) && !error.is_not_found() {
         return Err(error.into());
     }

@@ -1,5 +1,8 @@
 //! A volume as people name it: by id, or by a name that only one volume has.
 
+use std::fmt::Display;
+use std::str::FromStr;
+
 use varve::error::{Error, Result};
 use varve::settings::parse_name;
 use varve::units::VolumeId;
@@ -7,10 +10,7 @@ use varve::units::VolumeId;
 use crate::backend::Backend;
 use crate::context::Context;
 
-/// Help text of arguments that take one.
-pub const VALUE_NAME: &str = "ID";
-
-/// What was given for a volume.
+/// What was given for a volume. As an argument: `#[arg(value_name = "ID")] volume: Target`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// Its id.
@@ -19,12 +19,11 @@ pub enum Target {
     Name(String),
 }
 
-impl Target {
+impl FromStr for Target {
+    type Err = Error;
+
     /// Reads an id or a name. What begins like an id must be one: names cannot.
-    ///
-    /// # Errors
-    /// `Invalid`.
-    pub fn parse(text: &str) -> Result<Self> {
+    fn from_str(text: &str) -> Result<Self> {
         if text.starts_with("vol_") {
             return text.parse().map(Target::Id);
         }
@@ -36,7 +35,9 @@ impl Target {
         }
         parse_name(text).map(Target::Name)
     }
+}
 
+impl Target {
     /// The id; asks the store only if a name was given.
     ///
     /// # Errors
@@ -45,6 +46,26 @@ impl Target {
         match self {
             Target::Id(id) => Ok(*id),
             Target::Name(name) => context.store().await?.resolve(name).await,
+        }
+    }
+}
+
+/// The one thing that has a name; `what` is what such things are called, such as `destroyed volume`.
+///
+/// # Errors
+/// `NotFound`; `Invalid` if several have it, listing their ids.
+pub fn only_one<I: Copy + Display>(what: &str, name: &str, ids: &[I]) -> Result<I> {
+    let name = name.escape_default();
+    match ids {
+        [id] => Ok(*id),
+        [] => Err(Error::not_found(format!("no {what} is named '{name}'"))),
+        _ => {
+            let listed: Vec<_> = ids.iter().map(ToString::to_string).collect();
+            Err(Error::invalid(format!(
+                "{} {what}s are named '{name}': use the id of one: {}",
+                ids.len(),
+                listed.join(", ")
+            )))
         }
     }
 }

@@ -16,7 +16,7 @@ use varve::service::{
 use varve::settings::SharedSettings;
 use varve::units::{ByteLen, Epoch, Sequence, UnixMillis, VolumeId};
 
-use crate::arguments::CommandLine;
+use crate::arguments::{CommandLine, explained};
 use crate::backend::memory::{Memory, NOW, attached, detached};
 use crate::context::Context;
 use crate::render::Report;
@@ -40,8 +40,8 @@ fn nowhere(store: Memory) -> Context<Memory> {
 
 async fn run(context: &Context<Memory>, line: &str) -> Result<Report> {
     let words = std::iter::once("varve").chain(line.split_whitespace());
-    let parsed = CommandLine::try_parse_from(words).map_err(|error| Error::invalid(error.to_string()))?;
-    parsed.command.check()?.run(context).await
+    let parsed = CommandLine::try_parse_from(words).map_err(|error| Error::invalid(explained(&error)))?;
+    parsed.command.report(context).await
 }
 
 async fn text(context: &Context<Memory>, line: &str) -> String {
@@ -184,8 +184,8 @@ async fn arguments_that_make_no_sense_are_named() {
         ("volumes create data", "--size"),
         ("volumes create data --size -1", "--size: '-1' is negative"),
         ("volumes create data --size 100000", "largest size is 16 TiB"),
-        ("volumes create data --size 1 -n 0", "--count takes 1 to 100"),
-        ("volumes create data --size 1 -n -3", "--count takes 1 to 100"),
+        ("volumes create data --size 1 -n 0", "--count: 0 is not in 1..=100"),
+        ("volumes create data --size 1 -n -3", "--count: -3 is not in 1..=100"),
         ("volumes create data --size 1 --durability both", "'both' is not a durability"),
         ("volumes create data --size 1 --region a/b", "--region: 'a/b'"),
         ("volumes show vol_1", "'vol_1' is not the id of a volume"),
@@ -290,6 +290,11 @@ async fn destroy_asks_refuses_what_is_attached_and_can_be_undone() {
     assert!(message(&context, "volumes destroy vol_0000000000001 -y").await.contains("destroyed already"));
     assert!(text(&context, "volumes undelete demo").await.contains("State: detached\n"));
     assert!(message(&context, "volumes undelete demo").await.contains("no destroyed volume is named 'demo'"));
+
+    let twice = nowhere(Memory::holding(vec![detached(1, "demo"), detached(2, "demo")]));
+    text(&twice, "volumes destroy vol_0000000000001 vol_0000000000002 --yes").await;
+    let expected = "2 destroyed volumes are named 'demo': use the id of one: vol_0000000000001, vol_0000000000002";
+    assert_eq!(message(&twice, "volumes undelete demo").await, expected);
 }
 
 #[tokio::test]

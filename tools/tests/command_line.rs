@@ -21,7 +21,7 @@ fn errors_go_to_standard_error_with_a_status() {
     let directory = tempfile::tempdir().unwrap();
     for (arguments, status, expected) in [
         (&["volumes", "fly"][..], 2, "Error: unrecognized subcommand 'fly'"),
-        (&["volumes", "show", "vol_1"], 1, "Error: 'vol_1' is not the id of a volume"),
+        (&["volumes", "show", "vol_1"], 2, "Error: 'vol_1' is not the id of a volume"),
         (&["status"], 1, "Error: no daemon listens at "),
         (&["--config", "/nonexistent/f", "status"], 1, "Error: there is no settings file /nonexistent/f"),
     ] {

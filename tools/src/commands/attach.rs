@@ -6,44 +6,32 @@ use varve::error::{Error, ErrorKind, Result};
 use varve::service::AttachReport;
 
 use crate::backend::Backend;
+use crate::commands::Command;
 use crate::context::Context;
 use crate::owner;
-use crate::render::{self, Block, Report};
-use crate::target::{Target, VALUE_NAME};
+use crate::render::{self, Block};
+use crate::target::Target;
 
-/// As given.
+/// Arguments.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// Id or name of the volume
-    #[arg(value_name = VALUE_NAME)]
-    volume: String,
+    #[arg(value_name = "ID")]
+    volume: Target,
     /// Put out an owner that is gone for good; what only its write log holds is lost
     #[arg(long)]
     takeover: bool,
 }
 
-/// As checked.
-#[derive(Debug)]
-pub struct Request {
-    volume: Target,
-    takeover: bool,
-}
+impl Command for Arguments {
+    type Output = AttachReport;
 
-impl Arguments {
-    /// # Errors
-    /// `Invalid`.
-    pub fn check(self) -> Result<Request> {
-        Ok(Request { volume: Target::parse(&self.volume)?, takeover: self.takeover })
-    }
-}
-
-impl Request {
     /// # Errors
     /// `Busy` if somebody else owns it and `takeover` is not set; what the daemon and the store say.
-    pub async fn run<B: Backend>(self, context: &Context<B>) -> Result<Report> {
+    async fn run<B: Backend>(self, context: &Context<B>) -> Result<AttachReport> {
         let id = self.volume.id(context).await?;
         match context.daemon.attach(id, self.takeover).await {
-            Ok(report) => Report::new(context.json, &report, || block(&report)),
+            Ok(report) => Ok(report),
             Err(error @ CallError::NoDaemon(_)) => Err(owner::no_daemon(context, &error)),
             Err(CallError::Failed(error)) if error.kind() == ErrorKind::Busy && !self.takeover => {
                 let hint =
@@ -53,29 +41,32 @@ impl Request {
             Err(CallError::Failed(error)) => Err(error),
         }
     }
-}
 
-fn block(report: &AttachReport) -> String {
-    let status = &report.status;
-    let rescued = report.rescued_log.as_ref().map(|log| {
-        let since = render::moment(log.since);
-        format!(
-            "{}: {} records, {}, since {since}, are not part of the volume's history",
-            log.path,
-            log.records,
-            render::size(log.bytes)
-        )
-    });
-    Block::default()
-        .line("ID", status.volume)
-        .line("Name", &status.name)
-        .line("State", "attached")
-        .line("Size", render::size(status.size))
-        .line("Epoch", status.epoch)
-        .line("Resumed from", format!("position {}", report.resumed))
-        .line("Replayed", format!("{} records of this host's write log", report.replayed_records))
-        .maybe(if report.taken_over { "Taken over from" } else { "Owned before by" }, report.previous_owner.as_ref())
-        .maybe("Log kept aside", rescued)
-        .line("Lag", render::lag(&status.lag))
-        .finish()
+    fn text(report: &AttachReport) -> String {
+        let status = &report.status;
+        let rescued = report.rescued_log.as_ref().map(|log| {
+            let since = render::moment(log.since);
+            format!(
+                "{}: {} records, {}, since {since}, are not part of the volume's history",
+                log.path,
+                log.records,
+                render::size(log.bytes)
+            )
+        });
+        Block::default()
+            .line("ID", status.volume)
+            .line("Name", &status.name)
+            .line("State", "attached")
+            .line("Size", render::size(status.size))
+            .line("Epoch", status.epoch)
+            .line("Resumed from", format!("position {}", report.resumed))
+            .line("Replayed", format!("{} records of this host's write log", report.replayed_records))
+            .maybe(
+                if report.taken_over { "Taken over from" } else { "Owned before by" },
+                report.previous_owner.as_ref(),
+            )
+            .maybe("Log kept aside", rescued)
+            .line("Lag", render::lag(&status.lag))
+            .finish()
+    }
 }

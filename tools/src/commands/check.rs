@@ -9,45 +9,31 @@ use varve::service::{CheckProgress, CheckReport};
 use varve::units::VolumeId;
 
 use crate::backend::Backend;
+use crate::commands::Command;
 use crate::context::Context;
-use crate::render::{self, Block, Report};
-use crate::target::{Target, VALUE_NAME};
+use crate::render::{self, Block};
+use crate::target::Target;
 
-/// As given.
+/// Arguments.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// Id or name of the volume
-    #[arg(value_name = VALUE_NAME)]
-    volume: String,
-}
-
-/// As checked.
-#[derive(Debug)]
-pub struct Request {
+    #[arg(value_name = "ID")]
     volume: Target,
 }
 
+/// What was looked at, and what was found.
 #[derive(Serialize)]
-struct Checked {
+pub struct Checked {
     id: VolumeId,
     #[serde(flatten)]
     report: CheckReport,
 }
 
-impl Arguments {
-    /// # Errors
-    /// `Invalid`.
-    pub fn check(self) -> Result<Request> {
-        Ok(Request { volume: Target::parse(&self.volume)? })
-    }
-}
+impl Command for Arguments {
+    type Output = Checked;
 
-impl Request {
-    /// Problems found make the command fail, but are a result.
-    ///
-    /// # Errors
-    /// What the store says, if the check could not be carried out.
-    pub async fn run<B: Backend>(self, context: &Context<B>) -> Result<Report> {
+    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Checked> {
         let id = self.volume.id(context).await?;
         let shown = std::io::stderr().is_terminal();
         let mut last_percent = None;
@@ -63,31 +49,34 @@ impl Request {
         if last_percent.is_some() {
             let _ = writeln!(std::io::stderr());
         }
-        let checked = Checked { id, report: outcome? };
-        let problems = checked.report.problems.len();
-        let failure = (problems != 0).then(|| format!("{id} is damaged: {problems} problems were found"));
-        Ok(Report { failure, ..Report::new(context.json, &checked, || text(&checked))? })
+        Ok(Checked { id, report: outcome? })
     }
-}
 
-fn text(checked: &Checked) -> String {
-    let report = &checked.report;
-    let mut text = Block::default()
-        .line("ID", checked.id)
-        .line("Segments", report.segments)
-        .line("Verified", render::size(report.bytes))
-        .line("Problems", report.problems.len())
-        .finish();
-    if !report.problems.is_empty() {
-        let rows = report.problems.iter().map(|problem| {
-            [
-                problem.object.clone(),
-                problem.blocks.clone().unwrap_or_else(|| "unknown".to_owned()),
-                problem.what.clone(),
-            ]
-        });
-        text += "\n";
-        text += &render::table(["OBJECT", "BLOCKS", "PROBLEM"], &[], rows);
+    /// Problems make the command fail, but are a result.
+    fn failure(checked: &Checked) -> Option<String> {
+        let problems = checked.report.problems.len();
+        (problems != 0).then(|| format!("{} is damaged: {problems} problems were found", checked.id))
     }
-    text
+
+    fn text(checked: &Checked) -> String {
+        let report = &checked.report;
+        let mut text = Block::default()
+            .line("ID", checked.id)
+            .line("Segments", report.segments)
+            .line("Verified", render::size(report.bytes))
+            .line("Problems", report.problems.len())
+            .finish();
+        if !report.problems.is_empty() {
+            let rows = report.problems.iter().map(|problem| {
+                [
+                    problem.object.clone(),
+                    problem.blocks.clone().unwrap_or_else(|| "unknown".to_owned()),
+                    problem.what.clone(),
+                ]
+            });
+            text += "\n";
+            text += &render::table(["OBJECT", "BLOCKS", "PROBLEM"], &[], rows);
+        }
+        text
+    }
 }

@@ -1,94 +1,96 @@
 //! `varve volumes create`
 
 use clap::Args;
-use varve::error::{Context as _, Error, Result};
-use varve::service::{Durability, NewVolume, VolumeSummary};
+use serde::Serialize;
+use varve::error::Result;
+use varve::service::{Durability, NewVolume, SnapshotSchedule, VolumeSummary};
 use varve::settings::{parse_name, parse_volume_size};
 use varve::units::ByteLen;
 
 use crate::backend::Backend;
+use crate::commands::Command;
 use crate::context::Context;
-use crate::render::{self, Block, Report};
+use crate::render::{self, Block};
 
 /// Volumes that one command creates at most.
-const COUNT_MAX: u32 = 100;
+const COUNT_MAX: i64 = 100;
 
-/// As given.
+/// Arguments.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// Name of the volume; need not be unique
+    #[arg(value_parser = parse_name)]
     name: String,
     /// Size in GB (2^30 bytes), or with a unit: 512MiB
-    #[arg(long, value_name = "GB", allow_hyphen_values = true)]
-    size: String,
+    #[arg(long, value_name = "GB", allow_hyphen_values = true, value_parser = parse_volume_size)]
+    size: ByteLen,
     /// Region of the volume
-    #[arg(long, default_value = "default")]
+    #[arg(long, default_value = "default", value_parser = parse_name)]
     region: String,
     /// What FLUSH promises: 'local' survives power loss, 'store' loss of the host
-    #[arg(long, default_value = "local")]
-    durability: String,
-    /// How many volumes to create
-    #[arg(short = 'n', long, default_value = "1", allow_hyphen_values = true)]
-    count: String,
-}
-
-/// As checked.
-#[derive(Debug)]
-pub struct Request {
-    name: String,
-    size: ByteLen,
-    region: String,
+    #[arg(long, default_value = "local", value_parser = render::parse_durability)]
     durability: Durability,
+    /// How many volumes to create
+    #[arg(short = 'n', long, default_value = "1", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..=COUNT_MAX))]
     count: u32,
 }
 
-impl Arguments {
-    /// # Errors
-    /// `Invalid`.
-    pub fn check(self) -> Result<Request> {
-        let count = self.count.parse().ok().filter(|count| (1..=COUNT_MAX).contains(count)).ok_or_else(|| {
-            Error::invalid(format!(
-                "'{}' is not a number of volumes: --count takes 1 to {COUNT_MAX}",
-                self.count.escape_default()
-            ))
-        })?;
-        Ok(Request {
-            name: parse_name(&self.name)?,
-            size: parse_volume_size(&self.size).context(|| "--size")?,
-            region: parse_name(&self.region).context(|| "--region")?,
-            durability: render::parse_durability(&self.durability)?,
-            count,
-        })
-    }
+/// Every volume created, also if one of them failed. JSON: an object for one, a list for several.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub struct Created {
+    volumes: OneOrMore,
+    #[serde(skip)]
+    failure: Option<String>,
 }
 
-impl Request {
-    /// Prints every volume created, also if one of them fails. JSON: an object for one, a list for several.
-    ///
-    /// # Errors
-    /// What the store says, if nothing was created.
-    pub async fn run<B: Backend>(self, context: &Context<B>) -> Result<Report> {
+#[derive(Serialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(VolumeSummary),
+    More(Vec<VolumeSummary>),
+}
+
+impl Command for Arguments {
+    type Output = Created;
+
+    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Created> {
         let store = context.store_or_new().await?;
-        let mut created = Vec::new();
+        let Arguments { name, size, region, durability, count } = self;
+        let new = || NewVolume {
+            name: name.clone(),
+            size,
+            region: region.clone(),
+            durability,
+            schedule: Some(SnapshotSchedule::default()),
+        };
+        let first = store.create_volume(new()).await?;
+        if count == 1 {
+            return Ok(Created { volumes: OneOrMore::One(first), failure: None });
+        }
+        let mut created = vec![first];
         let mut failure = None;
-        for number in 1..=self.count {
-            let Request { name, size, region, durability, .. } = &self;
-            let new = NewVolume { name: name.clone(), size: *size, region: region.clone(), durability: *durability };
-            match store.create_volume(new).await {
+        for number in 2..=count {
+            match store.create_volume(new()).await {
                 Ok(volume) => created.push(volume),
-                Err(error) if created.is_empty() => return Err(error),
                 Err(error) => {
-                    failure = Some(format!("volume {number} of {}: {error}", self.count));
+                    failure = Some(format!("volume {number} of {count}: {error}"));
                     break;
                 }
             }
         }
-        let text = || created.iter().map(block).collect::<Vec<_>>().join("\n");
-        let report = match (&created[..], self.count) {
-            ([volume], 1) => Report::new(context.json, volume, text)?,
-            _ => Report::new(context.json, &created, text)?,
-        };
-        Ok(Report { failure, ..report })
+        Ok(Created { volumes: OneOrMore::More(created), failure })
+    }
+
+    fn text(created: &Created) -> String {
+        match &created.volumes {
+            OneOrMore::One(volume) => block(volume),
+            OneOrMore::More(volumes) => volumes.iter().map(block).collect::<Vec<_>>().join("\n"),
+        }
+    }
+
+    fn failure(created: &Created) -> Option<String> {
+        created.failure.clone()
     }
 }
 

@@ -1,47 +1,41 @@
 //! `varve volumes destroy`
 
 use clap::Args;
+use serde::Serialize;
 use varve::error::{Error, ErrorKind, Result};
 use varve::service::{VolumeState, VolumeSummary};
 
 use crate::backend::Backend;
+use crate::commands::Command;
 use crate::context::Context;
-use crate::render::{self, Report};
-use crate::target::{Target, VALUE_NAME};
+use crate::render;
+use crate::target::Target;
 
-/// As given.
+/// Arguments.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// Ids or names of the volumes
-    #[arg(value_name = VALUE_NAME, required = true)]
-    volumes: Vec<String>,
+    #[arg(value_name = "ID", required = true)]
+    volumes: Vec<Target>,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
 }
 
-/// As checked.
-#[derive(Debug)]
-pub struct Request {
-    volumes: Vec<Target>,
-    yes: bool,
+/// Every volume destroyed, also if one of them failed.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub struct Destroyed {
+    volumes: Vec<VolumeSummary>,
+    #[serde(skip)]
+    failure: Option<String>,
 }
 
-impl Arguments {
-    /// # Errors
-    /// `Invalid`.
-    pub fn check(self) -> Result<Request> {
-        let volumes = self.volumes.iter().map(|text| Target::parse(text)).collect::<Result<_>>()?;
-        Ok(Request { volumes, yes: self.yes })
-    }
-}
+impl Command for Arguments {
+    type Output = Destroyed;
 
-impl Request {
     /// Looks at all of them first, so that a mistake in one destroys none.
-    ///
-    /// # Errors
-    /// `Busy` if one is attached, saying by whom; `Invalid` if nobody agreed; what the store says.
-    pub async fn run<B: Backend>(self, context: &Context<B>) -> Result<Report> {
+    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Destroyed> {
         let mut found: Vec<VolumeSummary> = Vec::new();
         for target in &self.volumes {
             let volume = context.store().await?.volume(target.id(context).await?).await?;
@@ -67,8 +61,15 @@ impl Request {
                 }
             }
         }
-        let report = Report::new(context.json, &destroyed, || destroyed.iter().map(line).collect())?;
-        Ok(Report { failure, ..report })
+        Ok(Destroyed { volumes: destroyed, failure })
+    }
+
+    fn text(destroyed: &Destroyed) -> String {
+        destroyed.volumes.iter().map(line).collect()
+    }
+
+    fn failure(destroyed: &Destroyed) -> Option<String> {
+        destroyed.failure.clone()
     }
 }
 

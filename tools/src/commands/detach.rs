@@ -7,56 +7,41 @@ use varve::service::VolumeState;
 use varve::units::VolumeId;
 
 use crate::backend::Backend;
+use crate::commands::Command;
 use crate::context::Context;
 use crate::owner;
-use crate::render::{self, Block, Report};
-use crate::target::{Target, VALUE_NAME};
+use crate::render::{self, Block};
+use crate::target::Target;
 
-/// As given.
+/// Arguments.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// Id or name of the volume
-    #[arg(value_name = VALUE_NAME)]
-    volume: String,
+    #[arg(value_name = "ID")]
+    volume: Target,
     /// Also if clients are connected: disconnects them
     #[arg(long, short)]
     force: bool,
 }
 
-/// As checked.
-#[derive(Debug)]
-pub struct Request {
-    volume: Target,
-    force: bool,
-}
-
+/// What it is now.
 #[derive(Serialize)]
-struct Detached {
+pub struct Detached {
     id: VolumeId,
     state: VolumeState,
 }
 
-impl Arguments {
-    /// # Errors
-    /// `Invalid`.
-    pub fn check(self) -> Result<Request> {
-        Ok(Request { volume: Target::parse(&self.volume)?, force: self.force })
-    }
-}
+impl Command for Arguments {
+    type Output = Detached;
 
-impl Request {
     /// A volume that nobody owns is detached already, which is no error.
-    ///
-    /// # Errors
-    /// `Busy` if clients are connected and `force` is not set, or if the owner cannot be reached from here; what the daemon says.
-    pub async fn run<B: Backend>(self, context: &Context<B>) -> Result<Report> {
+    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Detached> {
         let id = self.volume.id(context).await?;
-        if let Err(error) = context.daemon.detach(id, self.force).await {
-            owner::only_if_detached(context, id, error, "detach").await?;
-        }
-        let detached = Detached { id, state: VolumeState::Detached };
-        Report::new(context.json, &detached, || {
-            Block::default().line("ID", id).line("State", render::state(detached.state)).finish()
-        })
+        owner::or_store(context, id, "detach", context.daemon.detach(id, self.force), async |_: &B| Ok(())).await?;
+        Ok(Detached { id, state: VolumeState::Detached })
+    }
+
+    fn text(detached: &Detached) -> String {
+        Block::default().line("ID", detached.id).line("State", render::state(detached.state)).finish()
     }
 }

@@ -1,6 +1,7 @@
 //! `varve dump`
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -9,11 +10,11 @@ use varve::service::DumpTarget;
 use varve::units::{Epoch, SegmentId, SegmentNumber};
 
 use crate::backend::Backend;
+use crate::commands::Command;
 use crate::context::Context;
-use crate::render::Report;
-use crate::target::{Target, VALUE_NAME};
+use crate::target::Target;
 
-/// As given.
+/// Arguments.
 #[derive(Args, Debug)]
 #[command(after_help = "What contains a '/' and is no VOLUME/EPOCH/NUMBER is the path of a local file: ./manifest")]
 pub struct Arguments {
@@ -26,20 +27,20 @@ enum What {
     /// The manifest of a volume, or in a file
     Manifest {
         /// Id or name of the volume, or path of a file
-        #[arg(value_name = VALUE_NAME)]
-        volume: String,
+        #[arg(value_name = "ID")]
+        volume: Place<Target>,
     },
     /// The newest checkpoint of a volume, or one in a file
     Checkpoint {
         /// Id or name of the volume, or path of a file
-        #[arg(value_name = VALUE_NAME)]
-        volume: String,
+        #[arg(value_name = "ID")]
+        volume: Place<Target>,
     },
     /// A segment or seal, in the store or in a file
     Segment {
         /// VOLUME/EPOCH/NUMBER, or path of a file
-        #[arg(value_name = "SEGMENT")]
-        segment: String,
+        #[arg(value_parser = parse_segment)]
+        segment: Place<SegmentId>,
     },
     /// A write log
     Log {
@@ -48,54 +49,41 @@ enum What {
     },
 }
 
-/// As checked.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Request {
-    /// The manifest of a volume.
-    Manifest(Target),
-    /// The checkpoint of a volume.
-    Checkpoint(Target),
-    /// What is known without asking the store.
-    Exactly(DumpTarget),
+/// Where an object is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place<T> {
+    /// In the store.
+    Store(T),
+    /// In a file here: what contains a `/`, which names and ids do not.
+    File(PathBuf),
 }
 
+/// Text.
 #[derive(Serialize)]
-struct Dumped {
+pub struct Dumped {
     text: String,
 }
 
-impl Arguments {
-    /// # Errors
-    /// `Invalid`.
-    pub fn check(self) -> Result<Request> {
-        match self.what {
-            What::Manifest { volume } if is_path(&volume) => {
-                Ok(Request::Exactly(DumpTarget::ManifestFile(volume.into())))
-            }
-            What::Manifest { volume } => Target::parse(&volume).map(Request::Manifest),
-            What::Checkpoint { volume } if is_path(&volume) => {
-                Ok(Request::Exactly(DumpTarget::CheckpointFile(volume.into())))
-            }
-            What::Checkpoint { volume } => Target::parse(&volume).map(Request::Checkpoint),
-            What::Segment { segment } => match parse_segment(&segment) {
-                Some(id) => Ok(Request::Exactly(DumpTarget::Segment(id))),
-                None if is_path(&segment) => Ok(Request::Exactly(DumpTarget::SegmentFile(segment.into()))),
-                None => Err(Error::invalid(format!(
-                    "'{}' is no segment: write it as VOLUME/EPOCH/NUMBER, such as vol_0000000000007/1/0, or as the path of a file, such as ./0",
-                    segment.escape_default()
-                ))),
-            },
-            What::Log { file } => Ok(Request::Exactly(DumpTarget::LogFile(file))),
-        }
+impl FromStr for Place<Target> {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text.contains('/') { Ok(Place::File(text.into())) } else { text.parse().map(Place::Store) }
     }
 }
 
-/// Names and ids have no slash.
-fn is_path(text: &str) -> bool {
-    text.contains('/')
+fn parse_segment(text: &str) -> Result<Place<SegmentId>> {
+    match segment_id(text) {
+        Some(id) => Ok(Place::Store(id)),
+        None if text.contains('/') => Ok(Place::File(text.into())),
+        None => Err(Error::invalid(format!(
+            "'{}' is no segment: write it as VOLUME/EPOCH/NUMBER, such as vol_0000000000007/1/0, or as the path of a file, such as ./0",
+            text.escape_default()
+        ))),
+    }
 }
 
-fn parse_segment(text: &str) -> Option<SegmentId> {
+fn segment_id(text: &str) -> Option<SegmentId> {
     let mut parts = text.split('/');
     let volume = parts.next()?.parse().ok()?;
     let epoch = Epoch(parts.next()?.parse().ok()?);
@@ -103,21 +91,28 @@ fn parse_segment(text: &str) -> Option<SegmentId> {
     parts.next().is_none().then_some(SegmentId { volume, epoch, number })
 }
 
-impl Request {
-    /// # Errors
-    /// `NotFound`, `Damaged`, or what the store says.
-    pub async fn run<B: Backend>(self, context: &Context<B>) -> Result<Report> {
-        let what = match self {
-            Request::Manifest(volume) => DumpTarget::Manifest(volume.id(context).await?),
-            Request::Checkpoint(volume) => DumpTarget::Checkpoint(volume.id(context).await?),
-            Request::Exactly(what) => what,
+impl Command for Arguments {
+    type Output = Dumped;
+
+    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Dumped> {
+        let what = match self.what {
+            What::Manifest { volume: Place::Store(volume) } => DumpTarget::Manifest(volume.id(context).await?),
+            What::Manifest { volume: Place::File(file) } => DumpTarget::ManifestFile(file),
+            What::Checkpoint { volume: Place::Store(volume) } => DumpTarget::Checkpoint(volume.id(context).await?),
+            What::Checkpoint { volume: Place::File(file) } => DumpTarget::CheckpointFile(file),
+            What::Segment { segment: Place::Store(id) } => DumpTarget::Segment(id),
+            What::Segment { segment: Place::File(file) } => DumpTarget::SegmentFile(file),
+            What::Log { file } => DumpTarget::LogFile(file),
         };
         let mut text = context.store().await?.dump(what).await?;
         if !text.ends_with('\n') {
             text.push('\n');
         }
-        let dumped = Dumped { text };
-        Report::new(context.json, &dumped, || dumped.text.clone())
+        Ok(Dumped { text })
+    }
+
+    fn text(dumped: &Dumped) -> String {
+        dumped.text.clone()
     }
 }
 
@@ -127,24 +122,19 @@ mod tests {
 
     use super::*;
 
-    fn request(what: What) -> Result<Request> {
-        Arguments { what }.check()
-    }
-
     #[test]
     fn ids_names_and_files_are_told_apart() {
-        let manifest = |text: &str| request(What::Manifest { volume: text.into() });
-        assert_eq!(manifest("demo").ok(), Some(Request::Manifest(Target::Name("demo".into()))));
-        assert_eq!(manifest("vol_0000000000007").ok(), Some(Request::Manifest(Target::Id(VolumeId(7)))));
-        assert_eq!(manifest("./demo").ok(), Some(Request::Exactly(DumpTarget::ManifestFile("./demo".into()))));
-        assert!(manifest("vol_7").is_err());
+        let volume = |text: &str| text.parse::<Place<Target>>().ok();
+        assert_eq!(volume("demo"), Some(Place::Store(Target::Name("demo".into()))));
+        assert_eq!(volume("vol_0000000000007"), Some(Place::Store(Target::Id(VolumeId(7)))));
+        assert_eq!(volume("./demo"), Some(Place::File("./demo".into())));
+        assert_eq!(volume("vol_7"), None);
 
-        let segment = |text: &str| request(What::Segment { segment: text.into() });
         let id = SegmentId { volume: VolumeId(7), epoch: Epoch(1), number: SegmentNumber(12) };
-        let exactly = Some(Request::Exactly(DumpTarget::Segment(id)));
-        assert_eq!(segment("vol_0000000000007/1/12").ok(), exactly);
-        assert_eq!(segment("vol_0000000000007/0000000001/00000000000000000012").ok(), exactly);
-        assert_eq!(segment("/tmp/12").ok(), Some(Request::Exactly(DumpTarget::SegmentFile("/tmp/12".into()))));
-        assert!(segment("12").is_err_and(|error| error.message().contains("VOLUME/EPOCH/NUMBER")));
+        let segment = |text: &str| parse_segment(text).ok();
+        assert_eq!(segment("vol_0000000000007/1/12"), Some(Place::Store(id)));
+        assert_eq!(segment("vol_0000000000007/0000000001/00000000000000000012"), Some(Place::Store(id)));
+        assert_eq!(segment("/tmp/12"), Some(Place::File("/tmp/12".into())));
+        assert!(parse_segment("12").is_err_and(|error| error.message().contains("VOLUME/EPOCH/NUMBER")));
     }
 }

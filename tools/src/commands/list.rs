@@ -1,15 +1,17 @@
 //! `varve volumes list`
 
 use clap::Args;
+use serde::Serialize;
 use varve::error::Result;
 use varve::service::VolumeSummary;
 use varve::units::UnixMillis;
 
 use crate::backend::Backend;
+use crate::commands::Command;
 use crate::context::Context;
-use crate::render::{self, Report};
+use crate::render;
 
-/// As given; there is nothing to check.
+/// Arguments.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// Also list destroyed volumes that can still be brought back
@@ -17,41 +19,36 @@ pub struct Arguments {
     all: bool,
 }
 
-/// As checked.
-#[derive(Debug)]
-pub struct Request {
-    all: bool,
+/// Volumes, oldest first.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub struct Listed {
+    volumes: Vec<VolumeSummary>,
+    #[serde(skip)]
+    now: UnixMillis,
 }
 
-impl Arguments {
-    /// # Errors
-    /// None.
-    pub fn check(self) -> Result<Request> {
-        Ok(Request { all: self.all })
-    }
-}
+impl Command for Arguments {
+    type Output = Listed;
 
-impl Request {
-    /// # Errors
-    /// What the store says.
-    pub async fn run<B: Backend>(self, context: &Context<B>) -> Result<Report> {
+    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Listed> {
         let mut volumes = context.store().await?.list_volumes(self.all).await?;
         volumes.sort_by_key(|volume| (volume.created_at, volume.id));
-        Report::new(context.json, &volumes, || table(&volumes, context.now))
+        Ok(Listed { volumes, now: context.now })
     }
-}
 
-fn table(volumes: &[VolumeSummary], now: UnixMillis) -> String {
-    let rows = volumes.iter().map(|volume| {
-        [
-            volume.id.to_string(),
-            volume.name.clone(),
-            render::state(volume.state).to_owned(),
-            render::size(volume.size),
-            render::size(volume.stored_bytes),
-            volume.owner.as_ref().map(|owner| owner.host.clone()).unwrap_or_default(),
-            render::ago(now, volume.created_at),
-        ]
-    });
-    render::table(["ID", "NAME", "STATE", "SIZE", "STORED", "OWNER", "CREATED AT"], &[3, 4], rows)
+    fn text(listed: &Listed) -> String {
+        let rows = listed.volumes.iter().map(|volume| {
+            [
+                volume.id.to_string(),
+                volume.name.clone(),
+                render::state(volume.state).to_owned(),
+                render::size(volume.size),
+                render::size(volume.stored_bytes),
+                volume.owner.as_ref().map(|owner| owner.host.clone()).unwrap_or_default(),
+                render::ago(listed.now, volume.created_at),
+            ]
+        });
+        render::table(["ID", "NAME", "STATE", "SIZE", "STORED", "OWNER", "CREATED AT"], &[3, 4], rows)
+    }
 }

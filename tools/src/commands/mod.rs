@@ -1,4 +1,16 @@
-//! One file a command: its raw arguments, the request they make once they are checked, what it does, and what it prints.
+//! One file a command: its arguments, what it does, and what it prints.
+//!
+//! A new command is a struct that clap fills, with [`Command`] for it, and a line in [`arguments`](crate::arguments). Arguments are
+//! checked while they are read, by their types or by a `value_parser`: nothing is done of a request that makes no sense. A field of type
+//! [`Target`](crate::target::Target) takes a volume by id or name; [`owner::or_store`](crate::owner::or_store) asks the daemon here, or
+//! does it on the store if nobody owns the volume.
+
+use serde::Serialize;
+use varve::error::Result;
+
+use crate::backend::Backend;
+use crate::context::Context;
+use crate::render::Report;
 
 pub mod attach;
 pub mod check;
@@ -12,3 +24,33 @@ pub mod status;
 pub mod sync;
 pub mod undelete;
 pub mod update;
+
+/// A command: its arguments, which make sense.
+pub trait Command: Sized {
+    /// What `--json` prints.
+    type Output: Serialize;
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// Whatever the store and the daemon say.
+    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Self::Output>;
+
+    /// What is printed for people.
+    fn text(output: &Self::Output) -> String;
+
+    /// What did not go well although there is an output: it makes the command fail after its output is printed.
+    fn failure(_output: &Self::Output) -> Option<String> {
+        None
+    }
+
+    /// Does it, and says how it went in the form that was asked for.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    async fn report<B: Backend>(self, context: &Context<B>) -> Result<Report> {
+        let output = self.run(context).await?;
+        let report = Report::new(context.json, &output, || Self::text(&output))?;
+        Ok(Report { failure: Self::failure(&output), ..report })
+    }
+}

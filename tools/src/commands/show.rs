@@ -6,27 +6,22 @@ use varve::error::Result;
 use varve::service::{AttachedStatus, Lag, VolumeState, VolumeSummary};
 
 use crate::backend::Backend;
+use crate::commands::Command;
 use crate::context::Context;
-use crate::render::{self, Block, Report};
-use crate::target::{Target, VALUE_NAME};
+use crate::render::{self, Block};
+use crate::target::Target;
 
-/// As given.
+/// Arguments.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// Id or name of the volume
-    #[arg(value_name = VALUE_NAME)]
-    volume: String,
-}
-
-/// As checked.
-#[derive(Debug)]
-pub struct Request {
+    #[arg(value_name = "ID")]
     volume: Target,
 }
 
 /// A volume as the store knows it, and as its owner does if it can be asked here.
 #[derive(Debug, Serialize)]
-struct Shown {
+pub struct Shown {
     #[serde(flatten)]
     volume: VolumeSummary,
     /// What is not in the store yet; null if only an owner elsewhere knows.
@@ -35,18 +30,11 @@ struct Shown {
     attached: Option<AttachedStatus>,
 }
 
-impl Arguments {
-    /// # Errors
-    /// `Invalid`.
-    pub fn check(self) -> Result<Request> {
-        Ok(Request { volume: Target::parse(&self.volume)? })
-    }
-}
+impl Command for Arguments {
+    type Output = Shown;
 
-impl Request {
-    /// # Errors
-    /// What the store says. A daemon that does not answer is no error.
-    pub async fn run<B: Backend>(self, context: &Context<B>) -> Result<Report> {
+    /// A daemon that does not answer is no error.
+    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Shown> {
         let id = self.volume.id(context).await?;
         let volume = context.store().await?.volume(id).await?;
         let attached = match volume.state {
@@ -59,8 +47,11 @@ impl Request {
             (None, VolumeState::Attached) => None,
             (None, VolumeState::Detached | VolumeState::Destroyed) => Some(Lag::default()),
         };
-        let shown = Shown { volume: current(volume, attached.as_ref()), lag, attached };
-        Report::new(context.json, &shown, || block(&shown))
+        Ok(Shown { volume: current(volume, attached.as_ref()), lag, attached })
+    }
+
+    fn text(shown: &Shown) -> String {
+        block(shown)
     }
 }
 

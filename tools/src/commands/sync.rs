@@ -7,27 +7,23 @@ use varve::service::Lag;
 use varve::units::{Sequence, VolumeId};
 
 use crate::backend::Backend;
+use crate::commands::Command;
 use crate::context::Context;
 use crate::owner;
-use crate::render::{self, Block, Report};
-use crate::target::{Target, VALUE_NAME};
+use crate::render::{self, Block};
+use crate::target::Target;
 
-/// As given.
+/// Arguments.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// Id or name of the volume
-    #[arg(value_name = VALUE_NAME)]
-    volume: String,
-}
-
-/// As checked.
-#[derive(Debug)]
-pub struct Request {
+    #[arg(value_name = "ID")]
     volume: Target,
 }
 
+/// Where the volume is.
 #[derive(Serialize)]
-struct Synced {
+pub struct Synced {
     id: VolumeId,
     /// Newest position in the store; null for a detached volume, all of which is there.
     stored: Option<Sequence>,
@@ -35,32 +31,23 @@ struct Synced {
     lag: Lag,
 }
 
-impl Arguments {
-    /// # Errors
-    /// `Invalid`.
-    pub fn check(self) -> Result<Request> {
-        Ok(Request { volume: Target::parse(&self.volume)? })
-    }
-}
+impl Command for Arguments {
+    type Output = Synced;
 
-impl Request {
     /// A detached volume is in the store as a whole: there is nothing to wait for.
-    ///
-    /// # Errors
-    /// `Busy` if the owner cannot be reached from here; what the daemon and the store say.
-    pub async fn run<B: Backend>(self, context: &Context<B>) -> Result<Report> {
+    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Synced> {
         let id = self.volume.id(context).await?;
-        let synced = match context.daemon.sync(id).await {
-            Ok(status) => Synced { id, stored: Some(status.stored), lag: status.lag },
-            Err(error) => {
-                owner::only_if_detached(context, id, error, "sync").await?;
-                Synced { id, stored: None, lag: Lag::default() }
-            }
+        let asked = async {
+            let status = context.daemon.sync(id).await?;
+            Ok(Synced { id, stored: Some(status.stored), lag: status.lag })
         };
-        Report::new(context.json, &synced, || {
-            let stored =
-                synced.stored.map_or_else(|| "everything".to_owned(), |position| format!("up to position {position}"));
-            Block::default().line("ID", id).line("Stored", stored).line("Lag", render::lag(&synced.lag)).finish()
-        })
+        let detached = async |_: &B| Ok(Synced { id, stored: None, lag: Lag::default() });
+        owner::or_store(context, id, "sync", asked, detached).await
+    }
+
+    fn text(synced: &Synced) -> String {
+        let stored =
+            synced.stored.map_or_else(|| "everything".to_owned(), |position| format!("up to position {position}"));
+        Block::default().line("ID", synced.id).line("Stored", stored).line("Lag", render::lag(&synced.lag)).finish()
     }
 }

@@ -10,6 +10,12 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::units::{ByteLen, Epoch, SegmentId, Sequence, UnixMillis, VolumeId};
 
+mod family;
+
+pub use family::{
+    NewForks, NewSnapshot, ScheduleChange, SnapshotSchedule, SnapshotStatus, SnapshotSummary, VolumeChange,
+};
+
 /// What FLUSH promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -151,11 +157,23 @@ pub trait Service: Send + Sync + 'static {
     /// `NotFound` if it is not attached here; what the store says.
     async fn sync(&self, volume: VolumeId) -> Result<AttachedStatus>;
 
-    /// Changes what FLUSH promises from now on, and keeps it in the manifest.
+    /// Changes what can be changed of a volume in use, and keeps it in the manifest.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not attached here; `Invalid` for a smaller size; what the store says.
+    async fn update(&self, volume: VolumeId, change: VolumeChange) -> Result<AttachedStatus>;
+
+    /// Takes a snapshot of exactly what was acknowledged before the call, while I/O goes on.
     ///
     /// # Errors
     /// `NotFound` if it is not attached here; what the store says.
-    async fn set_durability(&self, volume: VolumeId, durability: Durability) -> Result<AttachedStatus>;
+    async fn snapshot(&self, volume: VolumeId, new: NewSnapshot) -> Result<SnapshotSummary>;
+
+    /// Makes volumes whose history begins with exactly what was acknowledged before the call, while I/O goes on.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not attached here; what the store says.
+    async fn fork(&self, volume: VolumeId, new: NewForks) -> Result<Vec<VolumeSummary>>;
 }
 
 /// Whether a volume is in use.
@@ -202,6 +220,10 @@ pub struct VolumeSummary {
     pub epoch: Epoch,
     /// What FLUSH promises.
     pub durability: Durability,
+    /// When snapshots are taken by themselves.
+    pub schedule: Option<SnapshotSchedule>,
+    /// The volume that it was forked from.
+    pub origin: Option<VolumeId>,
     /// When it was created.
     pub created_at: UnixMillis,
     /// Who owns it, while it is attached.
@@ -223,6 +245,8 @@ pub struct NewVolume {
     pub region: String,
     /// What FLUSH promises.
     pub durability: Durability,
+    /// When snapshots are taken by themselves.
+    pub schedule: Option<SnapshotSchedule>,
 }
 
 /// How far a check has come.

@@ -1,0 +1,51 @@
+//! Making volumes whose history begins at a moment of another.
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use crate::clock;
+use crate::error::Result;
+use crate::format::lineage::{Moment, PinHolder};
+use crate::format::manifest::Manifest;
+use crate::lineage::pins;
+use crate::ownership::{self, Loaded};
+use crate::store::Store;
+use crate::units::{UnixMillis, VolumeId};
+
+/// Manifests written at the same time.
+const WRITES_AT_ONCE: usize = 16;
+
+/// Ids for new volumes.
+pub fn new_volumes(count: u32) -> Vec<VolumeId> {
+    (0..count).map(|_| VolumeId(clock::random_u64())).collect()
+}
+
+/// Notes in the parent's manifest that the forks `ids` need `moment`.
+pub fn pin_forks(parent: &mut Manifest, moment: &Moment, ids: &[VolumeId], created_at: UnixMillis) {
+    for &volume in ids {
+        pins::pin(parent, moment, PinHolder::Fork { volume, created_at });
+    }
+}
+
+/// Writes the manifests of forks that are pinned already: one request each.
+///
+/// # Errors
+/// What the store says; some of the forks may have been made then.
+pub async fn create_forks(
+    store: &dyn Store,
+    parent: &Manifest,
+    moment: &Moment,
+    ids: &[VolumeId],
+    name: Option<&str>,
+    created_at: UnixMillis,
+) -> Result<Vec<Manifest>> {
+    let manifests: Vec<Manifest> = ids
+        .iter()
+        .map(|&id| {
+            let name = name.unwrap_or(&parent.name).to_owned();
+            pins::fork_of(parent, moment, id, name, clock::random_token(), created_at)
+        })
+        .collect();
+    let creations = manifests.into_iter().map(|manifest| ownership::create(store, manifest));
+    let created: Vec<Loaded> = stream::iter(creations).buffered(WRITES_AT_ONCE).try_collect().await?;
+    Ok(created.into_iter().map(|loaded| loaded.manifest).collect())
+}

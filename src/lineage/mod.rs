@@ -1,0 +1,31 @@
+//! Lineage: snapshots, forks and pins. What the volumes of a family share, and how long it must stay.
+//!
+//! Purpose: a snapshot or a fork is a pointer to a moment of a volume; this room makes, finds, compares and lets go of them. Rules
+//! and their reasons stand in `design/lineage.md`.
+//!
+//! Owns: the `pins` of manifests, and the objects of snapshots.
+//!
+//! Guarantees: a snapshot exists if, and only if, the manifest of its volume pins it. What a manifest or a snapshot refers to is
+//! pinned before anybody can see the reference.
+//!
+//! Order of effects: object, then pin, and the other way round when a snapshot goes; pin, then the fork's manifest.
+//!
+//! Errors and retries: changes of manifests are made by compare-and-swap and decided anew if somebody else was faster.
+//!
+//! After a crash in between, a snapshot's object without a pin, or a pin for a fork that does not exist, is left. Neither does
+//! harm, and `check` names them.
+
+mod forks;
+mod frozen;
+mod pins;
+mod replay;
+mod snapshots;
+
+pub use forks::{create_forks, new_volumes, pin_forks};
+pub use frozen::{FrozenMap, OccupiedPage};
+pub use pins::{
+    find_snapshot, fork_of, newest_snapshot, only_if_usable, pin, release_fork, roll_back, snapshots, summary,
+    unpin_snapshot,
+};
+pub use replay::replayed_indexes;
+pub use snapshots::{FoundSnapshot, delete_objects, destroy, find, forget_expired, put_object, record};

@@ -1,0 +1,145 @@
+//! Pins: what manifests say about moments that others need. Pure.
+
+use crate::error::{Error, Result};
+use crate::format::lineage::{Moment, Pin, PinHolder, SnapshotRecord};
+use crate::format::manifest::{Manifest, Origin, Position};
+use crate::service::{SnapshotStatus, SnapshotSummary};
+use crate::units::{ByteLen, Epoch, SegmentNumber, SnapshotId, Token, UnixMillis, VolumeId};
+
+/// Notes that `holder` needs `moment`. Noting it twice is noting it once.
+pub fn pin(manifest: &mut Manifest, moment: &Moment, holder: PinHolder) {
+    if let Some(pin) = manifest.pins.iter_mut().find(|pin| pin.moment == *moment) {
+        if !pin.holders.contains(&holder) {
+            pin.holders.push(holder);
+        }
+        return;
+    }
+    manifest.pins.push(Pin { moment: moment.clone(), holders: vec![holder] });
+}
+
+/// Lets go of a snapshot; false if nothing pinned it.
+pub fn unpin_snapshot(manifest: &mut Manifest, id: SnapshotId) -> bool {
+    unpin(manifest, |holder| matches!(holder, PinHolder::Snapshot(record) if record.id == id))
+}
+
+/// Lets go of a fork; false if nothing pinned it.
+pub fn release_fork(manifest: &mut Manifest, fork: VolumeId) -> bool {
+    unpin(manifest, |holder| matches!(holder, PinHolder::Fork { volume, .. } if *volume == fork))
+}
+
+fn unpin(manifest: &mut Manifest, is_gone: impl Fn(&PinHolder) -> bool) -> bool {
+    let mut found = false;
+    for pin in &mut manifest.pins {
+        let before = pin.holders.len();
+        pin.holders.retain(|holder| !is_gone(holder));
+        found |= pin.holders.len() < before;
+    }
+    manifest.pins.retain(|pin| !pin.holders.is_empty());
+    found
+}
+
+/// The snapshots of a volume, expired ones too, oldest first.
+pub fn snapshots(manifest: &Manifest) -> Vec<(&SnapshotRecord, &Moment)> {
+    let mut found: Vec<_> = manifest
+        .pins
+        .iter()
+        .flat_map(|pin| pin.holders.iter().map(move |holder| (holder, &pin.moment)))
+        .filter_map(|(holder, moment)| match holder {
+            PinHolder::Snapshot(record) => Some((record, moment)),
+            PinHolder::Fork { .. } => None,
+        })
+        .collect();
+    found.sort_by_key(|(record, _)| (record.created_at, record.id));
+    found
+}
+
+/// A snapshot that is there and not expired.
+pub fn find_snapshot(manifest: &Manifest, id: SnapshotId, now: UnixMillis) -> Option<(&SnapshotRecord, &Moment)> {
+    snapshots(manifest).into_iter().find(|(record, _)| record.id == id && !record.is_expired(now))
+}
+
+/// The snapshot that holds the newest content.
+pub fn newest_snapshot(manifest: &Manifest) -> Option<(&SnapshotRecord, &Moment)> {
+    snapshots(manifest).into_iter().max_by_key(|(record, moment)| (moment.position, record.created_at))
+}
+
+/// A snapshot as people see it.
+pub fn summary(volume: VolumeId, record: &SnapshotRecord, moment: &Moment, now: UnixMillis) -> SnapshotSummary {
+    SnapshotSummary {
+        id: record.id,
+        name: record.name.clone(),
+        volume,
+        status: if record.is_expired(now) { SnapshotStatus::Expired } else { SnapshotStatus::Ready },
+        size: moment.size,
+        stored_bytes: moment.stored_bytes,
+        created_at: record.created_at,
+        expires_at: record.expires_at,
+        scheduled: record.scheduled,
+    }
+}
+
+/// The first manifest of a volume whose history begins at `moment` of `parent`.
+pub fn fork_of(
+    parent: &Manifest,
+    moment: &Moment,
+    volume: VolumeId,
+    name: String,
+    nonce: Token,
+    now: UnixMillis,
+) -> Manifest {
+    let nearest = Origin { volume: parent.volume, position: moment.position, sequence: moment.sequence };
+    Manifest {
+        volume,
+        name,
+        region: parent.region.clone(),
+        size: moment.size,
+        created_at: now,
+        durability: parent.durability,
+        generation: 1,
+        nonce,
+        epoch: Epoch(0),
+        owner: None,
+        checkpoint: moment.checkpoint,
+        replay_from: Position { epoch: Epoch(1), number: SegmentNumber(0) },
+        sequence: moment.sequence,
+        inherited: moment.replay.clone(),
+        complete: true,
+        being_made: false,
+        stored_bytes: ByteLen(0),
+        destroyed_at: None,
+        schedule: parent.schedule,
+        origins: std::iter::once(nearest).chain(parent.origins.iter().cloned()).collect(),
+        pins: Vec::new(),
+    }
+}
+
+/// Refuses a volume that is destroyed, or that is only being made.
+///
+/// # Errors
+/// `Invalid`, saying what can be done.
+pub fn only_if_usable(manifest: &Manifest) -> Result<()> {
+    let id = manifest.volume;
+    if manifest.being_made {
+        return Err(Error::invalid(format!("volume {id} is still being made, or its import never ended")));
+    }
+    if manifest.destroyed_at.is_some() {
+        return Err(Error::invalid(format!("volume {id} is destroyed: 'varve volumes undelete {id}' brings it back")));
+    }
+    Ok(())
+}
+
+/// Makes an older moment of a detached volume its present. Sequence and size stay: the one only grows, the other never shrinks.
+///
+/// # Errors
+/// `Invalid` if the volume did not end in good order, which an owner must put right first.
+pub fn roll_back(manifest: &mut Manifest, moment: &Moment) -> Result<()> {
+    if manifest.owner.is_some() || !manifest.complete {
+        return Err(Error::invalid(format!("volume {} is not detached in good order", manifest.volume)));
+    }
+    manifest.epoch = manifest.epoch.next();
+    manifest.replay_from = Position { epoch: manifest.epoch.next(), number: SegmentNumber(0) };
+    manifest.checkpoint = moment.checkpoint;
+    manifest.inherited.clone_from(&moment.replay);
+    manifest.size = manifest.size.max(moment.size);
+    Ok(())
+}

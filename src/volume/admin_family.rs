@@ -1,0 +1,188 @@
+//! What `varve` does for families straight on the store, where nobody owns the volume: snapshots, forks, restores, changes.
+
+use crate::clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::lineage::{PinHolder, SnapshotObject};
+use crate::format::manifest::Manifest;
+use crate::lineage;
+use crate::ownership::{self, Loaded};
+use crate::service::{NewForks, NewSnapshot, NewVolume, SnapshotSummary, VolumeChange, VolumeSummary};
+use crate::units::{SnapshotId, VolumeId};
+use crate::volume::admin::{Admin, summary};
+use crate::volume::family::{apply_change, owned_by_another};
+
+impl Admin {
+    /// Changes a volume that nobody owns.
+    ///
+    /// # Errors
+    /// `Busy` if somebody owns it; `Invalid` for a smaller size; what the store says.
+    pub async fn update_volume(&self, id: VolumeId, change: VolumeChange) -> Result<VolumeSummary> {
+        let changed = ownership::change(&*self.store, id, |manifest| {
+            only_if_free(manifest, "change")?;
+            apply_change(manifest, &change)
+        });
+        changed.await.map(|loaded| summary(&loaded.manifest))
+    }
+
+    /// Takes a snapshot of a volume that nobody owns: three requests.
+    ///
+    /// # Errors
+    /// `Busy` if somebody owns it; what the store says.
+    pub async fn snapshot(&self, id: VolumeId, new: NewSnapshot) -> Result<SnapshotSummary> {
+        loop {
+            let loaded = ownership::load(&*self.store, id).await?;
+            match self.snapshot_loaded(&loaded, &new).await {
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                other => return other.map(|(summary, _)| summary),
+            }
+        }
+    }
+
+    async fn snapshot_loaded(&self, loaded: &Loaded, new: &NewSnapshot) -> Result<(SnapshotSummary, Loaded)> {
+        only_if_free(&loaded.manifest, "take a snapshot of")?;
+        let (volume, moment) = (loaded.manifest.volume, loaded.manifest.moment());
+        let record = lineage::record(new.name.clone(), new.retention_seconds, false);
+        let object = SnapshotObject { volume, snapshot: record.clone(), moment: moment.clone() };
+        lineage::put_object(&*self.store, &object).await?;
+        let pinned = ownership::update(&*self.store, loaded, |manifest| {
+            lineage::pin(manifest, &moment, PinHolder::Snapshot(record.clone()));
+        })
+        .await;
+        if pinned.is_err() {
+            lineage::delete_objects(&*self.store, &[record.id]).await;
+        }
+        Ok((lineage::summary(volume, &record, &moment, record.created_at), pinned?))
+    }
+
+    /// The snapshots of a volume, oldest first; those whose time is over go on this occasion.
+    ///
+    /// # Errors
+    /// `NotFound`, and what the store says.
+    pub async fn snapshots(&self, id: VolumeId) -> Result<Vec<SnapshotSummary>> {
+        let mut loaded = ownership::load(&*self.store, id).await?;
+        let now = clock::now();
+        // Whoever changed the manifest meanwhile, or the next command, lets go of them as well.
+        if let Ok(without) = lineage::forget_expired(&*self.store, loaded.clone(), now).await {
+            loaded = without;
+        }
+        let snapshots = lineage::snapshots(&loaded.manifest).into_iter();
+        let snapshots = snapshots.filter(|(record, _)| !record.is_expired(now));
+        Ok(snapshots.map(|(record, moment)| lineage::summary(id, record, moment, now)).collect())
+    }
+
+    /// Looks at a snapshot.
+    ///
+    /// # Errors
+    /// `NotFound`, and what the store says.
+    pub async fn snapshot_summary(&self, id: SnapshotId) -> Result<SnapshotSummary> {
+        let found = lineage::find(&*self.store, id).await?;
+        Ok(lineage::summary(found.volume.manifest.volume, &found.record, &found.moment, clock::now()))
+    }
+
+    /// Destroys a snapshot, also of a volume in use. Volumes made from it keep what they need.
+    ///
+    /// # Errors
+    /// `NotFound`, and what the store says.
+    pub async fn destroy_snapshot(&self, id: SnapshotId) -> Result<SnapshotSummary> {
+        let found = lineage::destroy(&*self.store, id).await?;
+        Ok(lineage::summary(found.volume.manifest.volume, &found.record, &found.moment, clock::now()))
+    }
+
+    /// Makes forks of a volume that nobody owns: two requests, and one for each fork.
+    ///
+    /// # Errors
+    /// `Busy` if somebody owns it; what the store says.
+    pub async fn fork_volume(&self, id: VolumeId, new: NewForks) -> Result<Vec<VolumeSummary>> {
+        let (ids, now) = (lineage::new_volumes(new.count), clock::now());
+        let pinned = ownership::change(&*self.store, id, |manifest| {
+            only_if_free(manifest, "fork")?;
+            let moment = manifest.moment();
+            lineage::pin_forks(manifest, &moment, &ids, now);
+            Ok(())
+        });
+        let parent = pinned.await?.manifest;
+        let moment = parent.moment();
+        let forks = lineage::create_forks(&*self.store, &parent, &moment, &ids, new.name.as_deref(), now).await?;
+        Ok(forks.iter().map(summary).collect())
+    }
+
+    /// Makes volumes from a snapshot. What `new` says of them counts, and its size may be larger than the snapshot's, or zero for the
+    /// snapshot's own.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for a smaller size; what the store says.
+    pub async fn create_from_snapshot(
+        &self,
+        snapshot: SnapshotId,
+        new: NewVolume,
+        count: u32,
+    ) -> Result<Vec<VolumeSummary>> {
+        let found = lineage::find(&*self.store, snapshot).await?;
+        let mut moment = found.moment.clone();
+        if new.size.0 != 0 && new.size < moment.size {
+            return Err(Error::invalid(format!(
+                "snapshot {snapshot} has {} bytes: a volume made from it cannot have only {}",
+                moment.size, new.size
+            )));
+        }
+        let (ids, now) = (lineage::new_volumes(count), clock::now());
+        let pinned = ownership::change(&*self.store, found.volume.manifest.volume, |manifest| {
+            if lineage::find_snapshot(manifest, snapshot, now).is_none() {
+                return Err(Error::not_found(format!("snapshot {snapshot} was destroyed meanwhile")));
+            }
+            lineage::pin_forks(manifest, &found.moment, &ids, now);
+            Ok(())
+        });
+        let mut parent = pinned.await?.manifest;
+        moment.size = moment.size.max(new.size);
+        parent.region.clone_from(&new.region);
+        parent.durability = new.durability;
+        parent.schedule = new.schedule;
+        let forks = lineage::create_forks(&*self.store, &parent, &moment, &ids, Some(&new.name), now).await?;
+        Ok(forks.iter().map(summary).collect())
+    }
+
+    /// Makes a snapshot the present of its volume, which nobody may own. A snapshot of the present is taken first, and returned.
+    ///
+    /// # Errors
+    /// `Busy` if somebody owns the volume; `Invalid` if the snapshot is of another volume; what the store says.
+    pub async fn roll_back(&self, id: VolumeId, to: SnapshotId) -> Result<(VolumeSummary, SnapshotSummary)> {
+        let found = lineage::find(&*self.store, to).await?;
+        if found.volume.manifest.volume != id {
+            return Err(Error::invalid(format!(
+                "snapshot {to} is of volume {}, not of {id}: 'varve volumes create NAME --snapshot-id {to}' makes a new volume of it",
+                found.volume.manifest.volume
+            )));
+        }
+        let name = Some(format!("before the restore to {to}"));
+        let new = NewSnapshot { name, retention_seconds: None };
+        loop {
+            let loaded = ownership::load(&*self.store, id).await?;
+            let (kept, pinned) = match self.snapshot_loaded(&loaded, &new).await {
+                Err(error) if error.kind() == ErrorKind::Conflict => continue,
+                other => other?,
+            };
+            let rolled =
+                ownership::change_loaded(&*self.store, &pinned, |manifest| lineage::roll_back(manifest, &found.moment))
+                    .await;
+            match rolled {
+                Ok(rolled) => return Ok((summary(&rolled.manifest), kept)),
+                Err(error) => {
+                    // The volume is as it was: so is the list of its snapshots.
+                    lineage::destroy(&*self.store, kept.id).await?;
+                    if error.kind() != ErrorKind::Conflict {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Refuses what only an owner can do while there is one, and anything for a volume that is destroyed or not made yet.
+fn only_if_free(manifest: &Manifest, what: &str) -> Result<()> {
+    if let Some(error) = owned_by_another(manifest, manifest.volume, what) {
+        return Err(error);
+    }
+    lineage::only_if_usable(manifest)
+}

@@ -1,0 +1,203 @@
+//! What the owner of a volume does for its family: moments, snapshots, forks, growth, and changes of its manifest.
+//!
+//! A moment is taken under the writer's lock, so that it holds exactly what was acknowledged before (`design/lineage.md`);
+//! writers go on at once.
+
+use std::sync::atomic::Ordering;
+
+use tokio::sync::oneshot;
+
+use crate::clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::lineage::{Moment, PinHolder, SnapshotObject, SnapshotRecord, push_segment};
+use crate::format::manifest::{Manifest, Position};
+use crate::format::map_object::CheckpointRef;
+use crate::format::segment::SegmentIndex;
+use crate::lineage;
+use crate::ownership;
+use crate::service::{Durability, NewForks, NewSnapshot, SnapshotSummary, VolumeChange};
+use crate::units::{ByteLen, VolumeId};
+use crate::volume::core::Volume;
+use crate::volume::progress::Mark;
+
+impl Volume {
+    /// The disk as it is now: exactly what was acknowledged before the call. Waits until the store holds it.
+    ///
+    /// # Errors
+    /// Why it cannot be uploaded.
+    pub(super) async fn moment(&self) -> Result<Moment> {
+        self.pass_gate().await?;
+        let receiver = {
+            // Nothing is acknowledged while the writer is held.
+            let _writer = self.writer.lock();
+            let mut progress = self.progress.lock();
+            let wanted = progress.end_run();
+            if progress.stored().sequence == wanted {
+                return Ok(self.newest_moment());
+            }
+            let (sender, receiver) = oneshot::channel();
+            self.moment_waiters.lock().push((wanted, sender));
+            receiver
+        };
+        self.upload_wake.notify_one();
+        if let Some(error) = self.gate.closed().filter(|error| error.kind() != ErrorKind::Stopping) {
+            return Err(error);
+        }
+        receiver.await.map_err(|_| {
+            let stopped = || Error::new(ErrorKind::Stopping, format!("volume {} is stopping", self.id));
+            self.gate.closed().unwrap_or_else(stopped)
+        })
+    }
+
+    fn newest_moment(&self) -> Moment {
+        let moment = self.newest.lock().clone();
+        Moment { size: ByteLen(self.size_bytes()), ..moment }
+    }
+
+    /// Notes that a segment has taken effect.
+    pub(super) fn note_stored(&self, index: &SegmentIndex, end: Mark) {
+        let id = index.header.id;
+        let mut newest = self.newest.lock();
+        push_segment(&mut newest.replay, id);
+        newest.position = Position { epoch: id.epoch, number: id.number.next() };
+        newest.sequence = end.sequence;
+        newest.stored_bytes.0 += index.object_length;
+    }
+
+    /// Notes that a checkpoint holds everything that the store does.
+    pub(super) fn note_checkpoint(&self, reference: CheckpointRef) {
+        let mut newest = self.newest.lock();
+        newest.checkpoint = Some(reference);
+        newest.replay.clear();
+    }
+
+    /// Gives their moment to those who waited for just this place of the sequence.
+    pub(super) fn serve_moment_waiters(&self) {
+        let moment = self.newest_moment();
+        let mut waiters = self.moment_waiters.lock();
+        let (served, waiting) =
+            std::mem::take(&mut *waiters).into_iter().partition(|(wanted, _)| *wanted == moment.sequence);
+        *waiters = waiting;
+        drop(waiters);
+        for (_, sender) in Vec::into_iter(served) {
+            // Whoever asked may have gone away; then nobody needs it.
+            let _ = sender.send(moment.clone());
+        }
+    }
+
+    /// Takes a snapshot: two requests besides the upload of the lag.
+    ///
+    /// # Errors
+    /// `Fenced`; what the store says.
+    pub(super) async fn snapshot(&self, new: NewSnapshot) -> Result<SnapshotSummary> {
+        self.take_snapshot(lineage::record(new.name, new.retention_seconds, false)).await
+    }
+
+    pub(super) async fn take_snapshot(&self, record: SnapshotRecord) -> Result<SnapshotSummary> {
+        let moment = self.moment().await?;
+        let object = SnapshotObject { volume: self.id, snapshot: record.clone(), moment: moment.clone() };
+        lineage::put_object(&*self.shared.store, &object).await?;
+        self.change_manifest(|manifest| {
+            lineage::pin(manifest, &moment, PinHolder::Snapshot(record.clone()));
+            Ok(())
+        })
+        .await?;
+        tracing::info!(volume = %self.id, snapshot = %record.id, sequence = %moment.sequence, "took a snapshot");
+        Ok(lineage::summary(self.id, &record, &moment, record.created_at))
+    }
+
+    /// Makes forks of the disk as it is now: one request, and one for each, besides the upload of the lag.
+    ///
+    /// # Errors
+    /// `Fenced`; what the store says.
+    pub(super) async fn fork(&self, new: &NewForks) -> Result<Vec<Manifest>> {
+        let moment = self.moment().await?;
+        let (ids, now) = (lineage::new_volumes(new.count), clock::now());
+        let pinned = self.change_manifest(|manifest| {
+            lineage::pin_forks(manifest, &moment, &ids, now);
+            Ok(())
+        });
+        let parent = pinned.await?;
+        lineage::create_forks(&*self.shared.store, &parent, &moment, &ids, new.name.as_deref(), now).await
+    }
+
+    /// Changes the manifest as its owner, and returns it.
+    ///
+    /// # Errors
+    /// What `change` says; `Fenced` if the volume has another owner by now; what the store says.
+    pub(super) async fn change_manifest(
+        &self,
+        change: impl Fn(&mut Manifest) -> Result<()> + Send + Sync,
+    ) -> Result<Manifest> {
+        let mut loaded = self.manifest.lock().await;
+        loop {
+            match ownership::change_loaded(&*self.shared.store, &loaded, &change).await {
+                Ok(updated) => {
+                    *loaded = updated;
+                    return Ok(loaded.manifest.clone());
+                }
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    let current = ownership::load(&*self.shared.store, self.id).await?;
+                    if current.manifest.epoch != self.epoch {
+                        let by = current.manifest.owner.map_or_else(|| "nobody".to_owned(), |owner| owner.host);
+                        let error = self.fenced(&by);
+                        self.fail(&error);
+                        return Err(error);
+                    }
+                    *loaded = current;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Changes what can be changed of a volume in use: in the store first, so that no restart can see an older size than a client did.
+    ///
+    /// # Errors
+    /// `Invalid` for a smaller size; as for a change of the manifest.
+    pub async fn update(&self, change: &VolumeChange) -> Result<()> {
+        if change.durability == Some(Durability::Store) {
+            self.durability.store(Durability::Store as u8, Ordering::Release);
+        }
+        let manifest = self.change_manifest(|manifest| apply_change(manifest, &change)).await?;
+        self.durability.store(manifest.durability as u8, Ordering::Release);
+        self.size.fetch_max(manifest.size.0, Ordering::AcqRel);
+        Ok(())
+    }
+}
+
+/// Makes a change of a volume's properties.
+///
+/// # Errors
+/// `Invalid` for a smaller size.
+pub fn apply_change(manifest: &mut Manifest, change: &VolumeChange) -> Result<()> {
+    if let Some(size) = change.size {
+        if size < manifest.size {
+            return Err(Error::invalid(format!(
+                "volume {} has {} bytes and cannot shrink to {size}: what lies behind would be lost. Make a smaller volume and copy what it needs",
+                manifest.volume, manifest.size
+            )));
+        }
+        manifest.size = size;
+    }
+    if let Some(durability) = change.durability {
+        manifest.durability = durability;
+    }
+    if let Some(schedule) = change.schedule {
+        manifest.schedule = schedule.apply(manifest.schedule);
+    }
+    Ok(())
+}
+
+/// Says who owns a volume and what can be done, where only the owner could do it.
+pub fn owned_by_another(manifest: &Manifest, id: VolumeId, what: &str) -> Option<Error> {
+    let owner = manifest.owner.as_ref()?;
+    Some(Error::new(
+        ErrorKind::Busy,
+        format!(
+            "volume {id} is attached by {} (process {}, control socket {}), and only that daemon can {what} it: run this there, or detach \
+             the volume first; if that host is gone for good, 'varve volumes attach {id} --takeover' goes on from what the store holds",
+            owner.host, owner.pid, owner.control
+        ),
+    ))
+}

@@ -1,0 +1,116 @@
+//! A host that dies while it attaches, or with everything stored, attaches again by itself; one that has lost something does not.
+
+use std::fs;
+
+use super::{World, read, write};
+use crate::error::ErrorKind;
+use crate::store::{Effect, Gate, Matching, Operation};
+use crate::units::{Sequence, VolumeId};
+
+/// Dies after the manifest names this host as the owner, and before there is a log.
+fn die_while_attaching(world: &World, host: &str, volume: VolumeId, takeover: bool) {
+    let gate = Gate::closed();
+    world.faults.inject(Matching::operation(Operation::Put).on("manifest"), Effect::HoldAfter(gate.clone()), 1);
+    world.life(host, async |fleet| {
+        tokio::spawn(async move { fleet.attach(volume, takeover, false).await.map(|_| ()) });
+        gate.arrived(1).await;
+    });
+    world.faults.clear();
+}
+
+#[test]
+fn a_death_between_claim_and_log_needs_no_takeover() {
+    let world = World::new();
+    let volume = world.create();
+    for _ in 0..2 {
+        die_while_attaching(&world, "a", volume, false);
+        assert!(!world.local("a", volume).join("log").exists(), "the death came too late to test anything");
+    }
+    world.life("b", async |fleet| {
+        let refused = fleet.attach(volume, false, false).await.err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Busy, "the claim of another host: {refused}");
+    });
+    world.life("a", async |fleet| {
+        let (volume, report) = fleet.attach(volume, false, false).await.unwrap();
+        assert!(!report.taken_over && report.rescued_log.is_none());
+        world.faults.outage(Some(crate::store::StoreErrorKind::Unavailable));
+        write(&volume, 0, 7).await;
+    });
+    world.faults.outage(None);
+    world.life("a", async |fleet| {
+        let (volume, report) = fleet.attach(volume, false, false).await.unwrap();
+        assert_eq!((report.replayed_records, read(&volume, 0).await), (1, 7));
+        world.faults.outage(Some(crate::store::StoreErrorKind::Unavailable));
+    });
+    world.faults.outage(None);
+    // A log that is lost with an acknowledged write in it is no claim that came to nothing.
+    fs::remove_file(world.local("a", volume).join("log")).unwrap();
+    world.life("a", async |fleet| {
+        let refused = fleet.attach(volume, false, false).await.err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+    });
+}
+
+#[test]
+fn a_death_during_a_takeover_keeps_the_old_log_aside_later() {
+    let world = World::new();
+    let id = world.create();
+    world.life("a", async |fleet| {
+        let (volume, _) = fleet.attach(id, false, false).await.unwrap();
+        world.faults.outage(Some(crate::store::StoreErrorKind::Unavailable));
+        write(&volume, 0, 7).await;
+    });
+    world.faults.outage(None);
+    world.life("b", async |fleet| {
+        let (volume, report) = fleet.attach(id, true, false).await.unwrap();
+        assert!(report.taken_over && read(&volume, 0).await == 0);
+    });
+    die_while_attaching(&world, "a", id, true);
+    world.life("a", async |fleet| {
+        let (volume, report) = fleet.attach(id, false, false).await.unwrap();
+        assert!(!report.taken_over && read(&volume, 0).await == 0);
+        assert_eq!(report.rescued_log.map(|log| log.records), Some(1));
+    });
+}
+
+#[test]
+fn a_log_of_which_everything_is_stored_is_carried_on_with() {
+    let world = World::new();
+    let id = world.create();
+    world.life("a", async |fleet| drop(fleet.attach(id, false, false).await.unwrap()));
+    for round in 1..4 {
+        world.life("a", async |fleet| {
+            let (volume, report) = fleet.attach(id, false, false).await.unwrap();
+            assert_eq!(report.resumed, Sequence(u64::from(round) - 1));
+            assert_eq!(read(&volume, 0).await, round - 1);
+            write(&volume, 0, round).await;
+            volume.sync().await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_store_that_holds_more_than_the_log_is_gone_on_from() {
+    let world = World::new();
+    let id = world.create();
+    let log = world.local("a", id).join("log");
+    let older = world.directory.path().join("older");
+    world.life("a", async |fleet| {
+        let (volume, _) = fleet.attach(id, false, false).await.unwrap();
+        write(&volume, 0, 1).await;
+        fs::copy(&log, &older).unwrap();
+        write(&volume, 0, 2).await;
+        volume.sync().await.unwrap();
+    });
+    // Power was lost with the newest record, which the store has. And then the new log cannot be made at first.
+    fs::copy(&older, &log).unwrap();
+    let obstacle = world.local("a", id).join("log.new");
+    fs::create_dir(&obstacle).unwrap();
+    world.life("a", async |fleet| drop(fleet.attach(id, false, false).await.err().unwrap()));
+    assert!(!log.exists(), "the failure came too early to test anything");
+    fs::remove_dir(&obstacle).unwrap();
+    world.life("a", async |fleet| {
+        let (volume, report) = fleet.attach(id, false, false).await.unwrap();
+        assert_eq!((report.resumed, read(&volume, 0).await, report.taken_over), (Sequence(2), 2, false));
+    });
+}

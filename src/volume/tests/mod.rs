@@ -1,0 +1,91 @@
+//! Volumes on a real state directory and a store that fails on demand. A daemon's life ends as by `kill -9`: nothing is handed back.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+
+use crate::block_device::{BlockDevice, Change};
+use crate::service::{Durability, NewVolume};
+use crate::store::{Faults, MemoryStore, Store};
+use crate::units::{ByteLen, StoreId, VolumeId};
+use crate::volume::state_directory::{self, StateSettings};
+use crate::volume::{Admin, EngineSettings, Fleet, Volume, VolumeDevice};
+
+mod claims;
+mod family;
+
+const LOG_BYTES: ByteLen = ByteLen(4 << 20);
+
+/// A store that outlives its hosts.
+struct World {
+    directory: tempfile::TempDir,
+    store: Arc<dyn Store>,
+    faults: Faults,
+}
+
+impl World {
+    fn new() -> Self {
+        let faults = Faults::new();
+        let store = faults.wrap(Arc::new(MemoryStore::new()));
+        World { directory: tempfile::tempdir().unwrap(), store, faults }
+    }
+
+    fn admin(&self) -> Admin {
+        Admin::new(self.store.clone())
+    }
+
+    fn create(&self) -> VolumeId {
+        let new = NewVolume {
+            name: "v".into(),
+            size: ByteLen(8 << 20),
+            region: "r".into(),
+            durability: Durability::Local,
+            schedule: None,
+        };
+        runtime().block_on(self.admin().create_volume(new)).unwrap().id
+    }
+
+    /// Where a host keeps what is local of a volume.
+    fn local(&self, host: &str, volume: VolumeId) -> PathBuf {
+        self.directory.path().join(host).join("volumes").join(volume.to_string())
+    }
+
+    /// The life of a daemon on `host`, from its start to its sudden death at the end of `act`.
+    fn life<T>(&self, host: &str, act: impl AsyncFnOnce(Arc<Fleet>) -> T) -> T {
+        let runtime = runtime();
+        let engine = EngineSettings {
+            log_length: LOG_BYTES,
+            segment_age: Duration::from_millis(1),
+            segments_per_checkpoint: 64,
+            control: "/run/control.sock".into(),
+        };
+        let path: &Path = &self.directory.path().join(host);
+        let cache_size = ByteLen(32 << 20);
+        let settings = StateSettings { path: path.to_owned(), cache_size, memory_size: ByteLen(32 << 20), engine };
+        let opened = state_directory::open(settings, self.store.clone(), StoreId(1), runtime.handle().clone());
+        let (shared, _lock) = opened.unwrap();
+        let fleet = Fleet::start(shared, Duration::from_hours(1));
+        let result = runtime.block_on(act(fleet));
+        // All tasks end here, wherever they are.
+        drop(runtime);
+        result
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+async fn write(volume: &Arc<Volume>, offset: u64, byte: u8) {
+    let data = vec![byte; 4096].into();
+    VolumeDevice(volume.clone()).change(Change::Write { offset, data }).await.unwrap();
+}
+
+async fn read(volume: &Arc<Volume>, offset: u64) -> u8 {
+    let mut buffer = vec![0; 4096];
+    VolumeDevice(volume.clone()).read(offset, &mut buffer).await.unwrap();
+    assert!(buffer.iter().all(|byte| *byte == buffer[0]));
+    buffer[0]
+}
