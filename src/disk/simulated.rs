@@ -162,6 +162,13 @@ impl SimulatedDisk {
     }
 }
 
+impl SimulatedDisk {
+    /// The paths of all files, sorted.
+    pub fn everything(&self) -> Vec<PathBuf> {
+        self.state.lock().names.keys().cloned().collect()
+    }
+}
+
 struct SimulatedFile {
     state: Arc<Mutex<State>>,
     life: u64,

@@ -9,13 +9,17 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::Manifest;
 use crate::format::segment::SegmentIndex;
+use crate::limits::PAGE_BLOCKS;
+use crate::map::{MapPage, PageIndex};
 use crate::segment::{fetch_index, open_frame, parse_object_tail};
 use crate::service::{CheckProblem, CheckProgress, CheckReport};
 use crate::store::{ByteRange, ObjectKey, Store};
-use crate::units::{BlockRange, ByteLen, SegmentId, SegmentNumber};
+use crate::units::{BLOCK_SIZE, BlockRange, ByteLen, SegmentId, SegmentNumber};
 
 /// At most this many block ranges are named for one object.
 const RANGES_NAMED: usize = 16;
+/// At most this many damaged pages and directories of a checkpoint are named.
+const PAGES_NAMED: usize = 64;
 
 /// Which blocks of a segment cannot be had.
 enum Damage {
@@ -45,15 +49,7 @@ pub async fn check(
         },
     };
     if let Some(checkpoint) = &checkpoint {
-        let walked = checkpoint
-            .walk(&mut |_, page| {
-                segments.extend(page.places().map(|(_, _, place)| place.segment));
-                Ok(())
-            })
-            .await;
-        if let Err(error) = walked {
-            note(&mut report, format!("the checkpoint of {}", manifest.volume), tolerate(error)?, None);
-        }
+        survey(checkpoint, manifest, &mut segments, &mut report).await?;
     }
     let tail = follow(store, manifest, &mut report).await?;
     segments.extend(tail.iter().map(|index| index.header.id));
@@ -68,6 +64,39 @@ pub async fn check(
     progress(CheckProgress { done: total, total });
     name_blocks(checkpoint.as_ref(), &tail, damages, &mut report).await?;
     Ok(report)
+}
+
+/// Gathers the segments that the map names. Damage to a page ends with that page: all of it is found.
+async fn survey(
+    checkpoint: &Checkpoint,
+    manifest: &Manifest,
+    segments: &mut BTreeSet<SegmentId>,
+    report: &mut CheckReport,
+) -> Result<()> {
+    let object = format!("the checkpoint of {}", manifest.volume);
+    let mut damaged = 0_usize;
+    let mut visit = |first: PageIndex, count: u64, page: Result<MapPage>| {
+        match page {
+            Ok(page) => segments.extend(page.places().map(|(_, _, place)| place.segment)),
+            Err(error) => {
+                damaged += 1;
+                let start = first.range().start;
+                // A lost directory stands for more pages than the volume may have.
+                let end = (start.0 + count * PAGE_BLOCKS).min(manifest.size.0.div_ceil(BLOCK_SIZE));
+                if damaged <= PAGES_NAMED {
+                    let blocks = format!("{start}-{}", end.saturating_sub(1));
+                    note(report, object.clone(), tolerate(error)?, Some(blocks));
+                }
+            }
+        }
+        Ok(())
+    };
+    checkpoint.survey(&mut visit).await?;
+    if damaged > PAGES_NAMED {
+        let what = format!("{} more of its pages or directories cannot be read", damaged - PAGES_NAMED);
+        note(report, object, what, None);
+    }
+    Ok(())
 }
 
 /// An error that belongs into the report; one that means that nothing can be said stays an error.
@@ -174,19 +203,16 @@ async fn name_blocks(
         }
     };
     if let Some(checkpoint) = checkpoint {
-        let walked = checkpoint
-            .walk(&mut |index, page| {
-                for (offset, count, place) in page.places() {
-                    let start = crate::units::Lba(index.range().start.0 + u64::from(offset));
-                    let range = BlockRange::new(start, crate::units::BlockCount(u64::from(count)));
-                    hit(place.segment, range, place.block);
-                }
-                Ok(())
-            })
-            .await;
-        if let Err(error) = walked {
-            tolerate(error)?;
-        }
+        let mut visit = |index: PageIndex, _: u64, page: Result<MapPage>| {
+            // A damaged page is in the report already.
+            for (offset, count, place) in page.iter().flat_map(|page| page.places()) {
+                let start = crate::units::Lba(index.range().start.0 + u64::from(offset));
+                let range = BlockRange::new(start, crate::units::BlockCount(u64::from(count)));
+                hit(place.segment, range, place.block);
+            }
+            Ok(())
+        };
+        checkpoint.survey(&mut visit).await?;
     }
     for index in tail {
         for entry in &index.entries {

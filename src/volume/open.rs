@@ -110,7 +110,8 @@ async fn complete(
     let inherited = lineage::replayed_indexes(&*shared.store, &manifest.inherited);
     let (base, inherited, history) = tokio::try_join!(root, inherited, history)?;
     let newest = newest_moment(&attachment, &history);
-    let behind_checkpoint: Vec<&SegmentIndex> = inherited.iter().chain(&history.segments).collect();
+    let behind_checkpoint: Vec<Arc<SegmentIndex>> =
+        inherited.into_iter().map(Arc::new).chain(history.segments.iter().cloned()).collect();
     let pages = replay_pages(shared, id, &manifest, base, &behind_checkpoint).await?;
     let taken_over = late_owner.is_some() && found.own.is_none() && found.claimed.is_none();
     let (log, replay) = carry_on(shared, id, &attachment, found.own, history.last)?;
@@ -217,7 +218,7 @@ async fn replay_pages(
     id: VolumeId,
     manifest: &Manifest,
     base: Checkpoint,
-    behind_checkpoint: &[&SegmentIndex],
+    behind_checkpoint: &[Arc<SegmentIndex>],
 ) -> Result<PageTable> {
     let local = shared.index.volume_state(id)?.and_then(|bytes| LocalState::decode(&bytes));
     let is_current =
@@ -233,7 +234,7 @@ async fn replay_pages(
     let pages = PageTable::new(id, shared.index.clone(), shared.page_budget.clone(), Arc::new(base));
     for segment in behind_checkpoint {
         keep_index(shared, segment)?;
-        pages.apply(segment).await?;
+        pages.replay(segment).await?;
     }
     Ok(pages)
 }

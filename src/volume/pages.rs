@@ -1,9 +1,12 @@
 //! The pages of one volume's block map: hot ones in memory within a budget, all that were ever touched in RocksDB, the rest
 //! in the checkpoint.
 //!
-//! Invariants: a page that differs from the checkpoint is in memory (dirty) or in RocksDB; memory is newer than
-//! RocksDB, RocksDB newer than the checkpoint. Pages change only by [`PageTable::apply`], which one task
-//! calls, in the order of the sequence.
+//! Invariants: a page that differs from the checkpoint is in memory (dirty) or in RocksDB, or is neither and has postponed
+//! changes; memory is newer than RocksDB, RocksDB newer than the checkpoint. Pages change only by [`PageTable::replay`] and then
+//! [`PageTable::apply`], which one task calls, in the order of the sequence.
+//!
+//! Attaching replays segments whose pages are all over the volume. To fetch these first would take a round trip for each, so
+//! changes to a page that is not at hand are postponed until somebody needs the page: it is never seen without them.
 //!
 //! After a crash RocksDB may hold pages that are newer than the checkpoint: replaying the segments behind the checkpoint over
 //! them ends in the same state, since the last write of every block comes last again.
@@ -20,14 +23,17 @@ use crate::error::Result;
 use crate::format::page::{open_page, seal_page};
 use crate::format::segment::{EntryKind, SegmentIndex};
 use crate::index::Index;
+use crate::limits::PAGE_BLOCKS;
 use crate::map::{MapPage, PageIndex, PagePlace};
 use crate::segment::apply_entry;
-use crate::units::{BlockRange, VolumeId};
+use crate::units::{BlockCount, BlockRange, VolumeId};
 
 /// Neighbours that a fetch from the checkpoint may bring along.
 const READ_AHEAD_PAGES: usize = 64;
 /// Dirty pages written to RocksDB at once.
 const WRITE_BACK_PAGES: usize = 128;
+/// An entry that changes more pages than this (the trim of a large part of a volume) is not postponed: bounds memory.
+const POSTPONED_PAGES_MAX: u64 = 1024;
 
 /// Memory that the pages of all volumes share.
 #[derive(Debug)]
@@ -59,6 +65,14 @@ struct Residents {
     pages: HashMap<PageIndex, Resident>,
     clock: VecDeque<PageIndex>,
     changed: BTreeSet<PageIndex>,
+    /// Changes to pages that are neither in memory nor in RocksDB, in the order of the sequence.
+    postponed: HashMap<PageIndex, Vec<Postponed>>,
+}
+
+/// An entry of a segment that a page lacks.
+struct Postponed {
+    segment: Arc<SegmentIndex>,
+    entry: usize,
 }
 
 /// The pages of one volume.
@@ -114,6 +128,34 @@ impl PageTable {
                     continue;
                 }
                 self.change(index, page, |page| apply_entry(page, index, part, entry, segment.header.id));
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`PageTable::apply`], but asks the store for nothing: pages that are not at hand are changed when they are loaded. Only
+    /// while attaching, before anybody else uses the table.
+    ///
+    /// # Errors
+    /// As [`PageTable::apply`].
+    pub async fn replay(&self, segment: &Arc<SegmentIndex>) -> Result<()> {
+        for (number, entry) in segment.entries.iter().enumerate() {
+            let is_wide = entry.range.count.0 / PAGE_BLOCKS > POSTPONED_PAGES_MAX;
+            for (index, part) in PageIndex::parts_of(entry.range) {
+                let page = match self.resident(index)? {
+                    None if is_wide => self.load(index).await?,
+                    None => {
+                        let mut residents = self.residents.lock();
+                        residents.changed.insert(index);
+                        let postponed = Postponed { segment: segment.clone(), entry: number };
+                        residents.postponed.entry(index).or_default().push(postponed);
+                        continue;
+                    }
+                    Some(page) => page,
+                };
+                if !(page.is_empty() && entry.kind == EntryKind::Zero) {
+                    self.change(index, page, |page| apply_entry(page, index, part, entry, segment.header.id));
+                }
             }
         }
         Ok(())
@@ -205,18 +247,22 @@ impl PageTable {
             return Ok(None);
         }
         let (mut fresh, mut found) = (Vec::new(), None);
-        for (index, page) in fetched {
+        for (index, mut page) in fetched {
             if residents.pages.contains_key(&index) || self.index.page(self.volume, index)?.is_some() {
                 continue;
             }
             if !page.is_empty() {
                 fresh.push((index, seal_page(&page)));
             }
+            let postponed = residents.postponed.remove(&index).unwrap_or_default();
+            for Postponed { segment, entry } in &postponed {
+                apply_postponed(&mut page, index, segment, *entry);
+            }
             let page = Arc::new(page);
             if index == wanted {
                 found = Some(page.clone());
             }
-            self.insert(&mut residents, index, page, false);
+            self.insert(&mut residents, index, page, !postponed.is_empty());
         }
         self.index.put_pages(self.volume, fresh)?;
         self.evict(&mut residents)?;
@@ -283,4 +329,13 @@ impl PageSource for PageTable {
     async fn page(&self, index: PageIndex) -> Result<Arc<MapPage>> {
         self.load(index).await
     }
+}
+
+/// Makes the change that entry number `entry` says for the blocks of this page.
+fn apply_postponed(page: &mut MapPage, index: PageIndex, segment: &SegmentIndex, entry: usize) {
+    let Some(entry) = segment.entries.get(entry) else { return };
+    let (blocks, range) = (index.range(), entry.range);
+    let (start, end) = (range.start.max(blocks.start), range.end().min(blocks.end()));
+    let part = BlockRange::new(start, BlockCount(end.0 - start.0));
+    apply_entry(page, index, part, entry, segment.header.id);
 }

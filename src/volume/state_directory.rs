@@ -58,10 +58,26 @@ pub fn open(
     store_id: StoreId,
     runtime: Handle,
 ) -> Result<(Arc<Shared>, LockGuard)> {
-    let disk: Arc<dyn Disk> = Arc::new(HostDisk);
+    let path = &settings.path;
+    HostDisk.create_directory(path).context(|| format!("cannot create the state directory {}", path.display()))?;
+    let lock = lock_exclusive(path)?;
+    Ok((open_on(Arc::new(HostDisk), settings, store, store_id, runtime)?, lock))
+}
+
+/// As [`open`], on any disk and without the lock: the simulated world comes in here. Write logs and the read cache's file are
+/// on `disk`; RocksDB does its own I/O and is always on the host, in `index/` below the same path.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_on(
+    disk: Arc<dyn Disk>,
+    settings: StateSettings,
+    store: Arc<dyn Store>,
+    store_id: StoreId,
+    runtime: Handle,
+) -> Result<Arc<Shared>> {
     let path = &settings.path;
     disk.create_directory(path).context(|| format!("cannot create the state directory {}", path.display()))?;
-    let lock = lock_exclusive(path)?;
     check_store(&*disk, path, store_id, store.address())?;
     let volumes_directory = path.join("volumes");
     disk.create_directory(&volumes_directory).context(|| format!("cannot create {}", volumes_directory.display()))?;
@@ -83,7 +99,7 @@ pub fn open(
         runtime,
         settings: settings.engine,
     };
-    Ok((Arc::new(shared), lock))
+    Ok(Arc::new(shared))
 }
 
 fn check_store(disk: &dyn Disk, directory: &Path, store: StoreId, address: &str) -> Result<()> {

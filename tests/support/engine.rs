@@ -1,0 +1,62 @@
+//! The engine in the test's own process, over any disk and any store: what `varved` puts together, without its doors.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use varve::disk::Disk;
+use varve::service::{Durability, NewVolume};
+use varve::store::Store;
+use varve::units::{ByteLen, VolumeId};
+use varve::volume::state_directory::{self, StateSettings};
+use varve::volume::{Admin, EngineSettings, Fleet, root};
+
+/// How an engine is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    pub log_length: u64,
+    pub cache_size: u64,
+    pub memory_size: u64,
+    pub segment_age: Duration,
+    pub segments_per_checkpoint: u64,
+}
+
+impl Default for Setup {
+    /// As `varved` does it, only smaller.
+    fn default() -> Self {
+        Setup {
+            log_length: 128 << 20,
+            cache_size: 16 << 20,
+            memory_size: 64 << 20,
+            segment_age: Duration::from_secs(3),
+            segments_per_checkpoint: 64,
+        }
+    }
+}
+
+/// Starts an engine with its state in `path` on `disk`, as a host has one. The store must have its header.
+pub async fn start(disk: Arc<dyn Disk>, path: &Path, store: Arc<dyn Store>, setup: Setup) -> Arc<Fleet> {
+    let header = root::read(&*store).await.unwrap();
+    let settings = StateSettings {
+        path: path.to_owned(),
+        cache_size: ByteLen(setup.cache_size),
+        memory_size: ByteLen(setup.memory_size),
+        engine: EngineSettings {
+            log_length: ByteLen(setup.log_length),
+            segment_age: setup.segment_age,
+            segments_per_checkpoint: setup.segments_per_checkpoint,
+            control: path.join("control.sock").display().to_string(),
+        },
+    };
+    let shared = state_directory::open_on(disk, settings, store, header.store, Handle::current()).unwrap();
+    Fleet::start(shared, Duration::from_hours(1))
+}
+
+/// Makes a volume, and the store's header if it has none.
+pub async fn create(store: &Arc<dyn Store>, size: u64, durability: Durability) -> VolumeId {
+    root::read_or_create(&**store).await.unwrap();
+    let new =
+        NewVolume { name: "disk".into(), region: "local".into(), size: ByteLen(size), durability, schedule: None };
+    Admin::new(store.clone()).create_volume(new).await.unwrap().id
+}
