@@ -10,11 +10,12 @@
 //! | `open`, `claims`, `rescue` | attaching, again after a crash meanwhile, and logs that are no longer part of the history |
 //! | `gate` | may requests be taken? |
 //! | `pages`, `fetch`, `read_ahead` | map pages and frames, near and far |
-//! | `fleet`, `serve`, `stop` | volumes that come and go; the fleet behind the doors |
-//! | `admin`, `check`, `dump`, `root` | what needs no owner |
+//! | `fleet`, `serve`, `catalog`, `stop` | volumes that come and go; the fleet behind the doors, and the names it is asked for |
+//! | `admin`, `check`, `dump`, `purge`, `root` | what needs no owner |
 //! | `shared`, `state_directory` | what all volumes of a daemon share, and where it lies |
 
 mod admin;
+mod catalog;
 mod check;
 mod checkpointing;
 mod claims;
@@ -28,6 +29,7 @@ mod local_state;
 mod open;
 mod pages;
 mod progress;
+mod purge;
 mod read;
 mod read_ahead;
 mod rescue;
@@ -41,12 +43,13 @@ mod tests;
 mod upload;
 mod write;
 
-pub use admin::{Admin, UNDELETE_MILLIS};
+pub use admin::Admin;
 pub use core::Volume;
 pub use device::VolumeDevice;
 pub use fetch::SegmentIndexCache;
 pub use fleet::Fleet;
 pub use open::{Opened, attach};
 pub use pages::PageBudget;
+pub use purge::{PurgeTimer, UNDELETE_MILLIS};
 pub use serve::{FleetExports, FleetService};
 pub use shared::{EngineSettings, IndexWeight, Packers, Shared};

@@ -2,7 +2,7 @@
 //! the facade.
 
 use varve::error::Result;
-use varve::service::{CheckProgress, CheckReport, DumpTarget, Durability, NewVolume, VolumeSummary};
+use varve::service::{CheckProgress, CheckReport, DumpTarget, Durability, NewVolume, Swept, VolumeSummary};
 use varve::units::VolumeId;
 use varve::volume::Admin;
 
@@ -25,6 +25,8 @@ pub trait Backend: Sized {
     async fn destroy_volume(&self, id: VolumeId) -> Result<VolumeSummary>;
     /// Brings a destroyed volume back.
     async fn undelete_volume(&self, id: VolumeId) -> Result<VolumeSummary>;
+    /// Removes for good what was destroyed more than a day ago.
+    async fn purge(&self) -> Result<Swept>;
     /// Changes the durability of a volume that nobody owns.
     async fn set_durability(&self, id: VolumeId, durability: Durability) -> Result<VolumeSummary>;
     /// Verifies everything a volume refers to.
@@ -57,6 +59,9 @@ impl Backend for Admin {
     }
     async fn undelete_volume(&self, id: VolumeId) -> Result<VolumeSummary> {
         Admin::undelete_volume(self, id).await
+    }
+    async fn purge(&self) -> Result<Swept> {
+        Admin::purge(self).await
     }
     async fn set_durability(&self, id: VolumeId, durability: Durability) -> Result<VolumeSummary> {
         Admin::set_durability(self, id, durability).await
