@@ -19,7 +19,7 @@ use varve::nbd::{self, NbdSettings, Server};
 use varve::settings::{DaemonArguments, Places, Settings};
 use varve::store;
 use varve::volume::state_directory::{self, StateSettings};
-use varve::volume::{EngineSettings, Fleet, FleetExports, FleetService, root};
+use varve::volume::{EngineSettings, Fleet, FleetExports, FleetService, PurgeTimer, root};
 
 /// How long clients may take to leave when the daemon stops.
 const CLIENTS_LEAVE: Duration = Duration::from_secs(5);
@@ -71,7 +71,9 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
     let (shared, lock) = state_directory::open(state, opened.store.clone(), root.store, runtime.handle().clone())?;
     let _guard = runtime.enter();
     let socket = ControlSocket::bind(&shared_settings.control)?;
-    let fleet = Fleet::start(shared, settings.detach_after);
+    let timer = PurgeTimer::default();
+    let fleet = Fleet::start(shared, settings.detach_after, timer.clone());
+    let purging = runtime.spawn(timer.run(opened.store.clone()));
     let nbd = Server::start(nbd_settings(settings), Arc::new(FleetExports(fleet.clone())), runtime.handle().clone())?;
     let addresses = nbd.addresses();
     let service = FleetService { fleet: fleet.clone(), counts: opened.counts.clone(), nbd: addresses.clone() };
@@ -87,6 +89,8 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
     if cut_off > 0 {
         tracing::warn!(cut_off, "connections did not end in time and were cut off");
     }
+    // Wherever it is: the next purge goes on with it.
+    purging.abort();
     let left = runtime.block_on(fleet.detach_all(UPLOADS_END));
     drop(stop);
     runtime.block_on(control).map_err(|error| Error::invalid(format!("the control socket failed: {error}")))??;

@@ -105,22 +105,47 @@ pub async fn change_loaded(
     update(store, loaded, |manifest| *manifest = changed).await
 }
 
+/// The volumes of which the store has objects, but no manifest.
+///
+/// # Errors
+/// What the store says.
+pub async fn leftovers(store: &dyn Store) -> Result<Vec<VolumeId>> {
+    let found = volumes_found(store).await?;
+    Ok(found.into_iter().filter(|found| !found.has_manifest).map(|found| found.volume).collect())
+}
+
+/// A volume that a listing showed objects of.
+struct Found {
+    volume: VolumeId,
+    has_manifest: bool,
+}
+
+/// Finds all volumes. A volume with many objects is left after one page: its manifest comes first among its names.
+async fn volumes_found(store: &dyn Store) -> Result<Vec<Found>> {
+    let mut volumes: Vec<Found> = Vec::new();
+    let mut after = None;
+    loop {
+        let page = store.list(&ObjectKey::volumes(), after.as_ref()).await?;
+        for object in &page.objects {
+            let Some(volume) = object.key.parse_volume() else { continue };
+            if volumes.last().is_none_or(|last| last.volume != volume) {
+                volumes.push(Found { volume, has_manifest: object.key.parse_manifest().is_some() });
+            }
+        }
+        match page.next {
+            Some(next) => after = Some(next.parse_volume().map_or(next, ObjectKey::behind_volume)),
+            None => return Ok(volumes),
+        }
+    }
+}
+
 /// Reads all manifests of a store. One that cannot be read is returned as its error.
 ///
 /// # Errors
 /// What the store says to the listing.
 pub async fn list(store: &dyn Store) -> Result<Vec<(VolumeId, Result<Loaded>)>> {
-    let mut volumes = Vec::new();
-    let mut after = None;
-    loop {
-        let page = store.list(&ObjectKey::volumes(), after.as_ref()).await?;
-        volumes.extend(page.objects.iter().filter_map(|object| object.key.parse_manifest()));
-        match page.next {
-            Some(next) => after = Some(next),
-            None => break,
-        }
-    }
-    let fetches = volumes.into_iter().map(|volume| async move { Ok::<_, Error>((volume, load(store, volume).await)) });
+    let found = volumes_found(store).await?.into_iter().filter(|found| found.has_manifest).map(|found| found.volume);
+    let fetches = found.into_iter().map(|volume| async move { Ok::<_, Error>((volume, load(store, volume).await)) });
     stream::iter(fetches).buffered(FETCHES_AT_ONCE).try_collect().await
 }
 
@@ -129,7 +154,6 @@ pub async fn list(store: &dyn Store) -> Result<Vec<(VolumeId, Result<Loaded>)>> 
 /// # Errors
 /// `NotFound`; `Invalid` if several have it, naming them; what the store says.
 pub async fn resolve_name(store: &dyn Store, name: &str) -> Result<VolumeId> {
-    let shown = name.escape_default();
     let mut found = Vec::new();
     for (id, loaded) in list(store).await? {
         match loaded {
@@ -138,11 +162,20 @@ pub async fn resolve_name(store: &dyn Store, name: &str) -> Result<VolumeId> {
             Err(error) => tracing::warn!(volume = %id, %error, "passed over while looking for a name"),
         }
     }
-    match found[..] {
+    only_named(store, name, found)
+}
+
+/// The one volume of those that have a name.
+///
+/// # Errors
+/// `NotFound`; `Invalid` if there are several, naming them.
+pub fn only_named(store: &dyn Store, name: &str, named: Vec<VolumeId>) -> Result<VolumeId> {
+    let shown = name.escape_default();
+    match named[..] {
         [] => Err(Error::not_found(format!("there is no volume '{shown}' in {}", store.address()))),
         [id] => Ok(id),
         _ => {
-            let ids: Vec<String> = found.iter().map(ToString::to_string).collect();
+            let ids: Vec<String> = named.iter().map(ToString::to_string).collect();
             Err(Error::invalid(format!("several volumes are named '{shown}': use the id of one: {}", ids.join(", "))))
         }
     }

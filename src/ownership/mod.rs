@@ -23,4 +23,4 @@ mod manifests;
 
 pub use claim::{Attachment, Permit, claim, may_claim};
 pub use discover::{History, Sealing, discover, seal_epoch};
-pub use manifests::{Loaded, change, change_loaded, create, list, load, resolve_name, update};
+pub use manifests::{Loaded, change, change_loaded, create, leftovers, list, load, only_named, resolve_name, update};

@@ -281,6 +281,21 @@ pub struct CheckReport {
     pub problems: Vec<CheckProblem>,
 }
 
+/// What was removed for good.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Swept {
+    /// Volumes that were destroyed more than a day ago.
+    pub purged: Vec<VolumeId>,
+    /// Volumes of which only leftovers without a manifest were there.
+    pub leftovers: Vec<VolumeId>,
+    /// Objects deleted.
+    pub objects: u64,
+    /// When the next destroyed volume will be due.
+    pub next_due: Option<UnixMillis>,
+    /// What could not be removed, and why.
+    pub failures: Vec<String>,
+}
+
 /// What `varve dump` can print as a person can read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DumpTarget {

@@ -63,6 +63,11 @@ impl ObjectKey {
         ObjectKey(format!("volumes/{id}/"))
     }
 
+    /// No object's name, but where one would stand that came behind all objects of a volume.
+    pub fn behind_volume(id: VolumeId) -> Self {
+        ObjectKey(format!("volumes/{id}/~"))
+    }
+
     /// The prefix of a volume's segments.
     pub fn segments(id: VolumeId) -> Self {
         ObjectKey(format!("volumes/{id}/segments/"))
@@ -155,6 +160,8 @@ mod tests {
         assert_eq!(key.as_str(), "volumes/vol_0000000000007/segments/0000000003/00000000000000000012");
         assert_eq!(key.parse_segment(), Some(id));
         assert_eq!(key.parse_manifest(), None);
+        assert!(ObjectKey::manifest(VolumeId(7)) < key && key < ObjectKey::behind_volume(VolumeId(7)));
+        assert!(ObjectKey::manifest(VolumeId(7)) < ObjectKey::map_objects(VolumeId(7)));
         assert_eq!(ObjectKey::manifest(VolumeId(7)).parse_manifest(), Some(VolumeId(7)));
         assert_eq!(
             ObjectKey::map_object(VolumeId(7), Epoch(1), 2).parse_map_object(),

@@ -6,13 +6,13 @@ use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::{Manifest, Position};
 use crate::ownership::{self, Loaded};
-use crate::service::{CheckProgress, CheckReport, DumpTarget, NewVolume, OwnerSummary, VolumeState, VolumeSummary};
+use crate::service::{
+    CheckProgress, CheckReport, DumpTarget, NewVolume, OwnerSummary, Swept, VolumeState, VolumeSummary,
+};
 use crate::store::{self, Store};
 use crate::units::{ByteLen, Epoch, SegmentNumber, Sequence, UnixMillis, VolumeId};
+use crate::volume::purge::{self, UNDELETE_MILLIS};
 use crate::volume::{check, dump, root};
-
-/// How long a destroyed volume can be brought back.
-pub const UNDELETE_MILLIS: u64 = 24 * 60 * 60 * 1000;
 
 /// An opened store.
 pub struct Admin {
@@ -155,13 +155,28 @@ impl Admin {
         .await
     }
 
+    /// Removes for good what was destroyed more than a day ago and nothing refers to, and what crashes left behind.
+    ///
+    /// # Errors
+    /// What the store says to a listing; what could not be removed is in the answer.
+    pub async fn purge(&self) -> Result<Swept> {
+        purge::sweep(&*self.store, clock::now()).await
+    }
+
     /// Verifies everything that a volume refers to, calling `progress` as it goes on.
     ///
     /// # Errors
     /// `NotFound`, and what the store says; what is wrong with the volume is in the report.
     pub async fn check(&self, id: VolumeId, progress: &mut (dyn FnMut(CheckProgress) + Send)) -> Result<CheckReport> {
-        let loaded = self.load(id).await?;
-        check::check(&self.store, &loaded.manifest, progress).await
+        match self.load(id).await {
+            Ok(loaded) if loaded.manifest.destroyed_at == Some(purge::MARK) => check::remains(&*self.store, id).await,
+            Ok(loaded) => check::check(&self.store, &loaded.manifest, progress).await,
+            Err(error) if error.kind() == ErrorKind::NotFound => match check::remains(&*self.store, id).await? {
+                report if report.problems.is_empty() => Err(error),
+                report => Ok(report),
+            },
+            Err(error) => Err(error),
+        }
     }
 
     /// Prints an object as a person can read it.

@@ -14,7 +14,7 @@ use crate::map::{MapPage, PageIndex};
 use crate::segment::{fetch_index, open_frame, parse_object_tail};
 use crate::service::{CheckProblem, CheckProgress, CheckReport};
 use crate::store::{ByteRange, ObjectKey, Store};
-use crate::units::{BLOCK_SIZE, BlockRange, ByteLen, SegmentId, SegmentNumber};
+use crate::units::{BLOCK_SIZE, BlockRange, ByteLen, SegmentId, SegmentNumber, VolumeId};
 
 /// At most this many block ranges are named for one object.
 const RANGES_NAMED: usize = 16;
@@ -97,6 +97,25 @@ async fn survey(
         note(report, object, what, None);
     }
     Ok(())
+}
+
+/// Names what is left of a volume whose purge has begun: each object is a problem, which the next purge solves.
+///
+/// # Errors
+/// What the store says.
+pub async fn remains(store: &dyn Store, volume: VolumeId) -> Result<CheckReport> {
+    let (mut report, mut after) = (CheckReport::default(), None);
+    loop {
+        let page = store.list(&ObjectKey::volume(volume), after.as_ref()).await?;
+        for object in &page.objects {
+            let what = "is left of a volume that was removed: 'varve volumes purge' removes it once it is a day old";
+            note(&mut report, object.key.to_string(), what.to_owned(), None);
+        }
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(report),
+        }
+    }
 }
 
 /// An error that belongs into the report; one that means that nothing can be said stays an error.

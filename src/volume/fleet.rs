@@ -13,12 +13,13 @@ use tokio::task::JoinHandle;
 
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ownership;
 use crate::service::{AttachReport, AttachedStatus};
 use crate::units::VolumeId;
+use crate::volume::catalog::Catalog;
 use crate::volume::core::Volume;
 use crate::volume::gate::PULSE;
 use crate::volume::open::{self, Opened};
+use crate::volume::purge::PurgeTimer;
 use crate::volume::schedule::LOOK;
 use crate::volume::shared::Shared;
 
@@ -39,13 +40,15 @@ struct Slot {
 pub struct Fleet {
     pub(super) shared: Arc<Shared>,
     pub(super) detach_after: Duration,
+    pub(super) catalog: Catalog,
     slots: Mutex<HashMap<VolumeId, Arc<Slot>>>,
 }
 
 impl Fleet {
-    /// An empty fleet; its pulse is given as long as it lives.
-    pub fn start(shared: Arc<Shared>, detach_after: Duration) -> Arc<Self> {
-        let fleet = Arc::new(Fleet { shared, detach_after, slots: Mutex::default() });
+    /// An empty fleet; its pulse is given as long as it lives. What it sees of destroyed volumes is told to `timer`.
+    pub fn start(shared: Arc<Shared>, detach_after: Duration, timer: PurgeTimer) -> Arc<Self> {
+        let catalog = Catalog::new(shared.store.clone(), timer);
+        let fleet = Arc::new(Fleet { shared, detach_after, catalog, slots: Mutex::default() });
         let looked_at = Arc::downgrade(&fleet);
         fleet.shared.runtime.spawn(async move {
             loop {
@@ -223,7 +226,7 @@ impl Fleet {
         if let Ok(id) = name.parse() {
             return Ok(id);
         }
-        ownership::resolve_name(&*self.shared.store, name).await
+        self.catalog.resolve(name).await
     }
 }
 

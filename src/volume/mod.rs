@@ -11,13 +11,14 @@
 //! | `gate` | may requests be taken? |
 //! | `family`, `schedule` | moments, snapshots, forks, growth; snapshots by themselves |
 //! | `pages`, `fetch`, `read_ahead` | map pages and frames, near and far |
-//! | `fleet`, `serve`, `stop` | volumes that come and go; the fleet behind the doors |
-//! | `admin`, `admin_family`, `admin_usage`, `check`, `dump`, `root` | what needs no owner |
+//! | `fleet`, `serve`, `catalog`, `stop` | volumes that come and go; the fleet behind the doors, and the names it is asked for |
+//! | `admin`, `admin_family`, `admin_usage`, `check`, `dump`, `purge`, `root` | what needs no owner |
 //! | `shared`, `state_directory` | what all volumes of a daemon share, and where it lies |
 
 mod admin;
 mod admin_family;
 mod admin_usage;
+mod catalog;
 mod check;
 mod checkpointing;
 mod claims;
@@ -32,6 +33,7 @@ mod local_state;
 mod open;
 mod pages;
 mod progress;
+mod purge;
 mod read;
 mod read_ahead;
 mod rescue;
@@ -46,12 +48,13 @@ mod tests;
 mod upload;
 mod write;
 
-pub use admin::{Admin, UNDELETE_MILLIS};
+pub use admin::Admin;
 pub use core::Volume;
 pub use device::VolumeDevice;
 pub use fetch::SegmentIndexCache;
 pub use fleet::Fleet;
 pub use open::{Opened, attach};
 pub use pages::PageBudget;
+pub use purge::{PurgeTimer, UNDELETE_MILLIS};
 pub use serve::{FleetExports, FleetService};
 pub use shared::{EngineSettings, IndexWeight, Packers, Shared};

@@ -14,6 +14,7 @@ use crate::service::{
 use crate::store::Counts;
 use crate::units::{BLOCK_SIZE, VolumeId};
 use crate::volume::admin::summary;
+use crate::volume::catalog::Known;
 use crate::volume::core::Volume;
 use crate::volume::device::VolumeDevice;
 use crate::volume::fleet::Fleet;
@@ -24,15 +25,12 @@ pub struct FleetExports(pub Arc<Fleet>);
 #[async_trait]
 impl Exports for FleetExports {
     async fn list(&self) -> Result<Vec<ExportEntry>> {
-        let mut entries = Vec::new();
-        for (id, loaded) in ownership::list(&*self.0.shared.store).await? {
-            let Ok(loaded) = loaded else { continue };
-            if loaded.manifest.destroyed_at.is_none() {
-                let description = format!("{} ({} bytes)", loaded.manifest.name, loaded.manifest.size);
-                entries.push(ExportEntry { name: id.to_string(), description });
-            }
-        }
-        Ok(entries)
+        let known = self.0.catalog.list().await?;
+        let entry = |known: Known| ExportEntry {
+            name: known.id.to_string(),
+            description: format!("{} ({} bytes)", known.name, known.size),
+        };
+        Ok(known.into_iter().map(entry).collect())
     }
 
     async fn inspect(&self, name: &str) -> Result<Geometry> {

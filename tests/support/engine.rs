@@ -10,7 +10,7 @@ use varve::service::{Durability, NewVolume};
 use varve::store::Store;
 use varve::units::{ByteLen, VolumeId};
 use varve::volume::state_directory::{self, StateSettings};
-use varve::volume::{Admin, EngineSettings, Fleet, root};
+use varve::volume::{Admin, EngineSettings, Fleet, PurgeTimer, root};
 
 /// How an engine is set up.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +50,7 @@ pub async fn start(disk: Arc<dyn Disk>, path: &Path, store: Arc<dyn Store>, setu
         },
     };
     let shared = state_directory::open_on(disk, settings, store, header.store, Handle::current()).unwrap();
-    Fleet::start(shared, Duration::from_hours(1))
+    Fleet::start(shared, Duration::from_hours(1), PurgeTimer::default())
 }
 
 /// Makes a volume, and the store's header if it has none.

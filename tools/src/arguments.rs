@@ -9,7 +9,7 @@ use varve::settings::SharedArguments;
 
 use crate::backend::Backend;
 use crate::commands::{
-    Command as _, attach, check, create, destroy, detach, dump, list, show, status, sync, undelete, update,
+    Command as _, attach, check, create, destroy, detach, dump, list, purge, show, status, sync, undelete, update,
 };
 use crate::context::Context;
 use crate::render::Report;
@@ -85,6 +85,8 @@ commands! {
         Destroy(destroy::Arguments),
         /// Bring a destroyed volume back
         Undelete(undelete::Arguments),
+        /// Remove for good what was destroyed more than 24 hours ago; a daemon does it by itself
+        Purge(purge::Arguments),
         /// Attach a volume to the daemon
         Attach(attach::Arguments),
         /// Upload what is left and hand a volume back

@@ -2,7 +2,7 @@
 //! the facade.
 
 use varve::error::Result;
-use varve::service::{CheckProgress, CheckReport, DumpTarget, NewVolume, VolumeChange, VolumeSummary};
+use varve::service::{CheckProgress, CheckReport, DumpTarget, NewVolume, Swept, VolumeChange, VolumeSummary};
 use varve::units::VolumeId;
 use varve::volume::Admin;
 
@@ -27,6 +27,8 @@ pub trait Backend: Sized {
     async fn undelete_volume(&self, id: VolumeId) -> Result<VolumeSummary>;
     /// Changes a volume that nobody owns.
     async fn update_volume(&self, id: VolumeId, change: VolumeChange) -> Result<VolumeSummary>;
+    /// Removes for good what was destroyed more than a day ago.
+    async fn purge(&self) -> Result<Swept>;
     /// Verifies everything a volume refers to.
     async fn check(&self, id: VolumeId, progress: &mut (dyn FnMut(CheckProgress) + Send)) -> Result<CheckReport>;
     /// Prints an object as a person can read it.
@@ -60,6 +62,9 @@ impl Backend for Admin {
     }
     async fn update_volume(&self, id: VolumeId, change: VolumeChange) -> Result<VolumeSummary> {
         Admin::update_volume(self, id, change).await
+    }
+    async fn purge(&self) -> Result<Swept> {
+        Admin::purge(self).await
     }
     async fn check(&self, id: VolumeId, progress: &mut (dyn FnMut(CheckProgress) + Send)) -> Result<CheckReport> {
         Admin::check(self, id, progress).await

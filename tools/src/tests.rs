@@ -298,6 +298,18 @@ async fn destroy_asks_refuses_what_is_attached_and_can_be_undone() {
 }
 
 #[tokio::test]
+async fn purge_says_what_is_gone_and_what_is_next() {
+    let due = |id, after| varve::service::VolumeSummary { purge_after: Some(UnixMillis(after)), ..detached(id, "old") };
+    let context = nowhere(Memory::holding(vec![due(1, NOW.0 - 1), due(2, NOW.0 + 3_600_000), detached(3, "demo")]));
+    let expected = "              Purged: vol_0000000000001
+     Objects deleted: 1
+            Next due: 2026-11-21T05:23:58Z
+";
+    assert_eq!(text(&context, "volumes purge").await, expected);
+    assert_eq!(context.store().await.unwrap().volumes.borrow().len(), 2);
+}
+
+#[tokio::test]
 async fn the_daemon_is_asked_for_what_it_owns() {
     with_daemon(async |directory| {
         let context = context(directory, Memory::holding(vec![detached(1, "spare"), attached(7, "demo", "hector", "/c")]));

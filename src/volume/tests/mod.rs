@@ -11,10 +11,12 @@ use crate::service::{Durability, NewVolume};
 use crate::store::{Faults, MemoryStore, Store};
 use crate::units::{ByteLen, StoreId, VolumeId};
 use crate::volume::state_directory::{self, StateSettings};
-use crate::volume::{Admin, EngineSettings, Fleet, Volume, VolumeDevice};
+use crate::volume::{Admin, EngineSettings, Fleet, PurgeTimer, Volume, VolumeDevice};
 
+mod catalog;
 mod claims;
 mod family;
+mod purge;
 
 const LOG_BYTES: ByteLen = ByteLen(4 << 20);
 
@@ -66,7 +68,7 @@ impl World {
         let settings = StateSettings { path: path.to_owned(), cache_size, memory_size: ByteLen(32 << 20), engine };
         let opened = state_directory::open(settings, self.store.clone(), StoreId(1), runtime.handle().clone());
         let (shared, _lock) = opened.unwrap();
-        let fleet = Fleet::start(shared, Duration::from_hours(1));
+        let fleet = Fleet::start(shared, Duration::from_hours(1), PurgeTimer::default());
         let result = runtime.block_on(act(fleet));
         // All tasks end here, wherever they are.
         drop(runtime);

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use varve::error::{Error, ErrorKind, Result};
 use varve::service::{
-    CheckProblem, CheckProgress, CheckReport, DumpTarget, Durability, NewVolume, OwnerSummary, VolumeState,
+    CheckProblem, CheckProgress, CheckReport, DumpTarget, Durability, NewVolume, OwnerSummary, Swept, VolumeState,
     VolumeSummary,
 };
 use varve::units::{ByteLen, Epoch, UnixMillis, VolumeId};
@@ -130,6 +130,21 @@ impl Backend for Memory {
             (volume.destroyed_at, volume.purge_after) = (None, None);
             Ok(())
         })
+    }
+
+    async fn purge(&self) -> Result<Swept> {
+        let (mut swept, mut volumes) = (Swept::default(), self.volumes.borrow_mut());
+        volumes.retain(|volume| match volume.purge_after {
+            Some(after) if after < NOW => {
+                swept.purged.push(volume.id);
+                false
+            }
+            after => {
+                swept.next_due = swept.next_due.max(after);
+                true
+            }
+        });
+        Ok(Swept { objects: swept.purged.len() as u64, ..swept })
     }
 
     async fn set_durability(&self, id: VolumeId, durability: Durability) -> Result<VolumeSummary> {

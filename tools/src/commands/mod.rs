@@ -19,6 +19,7 @@ pub mod destroy;
 pub mod detach;
 pub mod dump;
 pub mod list;
+pub mod purge;
 pub mod show;
 pub mod status;
 pub mod sync;
