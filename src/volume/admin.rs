@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::{Manifest, Position};
+use crate::lineage;
 use crate::ownership::{self, Loaded};
 use crate::service::{
     CheckProgress, CheckReport, DumpTarget, NewVolume, OwnerSummary, Swept, VolumeState, VolumeSummary,
@@ -72,14 +73,19 @@ impl Admin {
         ownership::create(&*self.store, manifest).await.map(|loaded| summary(&loaded.manifest))
     }
 
-    /// Lists volumes, sorted by name; also the destroyed ones that can still be brought back, if asked to.
+    /// Lists volumes, sorted by name; also the destroyed ones that can still be brought back, if asked to. Those that are only
+    /// being made are not shown.
     ///
     /// # Errors
     /// What the store says; a manifest that cannot be read is an error too, since a list that lacks a volume would mislead.
     pub async fn list_volumes(&self, include_destroyed: bool) -> Result<Vec<VolumeSummary>> {
         let mut volumes = Vec::new();
         for (_, loaded) in ownership::list(&*self.store).await? {
-            let volume = summary(&loaded?.manifest);
+            let manifest = loaded?.manifest;
+            if manifest.being_made {
+                continue;
+            }
+            let volume = summary(&manifest);
             let gone = volume.purge_after.is_some_and(|purge| purge < clock::now());
             if !gone && (include_destroyed || volume.destroyed_at.is_none()) {
                 volumes.push(volume);
@@ -202,6 +208,7 @@ impl Admin {
 
 /// A volume as people see it.
 pub(super) fn summary(manifest: &Manifest) -> VolumeSummary {
+    let now = clock::now();
     let state = match (manifest.destroyed_at, &manifest.owner) {
         (Some(_), _) => VolumeState::Destroyed,
         (None, Some(_)) => VolumeState::Attached,
@@ -218,6 +225,7 @@ pub(super) fn summary(manifest: &Manifest) -> VolumeSummary {
         durability: manifest.durability,
         schedule: manifest.schedule,
         origin: manifest.origins.first().map(|origin| origin.volume),
+        snapshots: lineage::snapshots(manifest).iter().filter(|(record, _)| !record.is_expired(now)).count() as u64,
         created_at: manifest.created_at,
         owner: manifest.owner.as_ref().map(|owner| OwnerSummary {
             host: owner.host.clone(),

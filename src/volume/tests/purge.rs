@@ -3,7 +3,6 @@
 use super::{World, runtime, write};
 use crate::clock;
 use crate::error::ErrorKind;
-use crate::ownership;
 use crate::service::{NewForks, NewSnapshot, Swept, VolumeState};
 use crate::store::{Condition, Effect, Matching, ObjectKey, Operation, StoreErrorKind};
 use crate::units::{Epoch, SegmentId, SegmentNumber, UnixMillis, VolumeId};

@@ -4,7 +4,6 @@ use clap::Args;
 use varve::error::Result;
 use varve::service::Swept;
 
-use crate::backend::Backend;
 use crate::commands::Command;
 use crate::context::Context;
 use crate::render::{self, Block};
@@ -16,7 +15,7 @@ pub struct Arguments {}
 impl Command for Arguments {
     type Output = Swept;
 
-    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Swept> {
+    async fn run(self, context: &Context) -> Result<Swept> {
         context.store().await?.purge().await
     }
 
