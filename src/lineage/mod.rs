@@ -15,12 +15,14 @@
 //! After a crash in between, a snapshot's object without a pin, or a pin for a fork that does not exist, is left. Neither does
 //! harm, and `check` names them.
 
+mod diff;
 mod forks;
 mod frozen;
 mod pins;
 mod replay;
 mod snapshots;
 
+pub use diff::{ChangedExtent, MapView, changes_within, diff};
 pub use forks::{create_forks, new_volumes, pin_forks};
 pub use frozen::{FrozenMap, OccupiedPage};
 pub use pins::{

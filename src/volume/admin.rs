@@ -77,7 +77,11 @@ impl Admin {
     pub async fn list_volumes(&self, include_destroyed: bool) -> Result<Vec<VolumeSummary>> {
         let mut volumes = Vec::new();
         for (_, loaded) in ownership::list(&*self.store).await? {
-            let volume = summary(&loaded?.manifest);
+            let manifest = loaded?.manifest;
+            if manifest.being_made {
+                continue;
+            }
+            let volume = summary(&manifest);
             let gone = volume.purge_after.is_some_and(|purge| purge < clock::now());
             if !gone && (include_destroyed || volume.destroyed_at.is_none()) {
                 volumes.push(volume);
@@ -139,6 +143,11 @@ impl Admin {
     /// `Invalid` if it is not destroyed, or was too long ago.
     pub async fn undelete_volume(&self, id: VolumeId) -> Result<VolumeSummary> {
         self.change(id, |manifest| {
+            if manifest.being_made {
+                return Err(Error::invalid(format!(
+                    "volume {id} is still being made, or its import never ended: there is nothing to bring back"
+                )));
+            }
             let Some(destroyed_at) = manifest.destroyed_at else {
                 return Err(Error::invalid(format!("volume {id} is not destroyed")));
             };

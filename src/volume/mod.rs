@@ -10,7 +10,8 @@
 //! | `open`, `claims`, `rescue` | attaching, again after a crash meanwhile, and logs that are no longer part of the history |
 //! | `gate` | may requests be taken? |
 //! | `family` | moments, snapshots, forks, growth |
-//! | `pages`, `fetch`, `read_ahead` | map pages and frames, near and far |
+//! | `pages`, `fetch`, `near`, `read_ahead` | map pages and frames, near and far |
+//! | `frozen_device` | snapshots as disks |
 //! | `fleet`, `serve`, `stop` | volumes that come and go; the fleet behind the doors |
 //! | `admin`, `admin_family`, `check`, `dump`, `root` | what needs no owner |
 //! | `shared`, `state_directory` | what all volumes of a daemon share, and where it lies |
@@ -26,8 +27,10 @@ mod dump;
 mod family;
 mod fetch;
 mod fleet;
+mod frozen_device;
 mod gate;
 mod local_state;
+mod near;
 mod open;
 mod pages;
 mod progress;
