@@ -14,7 +14,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::SnapshotId;
 
 /// What a client must know of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +87,15 @@ pub struct ResidenceExtent {
     pub residence: Residence,
 }
 
+/// A run of bytes that is certainly as it was in a snapshot, or may not be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChangeExtent {
+    /// Bytes.
+    pub length: u64,
+    /// True if they may differ.
+    pub changed: bool,
+}
+
 /// Called once, when a commit is durable or has failed. It must be quick: it runs on the thread that
 /// commits for everybody.
 pub type CommitDone = Box<dyn FnOnce(Result<()>) + Send>;
@@ -133,6 +143,21 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// # Errors
     /// As [`BlockDevice::read`].
     async fn residence(&self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<ResidenceExtent>>;
+
+    /// Tells where a range may differ from a snapshot, which the exports named as one to compare with: extents as of
+    /// [`BlockDevice::residence`].
+    ///
+    /// # Errors
+    /// As [`BlockDevice::read`]; `NotFound` if the snapshot is gone; `Unsupported` for a device that cannot compare.
+    async fn changed_since(
+        &self,
+        snapshot: SnapshotId,
+        _offset: u64,
+        _length: u64,
+        _extents_max: usize,
+    ) -> Result<Vec<ChangeExtent>> {
+        Err(Error::new(ErrorKind::Unsupported, format!("this device cannot be compared with {snapshot}")))
+    }
 }
 
 /// A device that a client has opened. Dropping it tells the owner that this client has gone.
@@ -172,4 +197,12 @@ pub trait Exports: Send + Sync + 'static {
     /// # Errors
     /// `NotFound`, `Busy` when another host owns it, and whatever attaching says.
     async fn open(&self, name: &str) -> Result<OpenDevice>;
+
+    /// The snapshots that an export can be compared with: of those `asked` for the ones that exist; or, if none are, its own.
+    ///
+    /// # Errors
+    /// What the store says.
+    async fn bitmaps(&self, _name: &str, _asked: Option<Vec<SnapshotId>>) -> Result<Vec<SnapshotId>> {
+        Ok(Vec::new())
+    }
 }

@@ -67,6 +67,12 @@ impl Checkpoint {
         &self.root
     }
 
+    /// Where a directory is, if there is one.
+    pub fn reference(&self, which: u32) -> Option<PageRef> {
+        let at = self.root.directories.partition_point(|(known, _)| *known < which);
+        self.root.directories.get(at).filter(|(known, _)| *known == which).map(|(_, reference)| *reference)
+    }
+
     /// Size of the volume when it was written.
     pub fn size(&self) -> ByteLen {
         self.root.size
@@ -151,13 +157,12 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::pages`].
     pub async fn directory(&self, which: u32) -> Result<Arc<References>> {
-        let at = self.root.directories.partition_point(|(known, _)| *known < which);
-        let Some((_, reference)) = self.root.directories.get(at).filter(|(known, _)| *known == which) else {
+        let Some(reference) = self.reference(which) else {
             return Ok(Arc::default());
         };
         let load = async {
             let name = || format!("cannot read the directory at byte {} of {}", reference.offset, reference.object);
-            let raw = fetch(&*self.store, reference).await.context(name)?;
+            let raw = fetch(&*self.store, &reference).await.context(name)?;
             map_object::decode_directory(&raw).map(Arc::new).context(name)
         };
         self.directories.get_or_insert_async(&(reference.object, reference.offset), load).await

@@ -142,11 +142,8 @@ impl FrozenMap {
 
     /// Where the checkpoint has a directory, and whether segments behind it change something in it.
     pub fn directory(&self, which: u32) -> (Option<PageRef>, bool) {
-        let directories = &self.checkpoint.root().directories;
-        let at = directories.partition_point(|(known, _)| *known < which);
-        let reference = directories.get(at).filter(|(known, _)| *known == which).map(|(_, reference)| *reference);
         let first = u64::from(which) * DIRECTORY_PAGES;
-        (reference, self.is_changed_within(first, first + DIRECTORY_PAGES))
+        (self.checkpoint.reference(which), self.is_changed_within(first, first + DIRECTORY_PAGES))
     }
 
     /// The pages of a directory that may hold something, in order.

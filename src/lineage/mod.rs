@@ -16,6 +16,7 @@
 //! harm, and `check` names them.
 
 mod current;
+mod diff;
 mod forks;
 mod frozen;
 mod pins;
@@ -24,6 +25,7 @@ mod snapshots;
 mod usage;
 
 pub use current::{current_moment, list_all};
+pub use diff::{ChangedExtent, MapView, changes_within, diff};
 pub use forks::{create_forks, new_volumes, pin_forks};
 pub use frozen::{FrozenMap, OccupiedPage};
 pub use pins::{

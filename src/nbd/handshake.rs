@@ -18,8 +18,9 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use super::options::{
-    Malformed, decode_info, decode_meta, export_name, put_context, put_error, put_export, put_info_block_size,
-    put_info_export, put_info_text, put_reply, select_contexts, transmission_flags,
+    Malformed, check_queries, decode_info, decode_meta, export_name, names_all_snapshots, put_context, put_error,
+    put_export, put_info_block_size, put_info_export, put_info_text, put_reply, select_contexts, snapshots_named,
+    transmission_flags,
 };
 use super::protocol::{
     FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, MAGIC, OPTION_MAGIC, Put, Reader, Style, info, option, option_reply,
@@ -31,6 +32,7 @@ use crate::block_device::{Exports, Geometry, OpenDevice};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::NBD_OPTION_BYTES_MAX;
+use crate::units::SnapshotId;
 
 /// Options that one client may send; far more than any needs.
 const OPTIONS_MAX: usize = 256;
@@ -374,12 +376,33 @@ impl Handshake<'_> {
         }
     }
 
-    fn choose_contexts(&self, list: bool, data: &[u8]) -> Result<(String, Vec<MetaContext>), Malformed> {
+    fn choose_contexts(&mut self, list: bool, data: &[u8]) -> Result<(String, Vec<MetaContext>), Malformed> {
         if !list && !self.agreed.has_chunks() {
             return Err(Malformed("structured replies or extended headers must be agreed on first"));
         }
         let query = decode_meta(data)?;
-        Ok((export_name(query.name)?.to_owned(), select_contexts(&query.queries, list)?))
+        check_queries(&query.queries)?;
+        let name = export_name(query.name)?.to_owned();
+        let mut snapshots = Vec::new();
+        if names_all_snapshots(&query.queries, list) {
+            snapshots.extend(self.bitmaps(&name, None));
+        }
+        let mut named = snapshots_named(&query.queries);
+        named.retain(|snapshot| !snapshots.contains(snapshot));
+        if !named.is_empty() {
+            snapshots.extend(self.bitmaps(&name, Some(named)));
+        }
+        Ok((name, select_contexts(&query.queries, list, &snapshots)))
+    }
+
+    /// The snapshots that an export can be compared with. If that cannot be found out there are none: contexts that cannot be had are left out.
+    fn bitmaps(&mut self, name: &str, asked: Option<Vec<SnapshotId>>) -> Vec<SnapshotId> {
+        let name = name.to_owned();
+        let known = self.timed(|host| host.ask(|exports| async move { exports.bitmaps(&name, asked).await }));
+        known.unwrap_or_else(|error| {
+            tracing::debug!(%error, "the snapshots of an export could not be looked up");
+            Vec::new()
+        })
     }
 }
 

@@ -1,9 +1,13 @@
 //! Decodes the data of handshake options and encodes the replies to them. Pure.
 
 use super::protocol::{OPTION_REPLY_MAGIC, Put, Reader, info, option_reply, transmission};
-use super::reply::MetaContext;
+use super::reply::{CHANGES_PREFIX, MetaContext};
 use crate::block_device::{ExportEntry, Geometry};
 use crate::limits::{NBD_STRING_BYTES_MAX, REQUEST_BYTES_MAX};
+use crate::units::SnapshotId;
+
+/// Contexts that one client can choose, or that are listed: each takes a part of every answer.
+const CONTEXTS_MAX: usize = 64;
 
 /// The data of an option is not of its form; the text says how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,22 +68,47 @@ pub fn decode_meta(data: &[u8]) -> Result<MetaQuery<'_>, Malformed> {
     Ok(MetaQuery { name, queries })
 }
 
-/// The contexts that `queries` select, each once. For a `list`, no query means all, and a namespace with its colon means
-/// all of that namespace.
+/// Checks the queries for contexts.
 ///
 /// # Errors
 /// [`Malformed`] for a query without a colon.
-pub fn select_contexts(queries: &[&[u8]], list: bool) -> Result<Vec<MetaContext>, Malformed> {
+pub fn check_queries(queries: &[&[u8]]) -> Result<(), Malformed> {
     if queries.iter().any(|query| !query.contains(&b':')) {
         return Err(Malformed("a query has no colon"));
     }
-    let selected = |context: &MetaContext| {
-        let name = context.name().as_bytes();
-        let all = list && queries.is_empty();
-        let wildcard = |query: &[u8]| list && query.ends_with(b":") && name.starts_with(query);
-        all || queries.iter().any(|&query| query == name || wildcard(query))
-    };
-    Ok(MetaContext::ALL.into_iter().filter(selected).collect())
+    Ok(())
+}
+
+/// The contexts that `queries` select, each once, of those that every export has and of the changes since `snapshots`. For a `list`, no
+/// query means all, and a namespace with its colon means all of that namespace.
+pub fn select_contexts(queries: &[&[u8]], list: bool, snapshots: &[SnapshotId]) -> Vec<MetaContext> {
+    let changes = |(position, &since): (u32, &SnapshotId)| MetaContext::Changes { since, position };
+    let all = [MetaContext::Allocation, MetaContext::Residence].into_iter().chain((0..).zip(snapshots).map(changes));
+    let selected = |context: &MetaContext| is_selected(context.name().as_bytes(), queries, list);
+    all.filter(selected).take(CONTEXTS_MAX).collect()
+}
+
+fn is_selected(name: &[u8], queries: &[&[u8]], list: bool) -> bool {
+    let wildcard = |query: &[u8]| list && query.ends_with(b":") && name.starts_with(query);
+    (list && queries.is_empty()) || queries.iter().any(|&query| query == name || wildcard(query))
+}
+
+/// The snapshots that queries for changes name.
+pub fn snapshots_named(queries: &[&[u8]]) -> Vec<SnapshotId> {
+    let named = queries.iter().filter_map(|query| {
+        let id = query.strip_prefix(CHANGES_PREFIX.as_bytes())?;
+        std::str::from_utf8(id).ok()?.parse::<SnapshotId>().ok()
+    });
+    let mut snapshots: Vec<SnapshotId> = named.collect();
+    snapshots.sort_unstable();
+    snapshots.dedup();
+    snapshots.truncate(CONTEXTS_MAX);
+    snapshots
+}
+
+/// True if queries of a `list` select the changes since all snapshots of an export.
+pub fn names_all_snapshots(queries: &[&[u8]], list: bool) -> bool {
+    list && (queries.is_empty() || queries.iter().any(|query| is_selected(CHANGES_PREFIX.as_bytes(), &[query], true)))
 }
 
 /// An export's name as text.
@@ -204,15 +233,30 @@ mod tests {
     #[test]
     fn contexts_are_selected_by_name_and_listed_by_namespace() {
         use MetaContext::{Allocation, Residence};
-        assert_eq!(select_contexts(&[], true), Ok(vec![Allocation, Residence]));
-        assert_eq!(select_contexts(&[], false), Ok(vec![]));
-        assert_eq!(select_contexts(&[b"varve:"], true), Ok(vec![Residence]));
-        assert_eq!(select_contexts(&[b"base:"], false), Ok(vec![]));
-        assert_eq!(
-            select_contexts(&[b"qemu:dirty", b"base:allocation", b"base:allocation"], false),
-            Ok(vec![Allocation])
-        );
-        assert!(select_contexts(&[b"allocation"], true).is_err());
+        assert_eq!(select_contexts(&[], true, &[]), [Allocation, Residence]);
+        assert_eq!(select_contexts(&[], false, &[]), []);
+        assert_eq!(select_contexts(&[b"varve:"], true, &[]), [Residence]);
+        assert_eq!(select_contexts(&[b"base:"], false, &[]), []);
+        let queries: &[&[u8]] = &[b"qemu:dirty", b"base:allocation", b"base:allocation"];
+        assert_eq!(select_contexts(queries, false, &[]), [Allocation]);
+        assert!(check_queries(&[b"allocation"]).is_err() && check_queries(queries).is_ok());
+    }
+
+    #[test]
+    fn changes_are_selected_by_the_snapshot() {
+        let (one, two) = (SnapshotId(1), SnapshotId(2));
+        let changes = |since, position| MetaContext::Changes { since, position };
+        let (name_of_two, unknown) = (changes(two, 0).name(), changes(SnapshotId(3), 0).name());
+        let queries: &[&[u8]] = &[name_of_two.as_bytes(), b"qemu:dirty-bitmap:vs_x", unknown.as_bytes()];
+        assert_eq!(snapshots_named(queries), [two, SnapshotId(3)]);
+        assert_eq!(select_contexts(queries, false, &[two]), [changes(two, 0)]);
+        assert_eq!(select_contexts(&[b"qemu:dirty-bitmap:"], true, &[one, two]), [changes(one, 0), changes(two, 1)]);
+        for (query, all) in
+            [(&b"qemu:"[..], true), (b"qemu:dirty-bitmap:", true), (b"base:", false), (b"qemu:x:", false)]
+        {
+            assert_eq!(names_all_snapshots(&[query], true), all);
+            assert!(!names_all_snapshots(&[query], false));
+        }
     }
 
     #[test]

@@ -175,6 +175,9 @@ pub const STATE_HOLE: u32 = 1 << 0;
 /// `base:allocation`: reads as zero.
 pub const STATE_ZERO: u32 = 1 << 1;
 
+/// `qemu:dirty-bitmap:...`: may differ.
+pub const STATE_DIRTY: u32 = 1 << 0;
+
 /// The error values that the protocol knows, as far as they are used here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]

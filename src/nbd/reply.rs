@@ -4,11 +4,12 @@
 //! ([`read_head`]); everything else is appended to a growing message.
 
 use super::protocol::{
-    EXTENDED_REPLY_MAGIC, Errno, Filler, Put, SIMPLE_REPLY_MAGIC, STATE_HOLE, STATE_ZERO, STRUCTURED_REPLY_MAGIC,
-    Style, chunk,
+    EXTENDED_REPLY_MAGIC, Errno, Filler, Put, SIMPLE_REPLY_MAGIC, STATE_DIRTY, STATE_HOLE, STATE_ZERO,
+    STRUCTURED_REPLY_MAGIC, Style, chunk,
 };
-use crate::block_device::{Residence, ResidenceExtent};
+use crate::block_device::{ChangeExtent, Residence, ResidenceExtent};
 use crate::limits::NBD_STRING_BYTES_MAX;
+use crate::units::SnapshotId;
 
 /// Which request a reply belongs to.
 #[derive(Clone, Copy, Debug)]
@@ -26,17 +27,25 @@ pub enum MetaContext {
     Allocation,
     /// `varve:residence`: 0 in the write log, 1 in the read cache, 2 in the store only, 3 nowhere (a hole).
     Residence,
+    /// `qemu:dirty-bitmap:vs_...`: 1 where the content may differ from that snapshot, 0 elsewhere.
+    Changes {
+        /// The snapshot.
+        since: SnapshotId,
+        /// Which of those that the client chose, counted from 0.
+        position: u32,
+    },
 }
 
-impl MetaContext {
-    /// All there are.
-    pub const ALL: [MetaContext; 2] = [MetaContext::Allocation, MetaContext::Residence];
+/// What the names of contexts of changes begin with; QEMU and backup programs know it.
+pub const CHANGES_PREFIX: &str = "qemu:dirty-bitmap:";
 
+impl MetaContext {
     /// The name by which clients choose it.
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
-            MetaContext::Allocation => "base:allocation",
-            MetaContext::Residence => "varve:residence",
+            MetaContext::Allocation => "base:allocation".to_owned(),
+            MetaContext::Residence => "varve:residence".to_owned(),
+            MetaContext::Changes { since, .. } => format!("{CHANGES_PREFIX}{since}"),
         }
     }
 
@@ -45,11 +54,12 @@ impl MetaContext {
         match self {
             MetaContext::Allocation => 1,
             MetaContext::Residence => 2,
+            MetaContext::Changes { position, .. } => 3 + position,
         }
     }
 
-    /// The status of an extent in this context.
-    pub fn status(self, residence: Residence) -> u32 {
+    /// The status of an extent in this context, as far as its residence tells.
+    fn status(self, residence: Residence) -> u32 {
         match (self, residence) {
             (MetaContext::Allocation, Residence::Hole) => STATE_HOLE | STATE_ZERO,
             (MetaContext::Allocation, Residence::Log | Residence::Cache | Residence::Store) => 0,
@@ -57,7 +67,31 @@ impl MetaContext {
             (MetaContext::Residence, Residence::Cache) => 1,
             (MetaContext::Residence, Residence::Store) => 2,
             (MetaContext::Residence, Residence::Hole) => 3,
+            (MetaContext::Changes { .. }, _) => STATE_DIRTY,
         }
+    }
+}
+
+/// Runs of bytes and their status in one context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The context's number.
+    pub id: u32,
+    /// Bytes and status, in order; neighbours differ.
+    pub runs: Vec<(u64, u32)>,
+}
+
+impl Status {
+    /// Where extents are, as one context sees it, cut to `length` bytes.
+    pub fn of_residence(context: MetaContext, extents: &[ResidenceExtent], length: u64) -> Self {
+        let runs = extents.iter().map(|extent| (extent.length, context.status(extent.residence)));
+        Status { id: context.id(), runs: joined(runs, length) }
+    }
+
+    /// What may have changed, cut to `length` bytes.
+    pub fn of_changes(context: MetaContext, extents: &[ChangeExtent], length: u64) -> Self {
+        let runs = extents.iter().map(|extent| (extent.length, if extent.changed { STATE_DIRTY } else { 0 }));
+        Status { id: context.id(), runs: joined(runs, length) }
     }
 }
 
@@ -115,36 +149,28 @@ pub fn error(out: &mut impl Put, style: Style, to: Address, errno: Errno, messag
     out.put(&message[..usize::from(length)]);
 }
 
-/// Appends a chunk for each of `contexts`; `extents` are cut to `length` bytes, and to one per chunk with `only_one`.
-/// Appends nothing and returns false if there is no extent to tell of.
-pub fn block_status(
-    out: &mut Vec<u8>,
-    style: Style,
-    to: Address,
-    contexts: &[MetaContext],
-    extents: &[ResidenceExtent],
-    length: u64,
-    only_one: bool,
-) -> bool {
-    for (position, &context) in contexts.iter().enumerate() {
-        let mut runs = status_runs(context, extents, length);
-        if only_one {
-            runs.truncate(1);
-        }
-        let (Ok(count), false) = (u32::try_from(runs.len()), runs.is_empty()) else { return false };
-        let flags = if position + 1 == contexts.len() { chunk::FLAG_DONE } else { 0 };
+/// Appends a chunk for each context, with one run only for `only_one`. Appends nothing and returns false if there is nothing to tell of one.
+pub fn block_status(out: &mut Vec<u8>, style: Style, to: Address, statuses: &[Status], only_one: bool) -> bool {
+    if statuses.is_empty() || statuses.iter().any(|status| status.runs.is_empty()) {
+        return false;
+    }
+    for (position, status) in statuses.iter().enumerate() {
+        let runs = &status.runs[..if only_one { 1 } else { status.runs.len() }];
+        // The device was asked for some thousand extents at most.
+        let count = u32::try_from(runs.len()).unwrap_or(u32::MAX);
+        let flags = if position + 1 == statuses.len() { chunk::FLAG_DONE } else { 0 };
         if style == Style::Extended {
             chunk_head(out, style, flags, chunk::BLOCK_STATUS_EXT, to, 8 + 16 * count);
-            out.put_u32(context.id());
+            out.put_u32(status.id);
             out.put_u32(count);
-            for (length, status) in runs {
+            for &(length, status) in runs {
                 out.put_u64(length);
                 out.put_u64(u64::from(status));
             }
         } else {
             chunk_head(out, style, flags, chunk::BLOCK_STATUS, to, 4 + 8 * count);
-            out.put_u32(context.id());
-            for (length, status) in runs {
+            out.put_u32(status.id);
+            for &(length, status) in runs {
                 // A compact request is no longer than 32 bits can say, and runs are cut to the request.
                 out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
                 out.put_u32(status);
@@ -154,21 +180,20 @@ pub fn block_status(
     true
 }
 
-/// The extents as one context sees them: neighbours of the same status are one run.
-fn status_runs(context: MetaContext, extents: &[ResidenceExtent], length: u64) -> Vec<(u64, u32)> {
-    let mut runs: Vec<(u64, u32)> = Vec::new();
+/// The first `length` bytes of these runs; neighbours of the same status are one.
+fn joined(runs: impl Iterator<Item = (u64, u32)>, length: u64) -> Vec<(u64, u32)> {
+    let mut joined: Vec<(u64, u32)> = Vec::new();
     let mut left = length;
-    for extent in extents {
-        let take = extent.length.min(left);
+    for (length, status) in runs {
+        let take = length.min(left);
         left -= take;
-        let status = context.status(extent.residence);
-        match runs.last_mut() {
+        match joined.last_mut() {
             _ if take == 0 => {}
             Some(last) if last.1 == status => last.0 += take,
-            _ => runs.push((take, status)),
+            _ => joined.push((take, status)),
         }
     }
-    runs
+    joined
 }
 
 #[cfg(test)]
@@ -208,10 +233,18 @@ mod tests {
             ResidenceExtent { length: 4096, residence: Residence::Store },
             ResidenceExtent { length: 1 << 40, residence: Residence::Hole },
         ];
-        assert_eq!(status_runs(MetaContext::Allocation, &extents, 10_000), [(8192, 0), (1808, 3)]);
-        assert_eq!(status_runs(MetaContext::Residence, &extents, 10_000), [(4096, 0), (4096, 2), (1808, 3)]);
+        assert_eq!(Status::of_residence(MetaContext::Allocation, &extents, 10_000).runs, [(8192, 0), (1808, 3)]);
+        assert_eq!(
+            Status::of_residence(MetaContext::Residence, &extents, 10_000).runs,
+            [(4096, 0), (4096, 2), (1808, 3)]
+        );
+        let changes = [(4096, true), (4096, true), (1 << 40, false)];
+        let changes = changes.map(|(length, changed)| ChangeExtent { length, changed });
+        let context = MetaContext::Changes { since: SnapshotId(7), position: 1 };
+        assert_eq!(Status::of_changes(context, &changes, 10_000), Status { id: 4, runs: vec![(8192, 1), (1808, 0)] });
         let mut out = Vec::new();
-        assert!(!block_status(&mut out, Style::Extended, TO, &MetaContext::ALL, &[], 1, false));
+        let nothing = [Status::of_changes(context, &changes, 1), Status { id: 1, runs: Vec::new() }];
+        assert!(!block_status(&mut out, Style::Extended, TO, &nothing, false));
         assert!(out.is_empty());
     }
 }

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 
 use super::flow::{Charge, Flow};
 use super::protocol::{Errno, Style};
-use super::reply::{self, Address, MetaContext};
+use super::reply::{self, Address, MetaContext, Status};
 use super::writer::Writer;
 use crate::block_device::{BlockDevice, Change, CommitDone};
 use crate::error::{Error, ErrorKind, Result};
@@ -142,17 +142,37 @@ impl StatusQuery {
 /// Tells where a range is.
 pub async fn block_status(ticket: Ticket, query: StatusQuery) {
     let session = ticket.session.clone();
-    let extents_max = if query.only_one { ONE_RUN_EXTENTS } else { NBD_STATUS_EXTENTS_MAX };
-    let extents = match session.device.residence(ticket.to.offset, query.length, extents_max).await {
-        Ok(extents) => extents,
+    let (to, style) = (ticket.to, session.style);
+    let statuses = match statuses(&*session.device, to.offset, &query).await {
+        Ok(statuses) => statuses,
         Err(error) => return ticket.finish(&Err(error)),
     };
-    let extents = &extents[..extents.len().min(extents_max)];
     let mut bytes = Vec::new();
-    let (to, style) = (ticket.to, session.style);
-    if reply::block_status(&mut bytes, style, to, &query.contexts, extents, query.length, query.only_one) {
+    if reply::block_status(&mut bytes, style, to, &statuses, query.only_one) {
         ticket.send(bytes);
     } else {
         ticket.finish(&Err(Error::new(ErrorKind::Io, "the device told of no extent")));
     }
+}
+
+/// Asks the device for each context; where its bytes are only once.
+async fn statuses(device: &dyn BlockDevice, offset: u64, query: &StatusQuery) -> Result<Vec<Status>> {
+    let extents_max = if query.only_one { ONE_RUN_EXTENTS } else { NBD_STATUS_EXTENTS_MAX };
+    let mut residence = None;
+    let mut statuses = Vec::with_capacity(query.contexts.len());
+    for &context in &query.contexts {
+        statuses.push(if let MetaContext::Changes { since, .. } = context {
+            let extents = device.changed_since(since, offset, query.length, extents_max).await?;
+            Status::of_changes(context, &extents[..extents.len().min(extents_max)], query.length)
+        } else {
+            let extents = match residence.take() {
+                Some(extents) => extents,
+                None => device.residence(offset, query.length, extents_max).await?,
+            };
+            let status = Status::of_residence(context, &extents[..extents.len().min(extents_max)], query.length);
+            residence = Some(extents);
+            status
+        });
+    }
+    Ok(statuses)
 }

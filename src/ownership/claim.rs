@@ -54,6 +54,12 @@ pub async fn claim(store: &dyn Store, loaded: &Loaded, owner: Owner, permit: Per
 /// # Errors
 /// As [`claim`], but for `Conflict`.
 pub fn may_claim(manifest: &Manifest, permit: Permit) -> Result<()> {
+    if manifest.being_made {
+        return Err(Error::invalid(format!(
+            "volume {} is still being made, or its import never ended: it cannot be attached",
+            manifest.volume
+        )));
+    }
     if manifest.destroyed_at.is_some() {
         return Err(Error::invalid(format!(
             "volume {0} is destroyed: 'varve volumes undelete {0}' brings it back",

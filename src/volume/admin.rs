@@ -147,6 +147,11 @@ impl Admin {
     /// `Invalid` if it is not destroyed, or was too long ago.
     pub async fn undelete_volume(&self, id: VolumeId) -> Result<VolumeSummary> {
         self.change(id, |manifest| {
+            if manifest.being_made {
+                return Err(Error::invalid(format!(
+                    "volume {id} is still being made, or its import never ended: there is nothing to bring back"
+                )));
+            }
             let Some(destroyed_at) = manifest.destroyed_at else {
                 return Err(Error::invalid(format!("volume {id} is not destroyed")));
             };

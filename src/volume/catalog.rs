@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::error::Result;
+use crate::format::lineage::SnapshotRecord;
+use crate::lineage;
 use crate::ownership;
 use crate::store::Store;
 use crate::units::{ByteLen, VolumeId};
@@ -28,6 +30,17 @@ pub struct Known {
     /// Name.
     pub name: String,
     /// Size in bytes.
+    pub size: ByteLen,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<KnownSnapshot>,
+}
+
+/// A snapshot that can be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownSnapshot {
+    /// What it says of itself.
+    pub record: SnapshotRecord,
+    /// Size of the volume then, in bytes.
     pub size: ByteLen,
 }
 
@@ -72,7 +85,7 @@ impl Catalog {
         }
         if let Ok(id) = view.only(&*self.store, name)
             && let Ok(loaded) = ownership::load(&*self.store, id).await
-            && loaded.manifest.destroyed_at.is_none()
+            && loaded.manifest.is_shown()
             && loaded.manifest.name == name
         {
             return Ok(id);
@@ -89,8 +102,13 @@ impl Catalog {
         let mut view = View { began: clock::uptime(), volumes: Vec::new() };
         for (id, loaded) in ownership::list(&*self.store).await? {
             match loaded {
-                Ok(loaded) if loaded.manifest.destroyed_at.is_none() => {
-                    view.volumes.push(Known { id, name: loaded.manifest.name, size: loaded.manifest.size });
+                Ok(loaded) if loaded.manifest.is_shown() => {
+                    let snapshots = lineage::snapshots(&loaded.manifest).into_iter();
+                    let snapshots = snapshots
+                        .map(|(record, moment)| KnownSnapshot { record: record.clone(), size: moment.size })
+                        .collect();
+                    let manifest = loaded.manifest;
+                    view.volumes.push(Known { id, name: manifest.name, size: manifest.size, snapshots });
                 }
                 Ok(loaded) => self.timer.note(purge::due(&loaded.manifest)),
                 Err(error) => tracing::warn!(volume = %id, %error, "passed over while looking for volumes"),

@@ -5,45 +5,56 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::block_device::{Attempt, BlockDevice, Change, CommitDone, Geometry, ResidenceExtent};
+use crate::block_device::{Attempt, BlockDevice, Change, ChangeExtent, CommitDone, Geometry, ResidenceExtent};
 use crate::error::Result;
 use crate::service::Durability;
-use crate::units::BLOCK_SIZE;
+use crate::units::{BLOCK_SIZE, SnapshotId};
 use crate::volume::core::Volume;
+use crate::volume::frozen_device::Compared;
 use crate::volume::gate::Refusal;
 
-/// An attached volume, as a block device.
-pub struct VolumeDevice(pub Arc<Volume>);
+/// An attached volume, as one client's block device.
+pub struct VolumeDevice {
+    volume: Arc<Volume>,
+    compared: Compared,
+}
+
+impl VolumeDevice {
+    /// A device of this volume.
+    pub fn new(volume: Arc<Volume>) -> Self {
+        VolumeDevice { volume, compared: Compared::default() }
+    }
+}
 
 #[async_trait]
 impl BlockDevice for VolumeDevice {
     fn geometry(&self) -> Geometry {
-        Geometry { size: self.0.size_bytes(), read_only: false, preferred_block: BLOCK_SIZE as u32 }
+        Geometry { size: self.volume.size_bytes(), read_only: false, preferred_block: BLOCK_SIZE as u32 }
     }
 
     fn try_change(&self, changes: &[Change<&[u8]>], outcomes: &mut Vec<Attempt>) {
-        self.0.try_changes(changes, outcomes);
+        self.volume.try_changes(changes, outcomes);
     }
 
     async fn change(&self, change: Change<Bytes>) -> Result<()> {
-        self.0.change_waiting(change).await
+        self.volume.change_waiting(change).await
     }
 
     fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Attempt {
-        self.0.try_read_bytes(offset, buffer)
+        self.volume.try_read_bytes(offset, buffer)
     }
 
     async fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        self.0.read_bytes(offset, buffer).await
+        self.volume.read_bytes(offset, buffer).await
     }
 
     fn commit(&self, done: CommitDone) {
-        match self.0.gate.check() {
-            Ok(()) => self.0.commit_now(done),
+        match self.volume.gate.check() {
+            Ok(()) => self.volume.commit_now(done),
             Err(Refusal::Closed(error)) => done(Err(error)),
             Err(Refusal::Doubtful) => {
-                let volume = self.0.clone();
-                self.0.shared.runtime.spawn(async move {
+                let volume = self.volume.clone();
+                self.volume.shared.runtime.spawn(async move {
                     match volume.pass_gate().await {
                         Ok(()) => volume.commit_now(done),
                         Err(error) => done(Err(error)),
@@ -54,13 +65,24 @@ impl BlockDevice for VolumeDevice {
     }
 
     async fn prefetch(&self, offset: u64, length: u64) -> Result<()> {
-        self.0.pass_gate().await?;
-        self.0.check_range(offset, length)?;
-        self.0.bring_near(offset, length).await
+        self.volume.pass_gate().await?;
+        self.volume.check_range(offset, length)?;
+        self.volume.bring_near(offset, length).await
     }
 
     async fn residence(&self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<ResidenceExtent>> {
-        self.0.residence_of(offset, length, extents_max).await
+        self.volume.residence_of(offset, length, extents_max).await
+    }
+
+    async fn changed_since(
+        &self,
+        snapshot: SnapshotId,
+        offset: u64,
+        length: u64,
+        extents_max: usize,
+    ) -> Result<Vec<ChangeExtent>> {
+        let map = self.compared.get(&self.volume.shared, snapshot).await?;
+        self.volume.changed_since(&map, offset, length, extents_max).await
     }
 }
 

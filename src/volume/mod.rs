@@ -10,7 +10,8 @@
 //! | `open`, `claims`, `rescue` | attaching, again after a crash meanwhile, and logs that are no longer part of the history |
 //! | `gate` | may requests be taken? |
 //! | `family`, `schedule` | moments, snapshots, forks, growth; snapshots by themselves |
-//! | `pages`, `fetch`, `read_ahead` | map pages and frames, near and far |
+//! | `pages`, `fetch`, `near`, `read_ahead` | map pages and frames, near and far |
+//! | `frozen_device` | snapshots as disks |
 //! | `fleet`, `serve`, `catalog`, `stop` | volumes that come and go; the fleet behind the doors, and the names it is asked for |
 //! | `admin`, `admin_family`, `admin_usage`, `check`, `dump`, `purge`, `root` | what needs no owner |
 //! | `shared`, `state_directory` | what all volumes of a daemon share, and where it lies |
@@ -28,8 +29,10 @@ mod dump;
 mod family;
 mod fetch;
 mod fleet;
+mod frozen_device;
 mod gate;
 mod local_state;
+mod near;
 mod open;
 mod pages;
 mod progress;

@@ -11,7 +11,7 @@
 //! After a crash RocksDB may hold pages that are newer than the checkpoint: replaying the segments behind the checkpoint over
 //! them ends in the same state, since the last write of every block comes last again.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -20,10 +20,12 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::checkpoint::{Checkpoint, PageSource};
 use crate::error::Result;
+use crate::format::map_object::PageRef;
 use crate::format::page::{open_page, seal_page};
 use crate::format::segment::{EntryKind, SegmentIndex};
 use crate::index::Index;
-use crate::limits::PAGE_BLOCKS;
+use crate::limits::{DIRECTORY_PAGES, PAGE_BLOCKS};
+use crate::lineage::{MapView, OccupiedPage};
 use crate::map::{MapPage, PageIndex, PagePlace};
 use crate::segment::apply_entry;
 use crate::units::{BlockCount, BlockRange, VolumeId};
@@ -338,4 +340,42 @@ fn apply_postponed(page: &mut MapPage, index: PageIndex, segment: &SegmentIndex,
     let (start, end) = (range.start.max(blocks.start), range.end().min(blocks.end()));
     let part = BlockRange::new(start, BlockCount(end.0 - start.0));
     apply_entry(page, index, part, entry, segment.header.id);
+}
+
+impl PageTable {
+    /// The checkpoint below, and the pages of a directory that differ from it. A page too many may be named while a checkpoint is written.
+    fn state_of(&self, which: u32) -> (Arc<Checkpoint>, Vec<PageIndex>) {
+        let first = u64::from(which) * DIRECTORY_PAGES;
+        let residents = self.residents.lock();
+        let changed = residents.changed.range(PageIndex(first)..PageIndex(first + DIRECTORY_PAGES)).copied().collect();
+        (self.base(), changed)
+    }
+}
+
+#[async_trait]
+impl MapView for PageTable {
+    fn directory(&self, which: u32) -> (Option<PageRef>, bool) {
+        let (base, changed) = self.state_of(which);
+        (base.reference(which), !changed.is_empty())
+    }
+
+    async fn occupied(&self, which: u32) -> Result<Vec<OccupiedPage>> {
+        let (base, changed) = self.state_of(which);
+        let first = u64::from(which) * DIRECTORY_PAGES;
+        let directory = base.directory(which).await?;
+        let mut pages: BTreeMap<PageIndex, OccupiedPage> = BTreeMap::new();
+        for (slot, reference) in directory.iter() {
+            let index = PageIndex(first + u64::from(*slot));
+            pages.insert(index, OccupiedPage { index, reference: Some(*reference), is_replayed: false });
+        }
+        for index in changed {
+            let page = pages.entry(index).or_insert(OccupiedPage { index, reference: None, is_replayed: true });
+            page.is_replayed = true;
+        }
+        Ok(pages.into_values().collect())
+    }
+
+    async fn page(&self, index: PageIndex) -> Result<Arc<MapPage>> {
+        self.load(index).await
+    }
 }

@@ -5,21 +5,19 @@
 
 use std::sync::Arc;
 
-use crate::block_device::{Attempt, Residence, ResidenceExtent};
+use crate::block_device::{Attempt, ChangeExtent, Residence, ResidenceExtent};
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::REQUEST_BYTES_MAX;
+use crate::lineage::{self, FrozenMap};
 use crate::log::LogRead;
 use crate::map::{LogPlace, OverlayPlace, PagePlace, SegmentPlace};
-use crate::units::{BLOCK_SIZE, BlockRange, FrameId};
+use crate::units::BlockRange;
 use crate::volume::core::Volume;
 use crate::volume::fetch::{self, Piece};
 use crate::volume::gate::Refusal;
+use crate::volume::near::{self, Loads, Residences};
 
 /// How often a read looks up again because the log gave a place back, before it is called damaged.
 const LOOKUPS_MAX: usize = 100;
-
-/// How much of a volume one query looks at, so that it ends soon on a large and empty one.
-const RESIDENCE_SCAN_BYTES: u64 = 4 << 30;
 
 /// Where a run of blocks is.
 #[derive(Clone, Copy, Debug)]
@@ -34,12 +32,7 @@ type Runs = Vec<(BlockRange, Source)>;
 impl Volume {
     /// Checks a range of bytes.
     pub(super) fn check_range(&self, offset: u64, length: u64) -> Result<()> {
-        let size = self.size_bytes();
-        if length == 0 || offset.checked_add(length).is_none_or(|end| end > size) {
-            let message = format!("{length} bytes at {offset} do not lie within volume {} ({size} bytes)", self.id);
-            return Err(Error::invalid(message));
-        }
-        Ok(())
+        near::check_range(format_args!("volume {}", self.id), self.size_bytes(), offset, length)
     }
 
     pub(super) fn try_read_bytes(self: &Arc<Self>, offset: u64, buffer: &mut [u8]) -> Attempt {
@@ -51,26 +44,16 @@ impl Volume {
         if let Err(error) = checked {
             return Attempt::Failed(error);
         }
-        let range = BlockRange::covering(offset, buffer.len() as u64);
-        if is_whole(offset, buffer.len()) {
-            return self.try_read_blocks(range, buffer);
-        }
-        let mut blocks = vec![0; range.count.bytes().0 as usize];
-        let outcome = self.try_read_blocks(range, &mut blocks);
-        let start = (offset - range.start.byte_offset()) as usize;
-        buffer.copy_from_slice(&blocks[start..start + buffer.len()]);
-        outcome
+        near::try_read_bytes(offset, buffer, |range, blocks| self.try_read_blocks(range, blocks))
     }
 
     pub(super) async fn read_bytes(self: &Arc<Self>, offset: u64, buffer: &mut [u8]) -> Result<()> {
         self.pass_gate().await?;
         self.check_range(offset, buffer.len() as u64)?;
-        if buffer.len() as u64 > REQUEST_BYTES_MAX {
-            return Err(Error::invalid(format!("a read of {} bytes is longer than {REQUEST_BYTES_MAX}", buffer.len())));
-        }
+        near::check_read_length(buffer.len())?;
         self.note_stream(offset, buffer.len() as u64);
         let range = BlockRange::covering(offset, buffer.len() as u64);
-        if is_whole(offset, buffer.len()) {
+        if near::is_whole(offset, buffer.len()) {
             return self.read_blocks(range, buffer).await;
         }
         let mut blocks = vec![0; range.count.bytes().0 as usize];
@@ -88,7 +71,7 @@ impl Volume {
             return Attempt::WouldBlock;
         }
         for (run, source) in runs {
-            let part = slice_of(range, run, buffer);
+            let part = near::slice_of(range, run, buffer);
             match source {
                 Source::Zero => part.fill(0),
                 Source::Segment(place) => {
@@ -197,25 +180,18 @@ impl Volume {
 
     /// Brings a range into the memory part of the cache.
     pub(super) async fn bring_near(&self, offset: u64, length: u64) -> Result<()> {
-        let step = 4 << 20;
         let mut at = offset;
-        let mut fetches = Vec::new();
+        let mut loads = Loads::default();
         while at < offset + length {
-            let part = step.min(offset + length - at);
-            let runs = self.gather_waiting(BlockRange::covering(at, part)).await?;
-            for (run, source) in runs {
+            let part = near::NEAR_STEP_BYTES.min(offset + length - at);
+            for (run, source) in self.gather_waiting(BlockRange::covering(at, part)).await? {
                 if let Source::Segment(place) = source {
-                    let shared = self.shared.clone();
-                    let load = async move { fetch::load_frames(&shared, place, run.count.0).await.map(drop) };
-                    fetches.push(self.shared.runtime.spawn(load));
+                    loads.begin(&self.shared, place, run.count.0);
                 }
             }
             at += part;
         }
-        for fetch in fetches {
-            fetch.await.map_err(|_| Error::new(ErrorKind::Stopping, "the daemon is stopping"))??;
-        }
-        Ok(())
+        loads.finish().await
     }
 
     /// Says where the bytes of a range are.
@@ -227,61 +203,52 @@ impl Volume {
     ) -> Result<Vec<ResidenceExtent>> {
         self.pass_gate().await?;
         self.check_range(offset, length)?;
-        let mut extents: Vec<ResidenceExtent> = Vec::new();
+        let mut residences = Residences::default();
         let end = offset + length;
         let mut at = offset;
-        let scan_end = end.min(offset + RESIDENCE_SCAN_BYTES);
-        while at < scan_end && extents.len() <= extents_max {
-            let part = (scan_end - at).min(64 << 20);
+        let scan_end = end.min(offset + near::RESIDENCE_SCAN_BYTES);
+        while at < scan_end && residences.len() <= extents_max {
+            let part = (scan_end - at).min(near::RESIDENCE_STEP_BYTES);
             for (run, source) in self.gather_waiting(BlockRange::covering(at, part)).await? {
-                let from = run.start.byte_offset().max(at);
-                let to = run.end().byte_offset().min(end);
-                for (length, residence) in self.residences(source, to - from) {
-                    match extents.last_mut() {
-                        Some(last) if last.residence == residence => last.length += length,
-                        _ => extents.push(ResidenceExtent { length, residence }),
-                    }
+                let length = run.end().byte_offset().min(end) - run.start.byte_offset().max(at);
+                match source {
+                    Source::Zero => residences.push(length, Residence::Hole),
+                    Source::Log(_) => residences.push(length, Residence::Log),
+                    Source::Segment(place) => residences.push_segment(&self.shared, place, length),
                 }
             }
             at += part;
         }
-        extents.truncate(extents_max.max(1));
-        Ok(extents)
+        Ok(residences.finish(extents_max))
     }
 
-    /// The residence of a run, frame by frame where it lies in a segment.
-    fn residences(&self, source: Source, length: u64) -> Vec<(u64, Residence)> {
-        let place = match source {
-            Source::Zero => return vec![(length, Residence::Hole)],
-            Source::Log(_) => return vec![(length, Residence::Log)],
-            Source::Segment(place) => place,
-        };
-        let frame_blocks = crate::limits::FRAME_BLOCKS;
-        let (mut block, mut left) = (u64::from(place.block), length);
-        let mut residences = Vec::new();
-        while left > 0 {
-            let id = FrameId { segment: place.segment, frame: (block / frame_blocks) as u32 };
-            let in_frame = (frame_blocks - block % frame_blocks) * BLOCK_SIZE;
-            let cached = self.shared.cache.contains(id);
-            let part = in_frame.min(left);
-            residences.push((part, if cached { Residence::Cache } else { Residence::Store }));
-            block += in_frame / BLOCK_SIZE;
-            left -= part;
-        }
-        residences
+    /// Says where a range may differ from a snapshot. What is not stored yet was written after every snapshot that there is.
+    pub(super) async fn changed_since(
+        &self,
+        snapshot: &FrozenMap,
+        offset: u64,
+        length: u64,
+        extents_max: usize,
+    ) -> Result<Vec<ChangeExtent>> {
+        self.pass_gate().await?;
+        self.check_range(offset, length)?;
+        // Looked at first: what is stored by now has reached the pages, which are compared afterwards.
+        let stored = self.progress.lock().stored().end;
+        let range = BlockRange::covering(offset, length);
+        let mut changed = Vec::new();
+        self.overlay.read().lookup(range, |run, place| match place {
+            OverlayPlace::Log(LogPlace { record, .. }) | OverlayPlace::Zero(record) if record >= stored => {
+                changed.push(run);
+            }
+            _ => {}
+        });
+        let (compared, looked) = lineage::changes_within(snapshot, &self.pages, range, extents_max).await?;
+        changed.extend(compared);
+        changed.sort_by_key(|run| run.start);
+        Ok(near::change_extents(offset, offset + length, looked, &changed, extents_max))
     }
 }
 
 fn from_page(place: PagePlace) -> (BlockRange, Source) {
     (place.range, place.place.map_or(Source::Zero, Source::Segment))
-}
-
-fn is_whole(offset: u64, length: usize) -> bool {
-    offset.is_multiple_of(BLOCK_SIZE) && (length as u64).is_multiple_of(BLOCK_SIZE)
-}
-
-/// The part of `buffer`, which holds `range`, that holds `run`.
-fn slice_of(range: BlockRange, run: BlockRange, buffer: &mut [u8]) -> &mut [u8] {
-    let start = ((run.start.0 - range.start.0) * BLOCK_SIZE) as usize;
-    &mut buffer[start..start + run.count.bytes().0 as usize]
 }

@@ -5,19 +5,21 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::block_device::{ExportEntry, Exports, Geometry, OpenDevice};
+use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::lineage;
 use crate::ownership;
 use crate::service::{
     AttachReport, AttachedStatus, DaemonStatus, NewForks, NewSnapshot, Service, SnapshotSummary, VolumeChange,
     VolumeSummary,
 };
 use crate::store::Counts;
-use crate::units::{BLOCK_SIZE, VolumeId};
+use crate::units::{BLOCK_SIZE, SnapshotId, VolumeId};
 use crate::volume::admin::summary;
-use crate::volume::catalog::Known;
 use crate::volume::core::Volume;
 use crate::volume::device::VolumeDevice;
 use crate::volume::fleet::Fleet;
+use crate::volume::frozen_device::{FrozenDevice, frozen_geometry};
 
 /// The fleet behind the NBD server.
 pub struct FleetExports(pub Arc<Fleet>);
@@ -25,23 +27,31 @@ pub struct FleetExports(pub Arc<Fleet>);
 #[async_trait]
 impl Exports for FleetExports {
     async fn list(&self) -> Result<Vec<ExportEntry>> {
-        let known = self.0.catalog.list().await?;
-        let entry = |known: Known| ExportEntry {
-            name: known.id.to_string(),
-            description: format!("{} ({} bytes)", known.name, known.size),
-        };
-        Ok(known.into_iter().map(entry).collect())
+        let now = clock::now();
+        let mut entries = Vec::new();
+        for known in self.0.catalog.list().await? {
+            let description = format!("{} ({} bytes)", known.name, known.size);
+            entries.push(ExportEntry { name: known.id.to_string(), description });
+            for snapshot in known.snapshots.iter().filter(|snapshot| !snapshot.record.is_expired(now)) {
+                let name = snapshot.record.name.as_ref().map(|name| format!(" '{name}'")).unwrap_or_default();
+                let description = format!("snapshot{name} of {} ({} bytes)", known.name, snapshot.size);
+                entries.push(ExportEntry { name: snapshot.record.id.to_string(), description });
+            }
+        }
+        Ok(entries)
     }
 
     async fn inspect(&self, name: &str) -> Result<Geometry> {
-        let id = self.0.resolve(name).await?;
+        let store = &*self.0.shared.store;
+        let id = match self.export(name).await? {
+            Export::Volume(id) => id,
+            Export::Snapshot(id) => return Ok(frozen_geometry(lineage::find(store, id).await?.moment.size.0)),
+        };
         let size = match self.0.find(id) {
             Some(volume) => volume.status().size,
             None => {
-                let manifest = ownership::load(&*self.0.shared.store, id).await?.manifest;
-                if manifest.destroyed_at.is_some() {
-                    return Err(Error::not_found(format!("volume {id} is destroyed")));
-                }
+                let manifest = ownership::load(store, id).await?.manifest;
+                lineage::only_if_usable(&manifest)?;
                 manifest.size
             }
         };
@@ -49,10 +59,54 @@ impl Exports for FleetExports {
     }
 
     async fn open(&self, name: &str) -> Result<OpenDevice> {
-        let id = self.0.resolve(name).await?;
-        let (volume, _) = self.0.attach(id, false, true).await?;
-        let session = Session { fleet: self.0.clone(), volume: volume.clone() };
-        Ok(OpenDevice { device: Arc::new(VolumeDevice(volume)), session: Box::new(session) })
+        match self.export(name).await? {
+            Export::Snapshot(id) => {
+                let device = FrozenDevice::open(&self.0.shared, id).await?;
+                Ok(OpenDevice { device: Arc::new(device), session: Box::new(()) })
+            }
+            Export::Volume(id) => {
+                let (volume, _) = self.0.attach(id, false, true).await?;
+                let session = Session { fleet: self.0.clone(), volume: volume.clone() };
+                Ok(OpenDevice { device: Arc::new(VolumeDevice::new(volume)), session: Box::new(session) })
+            }
+        }
+    }
+
+    async fn bitmaps(&self, name: &str, asked: Option<Vec<SnapshotId>>) -> Result<Vec<SnapshotId>> {
+        let store = &*self.0.shared.store;
+        let Some(asked) = asked else {
+            let manifest = match self.export(name).await? {
+                Export::Volume(id) => ownership::load(store, id).await?.manifest,
+                Export::Snapshot(id) => lineage::find(store, id).await?.volume.manifest,
+            };
+            let now = clock::now();
+            let own = lineage::snapshots(&manifest).into_iter().filter(|(record, _)| !record.is_expired(now));
+            return Ok(own.map(|(record, _)| record.id).collect());
+        };
+        let mut known = Vec::new();
+        for id in asked {
+            match lineage::find(store, id).await {
+                Ok(_) => known.push(id),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(known)
+    }
+}
+
+/// What an export's name means.
+enum Export {
+    Volume(VolumeId),
+    Snapshot(SnapshotId),
+}
+
+impl FleetExports {
+    async fn export(&self, name: &str) -> Result<Export> {
+        if name.starts_with("vs_") {
+            return name.parse().map(Export::Snapshot);
+        }
+        self.0.resolve(name).await.map(Export::Volume)
     }
 }
 

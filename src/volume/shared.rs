@@ -14,6 +14,7 @@ use crate::index::Index;
 use crate::store::Store;
 use crate::units::{ByteLen, FrameId, SegmentId, StoreId};
 use crate::volume::fetch::SegmentIndexCache;
+use crate::volume::frozen_device::FrozenMaps;
 use crate::volume::pages::PageBudget;
 
 /// How the engine is set up.
@@ -45,6 +46,8 @@ pub struct Shared {
     pub cache: Arc<ReadCache>,
     /// Indexes of segments, in memory.
     pub segment_indexes: SegmentIndexCache,
+    /// Maps of the snapshots in use.
+    pub frozen_maps: FrozenMaps,
     /// Memory of the map's pages.
     pub page_budget: Arc<PageBudget>,
     /// Threads that pack segments.

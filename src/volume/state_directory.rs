@@ -25,6 +25,7 @@ use crate::index::Index;
 use crate::store::Store;
 use crate::units::{ByteLen, StoreId};
 use crate::volume::fetch::SegmentIndexCache;
+use crate::volume::frozen_device::FrozenMaps;
 use crate::volume::pages::PageBudget;
 use crate::volume::shared::{EngineSettings, IndexWeight, Packers, Shared, SlotsInIndex};
 
@@ -94,6 +95,7 @@ pub fn open_on(
         index,
         cache,
         segment_indexes: SegmentIndexCache::with_weighter(1024, share(2).0, IndexWeight),
+        frozen_maps: FrozenMaps::default(),
         page_budget: Arc::new(PageBudget::new(usize::try_from(share(1).0).unwrap_or(usize::MAX))),
         packers: Packers::start()?,
         runtime,

@@ -82,12 +82,12 @@ fn runtime() -> Runtime {
 
 async fn write(volume: &Arc<Volume>, offset: u64, byte: u8) {
     let data = vec![byte; 4096].into();
-    VolumeDevice(volume.clone()).change(Change::Write { offset, data }).await.unwrap();
+    VolumeDevice::new(volume.clone()).change(Change::Write { offset, data }).await.unwrap();
 }
 
 async fn read(volume: &Arc<Volume>, offset: u64) -> u8 {
     let mut buffer = vec![0; 4096];
-    VolumeDevice(volume.clone()).read(offset, &mut buffer).await.unwrap();
+    VolumeDevice::new(volume.clone()).read(offset, &mut buffer).await.unwrap();
     assert!(buffer.iter().all(|byte| *byte == buffer[0]));
     buffer[0]
 }

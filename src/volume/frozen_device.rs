@@ -1,0 +1,262 @@
+//! Snapshots as disks, and as something to compare a disk with.
+//!
+//! A snapshot never changes: it is served to any number of clients of any number of hosts, without an owner, a log or a change
+//! in the store. Its clients here share one map of it, and the read cache with everything else. A client that has opened it goes on reading
+//! when it is destroyed; new ones are refused.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::block_device::{
+    Attempt, BlockDevice, Change, ChangeExtent, CommitDone, Geometry, Residence, ResidenceExtent,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lineage::{self, FrozenMap};
+use crate::store::Store;
+use crate::units::{BLOCK_SIZE, BlockRange, SnapshotId};
+use crate::volume::fetch::{self, Piece};
+use crate::volume::near::{self, Loads, Residences};
+use crate::volume::read_ahead::ReadAhead;
+use crate::volume::shared::Shared;
+
+/// The maps of snapshots that somebody uses here, one of each.
+#[derive(Default)]
+pub struct FrozenMaps(Mutex<HashMap<SnapshotId, Weak<FrozenMap>>>);
+
+impl FrozenMaps {
+    /// The map of a snapshot that exists: two requests, and what opening it takes if nobody here has.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such snapshot, or none any more; `Damaged`, and what the store says.
+    pub async fn open(&self, store: &Arc<dyn Store>, id: SnapshotId) -> Result<Arc<FrozenMap>> {
+        let found = lineage::find(&**store, id).await?;
+        if let Some(map) = self.0.lock().get(&id).and_then(Weak::upgrade) {
+            return Ok(map);
+        }
+        let map = Arc::new(FrozenMap::open(store, &found.moment).await?);
+        let mut known = self.0.lock();
+        // Somebody else may have opened it meanwhile.
+        if let Some(map) = known.get(&id).and_then(Weak::upgrade) {
+            return Ok(map);
+        }
+        known.retain(|_, map| map.strong_count() > 0);
+        known.insert(id, Arc::downgrade(&map));
+        Ok(map)
+    }
+}
+
+/// The snapshots that one client compares with; open as long as it is there.
+#[derive(Default)]
+pub struct Compared(tokio::sync::Mutex<HashMap<SnapshotId, Arc<FrozenMap>>>);
+
+impl Compared {
+    /// The map of a snapshot.
+    ///
+    /// # Errors
+    /// As [`FrozenMaps::open`].
+    pub async fn get(&self, shared: &Shared, id: SnapshotId) -> Result<Arc<FrozenMap>> {
+        let mut known = self.0.lock().await;
+        if let Some(map) = known.get(&id) {
+            return Ok(map.clone());
+        }
+        let map = shared.frozen_maps.open(&shared.store, id).await?;
+        known.insert(id, map.clone());
+        Ok(map)
+    }
+}
+
+struct Inner {
+    id: SnapshotId,
+    shared: Arc<Shared>,
+    map: Arc<FrozenMap>,
+    read_ahead: Mutex<ReadAhead>,
+    compared: Compared,
+}
+
+/// A snapshot, as one client's block device.
+pub struct FrozenDevice(Arc<Inner>);
+
+impl FrozenDevice {
+    /// Opens a snapshot.
+    ///
+    /// # Errors
+    /// As [`FrozenMaps::open`].
+    pub async fn open(shared: &Arc<Shared>, id: SnapshotId) -> Result<Self> {
+        let map = shared.frozen_maps.open(&shared.store, id).await?;
+        let shared = shared.clone();
+        Ok(FrozenDevice(Arc::new(Inner {
+            id,
+            shared,
+            map,
+            read_ahead: Mutex::default(),
+            compared: Compared::default(),
+        })))
+    }
+}
+
+/// What clients are told of a disk that never changes.
+pub fn frozen_geometry(size: u64) -> Geometry {
+    Geometry { size, read_only: true, preferred_block: BLOCK_SIZE as u32 }
+}
+
+impl Inner {
+    fn refusal(&self) -> Error {
+        let message = format!(
+            "snapshot {0} is read-only: 'varve volumes create NAME --snapshot-id {0}' makes a volume of it",
+            self.id
+        );
+        Error::new(ErrorKind::ReadOnly, message)
+    }
+
+    fn check_range(&self, offset: u64, length: u64) -> Result<()> {
+        near::check_range(format_args!("snapshot {}", self.id), self.map.size().0, offset, length)
+    }
+
+    fn try_read_blocks(&self, range: BlockRange, buffer: &mut [u8]) -> Attempt {
+        let mut places = Vec::new();
+        if !self.map.try_lookup(range, &mut places) {
+            return Attempt::WouldBlock;
+        }
+        for found in places {
+            let part = near::slice_of(range, found.range, buffer);
+            match found.place {
+                None => part.fill(0),
+                Some(place) if fetch::try_copy(&self.shared, place, part) => {}
+                Some(_) => return Attempt::WouldBlock,
+            }
+        }
+        Attempt::Done
+    }
+
+    async fn read_blocks(&self, range: BlockRange, buffer: &mut [u8]) -> Result<()> {
+        let mut places = Vec::new();
+        self.map.lookup(range, &mut places).await?;
+        let mut pieces = Vec::new();
+        let mut rest = buffer;
+        for found in places {
+            let (part, behind) = rest.split_at_mut(found.range.count.bytes().0 as usize);
+            rest = behind;
+            match found.place {
+                None => part.fill(0),
+                Some(place) => pieces.push(Piece { place, buffer: part }),
+            }
+        }
+        fetch::fetch(&self.shared, pieces).await
+    }
+
+    fn note_stream(self: &Arc<Self>, offset: u64, length: u64) {
+        let range = self.read_ahead.lock().note(offset, length, self.map.size().0);
+        if let Some(range) = range {
+            let disk = self.clone();
+            self.shared.runtime.spawn(async move {
+                if let Err(error) = disk.bring_near(range.start, range.end - range.start).await {
+                    tracing::debug!(snapshot = %disk.id, %error, "reading ahead failed");
+                }
+            });
+        }
+    }
+
+    async fn bring_near(&self, offset: u64, length: u64) -> Result<()> {
+        let mut at = offset;
+        let mut loads = Loads::default();
+        while at < offset + length {
+            let part = near::NEAR_STEP_BYTES.min(offset + length - at);
+            let mut places = Vec::new();
+            self.map.lookup(BlockRange::covering(at, part), &mut places).await?;
+            for found in places {
+                if let Some(place) = found.place {
+                    loads.begin(&self.shared, place, found.range.count.0);
+                }
+            }
+            at += part;
+        }
+        loads.finish().await
+    }
+}
+
+#[async_trait]
+impl BlockDevice for FrozenDevice {
+    fn geometry(&self) -> Geometry {
+        frozen_geometry(self.0.map.size().0)
+    }
+
+    fn try_change(&self, changes: &[Change<&[u8]>], outcomes: &mut Vec<Attempt>) {
+        outcomes.extend(changes.iter().map(|_| Attempt::Failed(self.0.refusal())));
+    }
+
+    async fn change(&self, _: Change<Bytes>) -> Result<()> {
+        Err(self.0.refusal())
+    }
+
+    fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Attempt {
+        match self.0.check_range(offset, buffer.len() as u64) {
+            Ok(()) => near::try_read_bytes(offset, buffer, |range, blocks| self.0.try_read_blocks(range, blocks)),
+            Err(error) => Attempt::Failed(error),
+        }
+    }
+
+    async fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.0.check_range(offset, buffer.len() as u64)?;
+        near::check_read_length(buffer.len())?;
+        self.0.note_stream(offset, buffer.len() as u64);
+        let range = BlockRange::covering(offset, buffer.len() as u64);
+        if near::is_whole(offset, buffer.len()) {
+            return self.0.read_blocks(range, buffer).await;
+        }
+        let mut blocks = vec![0; range.count.bytes().0 as usize];
+        self.0.read_blocks(range, &mut blocks).await?;
+        let start = (offset - range.start.byte_offset()) as usize;
+        buffer.copy_from_slice(&blocks[start..start + buffer.len()]);
+        Ok(())
+    }
+
+    /// Everything is in the store already.
+    fn commit(&self, done: CommitDone) {
+        done(Ok(()));
+    }
+
+    async fn prefetch(&self, offset: u64, length: u64) -> Result<()> {
+        self.0.check_range(offset, length)?;
+        self.0.bring_near(offset, length).await
+    }
+
+    async fn residence(&self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<ResidenceExtent>> {
+        self.0.check_range(offset, length)?;
+        let mut residences = Residences::default();
+        let end = offset + length;
+        let mut at = offset;
+        let scan_end = end.min(offset + near::RESIDENCE_SCAN_BYTES);
+        while at < scan_end && residences.len() <= extents_max {
+            let part = (scan_end - at).min(near::RESIDENCE_STEP_BYTES);
+            let mut places = Vec::new();
+            self.0.map.lookup(BlockRange::covering(at, part), &mut places).await?;
+            for found in places {
+                let length = found.range.end().byte_offset().min(end) - found.range.start.byte_offset().max(at);
+                match found.place {
+                    None => residences.push(length, Residence::Hole),
+                    Some(place) => residences.push_segment(&self.0.shared, place, length),
+                }
+            }
+            at += part;
+        }
+        Ok(residences.finish(extents_max))
+    }
+
+    async fn changed_since(
+        &self,
+        snapshot: SnapshotId,
+        offset: u64,
+        length: u64,
+        extents_max: usize,
+    ) -> Result<Vec<ChangeExtent>> {
+        self.0.check_range(offset, length)?;
+        let other = self.0.compared.get(&self.0.shared, snapshot).await?;
+        let range = BlockRange::covering(offset, length);
+        let (changed, looked) = lineage::changes_within(&*other, &*self.0.map, range, extents_max).await?;
+        Ok(near::change_extents(offset, offset + length, looked, &changed, extents_max))
+    }
+}

@@ -1,0 +1,180 @@
+//! What every disk over segments does alike, whether it changes or not: reads that begin or end within a block, bringing segments near, and
+//! telling where they are.
+
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use crate::block_device::{Attempt, ChangeExtent, Residence, ResidenceExtent};
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::{FRAME_BLOCKS, REQUEST_BYTES_MAX};
+use crate::map::SegmentPlace;
+use crate::units::{BLOCK_SIZE, BlockRange, FrameId, Lba};
+use crate::volume::fetch;
+use crate::volume::shared::Shared;
+
+/// How much of a disk one query looks at, so that it ends soon on a large and empty one.
+pub const RESIDENCE_SCAN_BYTES: u64 = 4 << 30;
+/// How much of it is looked up at a time.
+pub const RESIDENCE_STEP_BYTES: u64 = 64 << 20;
+/// How much is looked up at a time to be brought near.
+pub const NEAR_STEP_BYTES: u64 = 4 << 20;
+
+/// Checks that a range of bytes lies within a disk of `size` bytes, which is called `name`.
+///
+/// # Errors
+/// `Invalid`.
+pub fn check_range(name: impl std::fmt::Display, size: u64, offset: u64, length: u64) -> Result<()> {
+    if length == 0 || offset.checked_add(length).is_none_or(|end| end > size) {
+        return Err(Error::invalid(format!("{length} bytes at {offset} do not lie within {name} ({size} bytes)")));
+    }
+    Ok(())
+}
+
+/// Checks the length of a read.
+///
+/// # Errors
+/// `Invalid`.
+pub fn check_read_length(length: usize) -> Result<()> {
+    if length as u64 > REQUEST_BYTES_MAX {
+        return Err(Error::invalid(format!("a read of {length} bytes is longer than {REQUEST_BYTES_MAX}")));
+    }
+    Ok(())
+}
+
+/// Reads bytes by reading blocks.
+pub fn try_read_bytes(
+    offset: u64,
+    buffer: &mut [u8],
+    read_blocks: impl FnOnce(BlockRange, &mut [u8]) -> Attempt,
+) -> Attempt {
+    let range = BlockRange::covering(offset, buffer.len() as u64);
+    if is_whole(offset, buffer.len()) {
+        return read_blocks(range, buffer);
+    }
+    let mut blocks = vec![0; range.count.bytes().0 as usize];
+    let outcome = read_blocks(range, &mut blocks);
+    let start = (offset - range.start.byte_offset()) as usize;
+    buffer.copy_from_slice(&blocks[start..start + buffer.len()]);
+    outcome
+}
+
+/// True if these bytes are whole blocks.
+pub fn is_whole(offset: u64, length: usize) -> bool {
+    offset.is_multiple_of(BLOCK_SIZE) && (length as u64).is_multiple_of(BLOCK_SIZE)
+}
+
+/// The part of `buffer`, which holds `range`, that holds `run`.
+pub fn slice_of(range: BlockRange, run: BlockRange, buffer: &mut [u8]) -> &mut [u8] {
+    let start = ((run.start.0 - range.start.0) * BLOCK_SIZE) as usize;
+    &mut buffer[start..start + run.count.bytes().0 as usize]
+}
+
+/// Frames on their way into the memory part of the cache.
+#[derive(Default)]
+pub struct Loads(Vec<JoinHandle<Result<()>>>);
+
+impl Loads {
+    /// Sets out for the frames of `count` blocks from `place` on.
+    pub fn begin(&mut self, shared: &Arc<Shared>, place: SegmentPlace, count: u64) {
+        let sharing = shared.clone();
+        let load = async move { fetch::load_frames(&sharing, place, count).await.map(drop) };
+        self.0.push(shared.runtime.spawn(load));
+    }
+
+    /// Waits until all are there.
+    ///
+    /// # Errors
+    /// The first that could not be had.
+    pub async fn finish(self) -> Result<()> {
+        for load in self.0 {
+            load.await.map_err(|_| Error::new(ErrorKind::Stopping, "the daemon is stopping"))??;
+        }
+        Ok(())
+    }
+}
+
+/// Residences in order, joined where they are alike.
+#[derive(Default)]
+pub struct Residences(Vec<ResidenceExtent>);
+
+impl Residences {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Adds the next `length` bytes.
+    pub fn push(&mut self, length: u64, residence: Residence) {
+        match self.0.last_mut() {
+            Some(last) if last.residence == residence => last.length += length,
+            _ => self.0.push(ResidenceExtent { length, residence }),
+        }
+    }
+
+    /// Adds the next `length` bytes, which lie in a segment, frame by frame.
+    pub fn push_segment(&mut self, shared: &Shared, place: SegmentPlace, length: u64) {
+        let (mut block, mut left) = (u64::from(place.block), length);
+        while left > 0 {
+            let id = FrameId { segment: place.segment, frame: (block / FRAME_BLOCKS) as u32 };
+            let in_frame = (FRAME_BLOCKS - block % FRAME_BLOCKS) * BLOCK_SIZE;
+            let part = in_frame.min(left);
+            self.push(part, if shared.cache.contains(id) { Residence::Cache } else { Residence::Store });
+            block += in_frame / BLOCK_SIZE;
+            left -= part;
+        }
+    }
+
+    /// At most so many of them, and at least one.
+    pub fn finish(mut self, extents_max: usize) -> Vec<ResidenceExtent> {
+        self.0.truncate(extents_max.max(1));
+        self.0
+    }
+}
+
+/// Tells of the bytes from `offset` up to `end`, or up to block `looked` if that comes first, which of them are `changed` (sorted; may overlap).
+pub fn change_extents(
+    offset: u64,
+    end: u64,
+    looked: Lba,
+    changed: &[BlockRange],
+    extents_max: usize,
+) -> Vec<ChangeExtent> {
+    let end = end.min(looked.byte_offset());
+    let mut extents: Vec<ChangeExtent> = Vec::new();
+    let mut at = offset;
+    let mut push = |to: u64, changed: bool| {
+        let to = to.min(end);
+        match extents.last_mut() {
+            _ if to <= at => return,
+            Some(last) if last.changed == changed => last.length += to - at,
+            _ => extents.push(ChangeExtent { length: to - at, changed }),
+        }
+        at = to;
+    };
+    for range in changed {
+        push(range.start.byte_offset(), false);
+        push(range.end().byte_offset(), true);
+    }
+    push(end, false);
+    extents.truncate(extents_max.max(1));
+    extents
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::BlockCount;
+
+    #[test]
+    fn changes_become_extents_without_gaps() {
+        let range = |start: u64, count: u64| BlockRange::new(Lba(start), BlockCount(count));
+        let changed = [range(0, 2), range(1, 2), range(3, 1), range(8, 4)];
+        let told: Vec<(u64, bool)> = change_extents(100, 40_000, Lba(9), &changed, 10)
+            .into_iter()
+            .map(|extent| (extent.length, extent.changed))
+            .collect();
+        assert_eq!(told, [(4 * 4096 - 100, true), (4 * 4096, false), (4096, true)]);
+        assert_eq!(change_extents(0, 4096, Lba(1), &[], 10), [ChangeExtent { length: 4096, changed: false }]);
+    }
+}
