@@ -146,7 +146,7 @@ async fn restarts_do_not_add_round_trips(site: Site) {
         check_blocks(&volume, 0..life * 2).await;
         write_segments(&volume, life * 2, life * 2 + 2).await;
     }
-    let report = Admin::new(site.bare.clone()).check(id, &mut |_| ()).await.unwrap();
+    let report = Admin::new(site.bare.clone()).check(id, false, &mut |_| ()).await.unwrap();
     assert_eq!((report.problems.len(), report.segments), (0, 24), "{report:?}");
 }
 

@@ -1,15 +1,22 @@
 //! Making volumes whose history begins at a moment of another.
 
+use std::time::Duration;
+
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::clock;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::lineage::{Moment, PinHolder};
 use crate::format::manifest::Manifest;
+use crate::lineage::leftovers::GRACE;
 use crate::lineage::pins;
 use crate::ownership::{self, Loaded};
 use crate::store::Store;
 use crate::units::{UnixMillis, VolumeId};
+
+/// Forks are made this soon after they were pinned, or not at all: long before their pins are taken for leftovers.
+const PATIENCE: Duration = Duration::from_secs(20 * 60);
+const _: () = assert!(PATIENCE.as_secs() * 2 < GRACE.as_secs());
 
 /// Manifests written at the same time.
 const WRITES_AT_ONCE: usize = 16;
@@ -29,7 +36,8 @@ pub fn pin_forks(parent: &mut Manifest, moment: &Moment, ids: &[VolumeId], creat
 /// Writes the manifests of forks that are pinned already: one request each.
 ///
 /// # Errors
-/// What the store says; some of the forks may have been made then.
+/// `Conflict` if that took so long since they were pinned (a host that slept, say) that they were put away as left over; what the store
+/// says. Some of the forks may have been made then.
 pub async fn create_forks(
     store: &dyn Store,
     parent: &Manifest,
@@ -45,6 +53,10 @@ pub async fn create_forks(
             pins::fork_of(parent, moment, id, name, clock::random_token(), created_at)
         })
         .collect();
+    if clock::now().0.saturating_sub(created_at.0) > PATIENCE.as_millis() as u64 {
+        let message = format!("making forks of {} took so long that it was given up: try again", parent.volume);
+        return Err(Error::new(ErrorKind::Conflict, message));
+    }
     let creations = manifests.into_iter().map(|manifest| ownership::create(store, manifest));
     let created: Vec<Loaded> = stream::iter(creations).buffered(WRITES_AT_ONCE).try_collect().await?;
     Ok(created.into_iter().map(|loaded| loaded.manifest).collect())

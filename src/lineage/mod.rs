@@ -19,6 +19,7 @@ mod current;
 mod diff;
 mod forks;
 mod frozen;
+mod leftovers;
 mod pins;
 mod replay;
 mod snapshots;
@@ -28,6 +29,7 @@ pub use current::{current_moment, list_all};
 pub use diff::{ChangedExtent, MapView, changes_within, diff};
 pub use forks::{create_forks, new_volumes, pin_forks};
 pub use frozen::{FrozenMap, OccupiedPage};
+pub use leftovers::{GRACE, Remnant, put_right, remnants};
 pub use pins::{
     find_snapshot, fork_of, only_if_usable, pin, release_fork, roll_back, snapshots, summary, unpin_snapshot,
 };

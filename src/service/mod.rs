@@ -281,6 +281,8 @@ pub struct CheckReport {
     pub bytes: ByteLen,
     /// What is wrong; empty if all is well.
     pub problems: Vec<CheckProblem>,
+    /// What interrupted commands left in the store. It does no harm.
+    pub leftovers: Vec<Leftover>,
 }
 
 /// What was removed for good.

@@ -7,13 +7,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::{Manifest, Position};
 use crate::lineage;
 use crate::ownership::{self, Loaded};
-use crate::service::{
-    CheckProgress, CheckReport, DumpTarget, NewVolume, OwnerSummary, Swept, VolumeState, VolumeSummary,
-};
+use crate::service::{DumpTarget, NewVolume, OwnerSummary, Swept, VolumeState, VolumeSummary};
 use crate::store::{self, Store};
 use crate::units::{ByteLen, Epoch, SegmentNumber, Sequence, UnixMillis, VolumeId};
 use crate::volume::purge::{self, UNDELETE_MILLIS};
-use crate::volume::{check, dump, root};
+use crate::volume::{dump, root};
 
 /// An opened store.
 pub struct Admin {
@@ -172,22 +170,6 @@ impl Admin {
     /// What the store says to a listing; what could not be removed is in the answer.
     pub async fn purge(&self) -> Result<Swept> {
         purge::sweep(&*self.store, clock::now()).await
-    }
-
-    /// Verifies everything that a volume refers to, calling `progress` as it goes on.
-    ///
-    /// # Errors
-    /// `NotFound`, and what the store says; what is wrong with the volume is in the report.
-    pub async fn check(&self, id: VolumeId, progress: &mut (dyn FnMut(CheckProgress) + Send)) -> Result<CheckReport> {
-        match self.load(id).await {
-            Ok(loaded) if loaded.manifest.destroyed_at == Some(purge::MARK) => check::remains(&*self.store, id).await,
-            Ok(loaded) => check::check(&self.store, &loaded.manifest, progress).await,
-            Err(error) if error.kind() == ErrorKind::NotFound => match check::remains(&*self.store, id).await? {
-                report if report.problems.is_empty() => Err(error),
-                report => Ok(report),
-            },
-            Err(error) => Err(error),
-        }
     }
 
     /// Prints an object as a person can read it.

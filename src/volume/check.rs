@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::lineage::Moment;
 use crate::format::manifest::Manifest;
 use crate::format::segment::SegmentIndex;
 use crate::limits::PAGE_BLOCKS;
@@ -27,18 +28,21 @@ enum Damage {
     Frames(BTreeSet<u32>),
 }
 
-/// Verifies a volume as of `manifest` and the segments behind its checkpoint.
+/// Verifies a moment, called `name`: its checkpoint, and the segments to be replayed over it; and what follows it if it is the beginning
+/// of an attached volume's newest history.
 ///
 /// # Errors
 /// What the store says, when it cannot be reached at all; damage is in the report.
 pub async fn check(
     store: &Arc<dyn Store>,
-    manifest: &Manifest,
+    name: &str,
+    moment: &Moment,
+    followed_by: Option<&Manifest>,
     progress: &mut (dyn FnMut(CheckProgress) + Send),
 ) -> Result<CheckReport> {
     let mut report = CheckReport::default();
     let mut segments = BTreeSet::new();
-    let checkpoint = match &manifest.checkpoint {
+    let checkpoint = match &moment.checkpoint {
         None => Some(Checkpoint::empty(store.clone())),
         Some(reference) => match Checkpoint::open(store.clone(), *reference).await {
             Ok(checkpoint) => Some(checkpoint),
@@ -49,9 +53,12 @@ pub async fn check(
         },
     };
     if let Some(checkpoint) = &checkpoint {
-        survey(checkpoint, manifest, &mut segments, &mut report).await?;
+        survey(checkpoint, name, moment.size, &mut segments, &mut report).await?;
     }
-    let tail = follow(store, manifest, &mut report).await?;
+    let mut tail = replayed(store, moment, &mut report).await?;
+    if let Some(manifest) = followed_by {
+        tail.extend(follow(store, manifest, &mut report).await?);
+    }
     segments.extend(tail.iter().map(|index| index.header.id));
     let mut damages = BTreeMap::new();
     let total = segments.len() as u64;
@@ -69,11 +76,12 @@ pub async fn check(
 /// Gathers the segments that the map names. Damage to a page ends with that page: all of it is found.
 async fn survey(
     checkpoint: &Checkpoint,
-    manifest: &Manifest,
+    name: &str,
+    size: ByteLen,
     segments: &mut BTreeSet<SegmentId>,
     report: &mut CheckReport,
 ) -> Result<()> {
-    let object = format!("the checkpoint of {}", manifest.volume);
+    let object = format!("the checkpoint of {name}");
     let mut damaged = 0_usize;
     let mut visit = |first: PageIndex, count: u64, page: Result<MapPage>| {
         match page {
@@ -82,7 +90,7 @@ async fn survey(
                 damaged += 1;
                 let start = first.range().start;
                 // A lost directory stands for more pages than the volume may have.
-                let end = (start.0 + count * PAGE_BLOCKS).min(manifest.size.0.div_ceil(BLOCK_SIZE));
+                let end = (start.0 + count * PAGE_BLOCKS).min(size.0.div_ceil(BLOCK_SIZE));
                 if damaged <= PAGES_NAMED {
                     let blocks = format!("{start}-{}", end.saturating_sub(1));
                     note(report, object.clone(), tolerate(error)?, Some(blocks));
@@ -128,6 +136,18 @@ fn tolerate(error: Error) -> Result<String> {
 
 fn note(report: &mut CheckReport, object: String, what: String, blocks: Option<String>) {
     report.problems.push(CheckProblem { object, what, blocks });
+}
+
+/// The segments that a moment replays over its checkpoint: each of them must be there.
+async fn replayed(store: &Arc<dyn Store>, moment: &Moment, report: &mut CheckReport) -> Result<Vec<SegmentIndex>> {
+    let mut found = Vec::new();
+    for id in moment.replayed() {
+        match fetch_index(&**store, id).await {
+            Ok(index) => found.push(index),
+            Err(error) => note(report, ObjectKey::segment(id).to_string(), tolerate(error)?, None),
+        }
+    }
+    Ok(found)
 }
 
 /// The segments behind the checkpoint, epoch by epoch, up to where the history ends.

@@ -13,10 +13,11 @@
 //! | `pages`, `fetch`, `near`, `read_ahead` | map pages and frames, near and far |
 //! | `frozen_device` | snapshots as disks |
 //! | `fleet`, `serve`, `catalog`, `stop` | volumes that come and go; the fleet behind the doors, and the names it is asked for |
-//! | `admin`, `admin_family`, `admin_usage`, `check`, `dump`, `purge`, `root` | what needs no owner |
+//! | `admin` and its parts, `check`, `dump`, `purge`, `root` | what needs no owner |
 //! | `shared`, `state_directory` | what all volumes of a daemon share, and where it lies |
 
 mod admin;
+mod admin_check;
 mod admin_family;
 mod admin_usage;
 mod catalog;

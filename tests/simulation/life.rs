@@ -28,7 +28,7 @@ pub struct Life<'a> {
 
 impl Life<'_> {
     fn device(&self) -> VolumeDevice {
-        VolumeDevice(self.volume.clone())
+        VolumeDevice::new(self.volume.clone())
     }
 
     /// Waits for what may need the store to go on, and lets the store go on.

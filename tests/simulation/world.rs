@@ -191,7 +191,7 @@ impl World {
                 stamp: &mut self.stamp,
             };
             assert!(life.read_all().await == life.record.current, "seed {}: the store lacks something", self.seed);
-            let report = Admin::new(line).check(id, &mut |_| ()).await.unwrap();
+            let report = Admin::new(line).check(id, false, &mut |_| ()).await.unwrap();
             assert!(report.problems.is_empty(), "seed {}: {report:?}", self.seed);
         });
         runtime.shutdown_timeout(Duration::from_secs(5));

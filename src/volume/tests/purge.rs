@@ -127,7 +127,7 @@ fn a_crash_at_any_delete_leaves_what_check_names_and_the_next_purge_removes() {
         assert!(!left.is_empty() && swept.purged.is_empty());
         let refused = runtime().block_on(world.admin().undelete_volume(id)).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Invalid, "half of a volume was brought back");
-        let report = runtime().block_on(world.admin().check(id, &mut |_| {})).unwrap();
+        let report = runtime().block_on(world.admin().check(id, false, &mut |_| {})).unwrap();
         assert_eq!(report.problems.iter().map(|problem| problem.object.clone()).collect::<Vec<_>>(), left);
         assert_eq!(sweep_after(&world, 0).purged, [id]);
         assert!(names(&world).is_empty());
@@ -143,11 +143,11 @@ fn what_an_old_owner_writes_later_is_removed_when_it_is_a_day_old() {
     let late = ObjectKey::segment(SegmentId { volume: id, epoch: Epoch(1), number: SegmentNumber(9) });
     runtime().block_on(world.store.put(&late, "late".into(), Condition::IfAbsent)).unwrap();
     assert_eq!(sweep_after(&world, UNDELETE_MILLIS / 2), Swept::default());
-    let report = runtime().block_on(world.admin().check(id, &mut |_| {})).unwrap();
+    let report = runtime().block_on(world.admin().check(id, false, &mut |_| {})).unwrap();
     assert_eq!(report.problems.len(), 1);
     assert_eq!(sweep_after(&world, 25 * HOUR).leftovers, [id]);
     assert!(names(&world).is_empty());
-    let gone = runtime().block_on(world.admin().check(id, &mut |_| {})).unwrap_err();
+    let gone = runtime().block_on(world.admin().check(id, false, &mut |_| {})).unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::NotFound);
 }
 

@@ -1,0 +1,171 @@
+//! What a crash in the middle of a command leaves: found by comparing pins, manifests and the objects of snapshots.
+//!
+//! None of it does harm, and none of it is removed while it may only be under way: only what is older than [`GRACE`] is. A fork that
+//! was pinned but never made is made, as a destroyed volume: so whoever still tries to make it finds the name taken, and purging lets go of
+//! it, pin and all, in the ordinary way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::lineage::{Moment, Pin, PinHolder, SnapshotObject, SnapshotRecord};
+use crate::format::manifest::Manifest;
+use crate::lineage::current::list_all;
+use crate::lineage::{pins, snapshots};
+use crate::ownership;
+use crate::store::{ByteRange, ObjectKey, Store};
+use crate::units::{SnapshotId, UnixMillis, VolumeId};
+
+/// What is younger may be under way.
+pub const GRACE: Duration = Duration::from_secs(60 * 60);
+
+/// Something that a crash left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remnant {
+    /// A pin for a fork that was never made.
+    Fork {
+        /// The volume that was forked.
+        parent: VolumeId,
+        /// The fork.
+        fork: VolumeId,
+        /// Where.
+        moment: Moment,
+        /// When.
+        since: UnixMillis,
+    },
+    /// The object of a snapshot that was never taken, or was destroyed.
+    SnapshotObject {
+        /// The snapshot.
+        id: SnapshotId,
+        /// When it was written.
+        since: UnixMillis,
+    },
+    /// A snapshot that cannot be found by its id.
+    SnapshotWithoutObject {
+        /// The volume.
+        volume: VolumeId,
+        /// The snapshot.
+        record: SnapshotRecord,
+        /// Its content.
+        moment: Moment,
+    },
+}
+
+impl Remnant {
+    /// When it was left.
+    pub fn since(&self) -> UnixMillis {
+        match self {
+            Remnant::Fork { since, .. } | Remnant::SnapshotObject { since, .. } => *since,
+            Remnant::SnapshotWithoutObject { record, .. } => record.created_at,
+        }
+    }
+
+    /// The thing, and why it is there, for people.
+    pub fn describe(&self) -> (String, String) {
+        match self {
+            Remnant::Fork { parent, fork, .. } => {
+                (format!("pin of {fork} in {parent}"), "the making of this fork was interrupted".to_owned())
+            }
+            Remnant::SnapshotObject { id, .. } => (
+                ObjectKey::snapshot(*id).to_string(),
+                "the taking or destroying of this snapshot was interrupted".to_owned(),
+            ),
+            Remnant::SnapshotWithoutObject { record, volume, .. } => (
+                format!("snapshot {} of {volume}", record.id),
+                "its object is missing, so its id leads nowhere".to_owned(),
+            ),
+        }
+    }
+}
+
+/// Finds what crashes left in the families of `manifests`, which must be all of the store's. With `of` only what belongs to one volume.
+///
+/// # Errors
+/// What the store says.
+pub async fn remnants(
+    store: &dyn Store,
+    manifests: &BTreeMap<VolumeId, Manifest>,
+    of: Option<VolumeId>,
+) -> Result<Vec<Remnant>> {
+    let mut found = Vec::new();
+    let objects = list_all(store, &ObjectKey::snapshots()).await?;
+    let present: BTreeSet<SnapshotId> = objects.iter().filter_map(|object| object.key.parse_snapshot()).collect();
+    let mut pinned = BTreeSet::new();
+    for manifest in manifests.values() {
+        let is_wanted = of.is_none_or(|id| id == manifest.volume);
+        for Pin { moment, holders } in &manifest.pins {
+            for holder in holders {
+                match holder {
+                    PinHolder::Snapshot(record) => {
+                        pinned.insert(record.id);
+                        if is_wanted && !present.contains(&record.id) {
+                            let (volume, record) = (manifest.volume, record.clone());
+                            found.push(Remnant::SnapshotWithoutObject { volume, record, moment: moment.clone() });
+                        }
+                    }
+                    PinHolder::Fork { volume: fork, created_at } => {
+                        if is_wanted && !manifests.contains_key(fork) && is_missing(store, *fork).await? {
+                            let (parent, moment) = (manifest.volume, moment.clone());
+                            found.push(Remnant::Fork { parent, fork: *fork, moment, since: *created_at });
+                        }
+                    }
+                }
+            }
+        }
+    }
+    for object in objects {
+        let Some(id) = object.key.parse_snapshot().filter(|id| !pinned.contains(id)) else { continue };
+        if of.is_none() || volume_of(store, id).await? == of {
+            found.push(Remnant::SnapshotObject { id, since: object.modified });
+        }
+    }
+    Ok(found)
+}
+
+async fn is_missing(store: &dyn Store, id: VolumeId) -> Result<bool> {
+    match ownership::load(store, id).await {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// The volume that the object of a snapshot names, if it can be read.
+async fn volume_of(store: &dyn Store, id: SnapshotId) -> Result<Option<VolumeId>> {
+    match store.get(&ObjectKey::snapshot(id), ByteRange::Full).await.map_err(Error::from) {
+        Ok(fetched) => Ok(SnapshotObject::decode(id, &fetched.bytes).ok().map(|object| object.volume)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts right what was left, unless it is so young at `now` that it may be under way. Says whether it did.
+///
+/// # Errors
+/// What the store says.
+pub async fn put_right(store: &dyn Store, remnant: &Remnant, now: UnixMillis) -> Result<bool> {
+    if now.0.saturating_sub(remnant.since().0) < GRACE.as_millis() as u64 {
+        return Ok(false);
+    }
+    match remnant {
+        Remnant::SnapshotObject { id, .. } => store.delete(&ObjectKey::snapshot(*id)).await?,
+        Remnant::SnapshotWithoutObject { volume, record, moment } => {
+            let object = SnapshotObject { volume: *volume, snapshot: record.clone(), moment: moment.clone() };
+            snapshots::put_object(store, &object).await?;
+        }
+        Remnant::Fork { parent, fork, moment, since } => {
+            let parent = ownership::load(store, *parent).await?.manifest;
+            let mut tombstone =
+                pins::fork_of(&parent, moment, *fork, parent.name.clone(), clock::random_token(), *since);
+            tombstone.being_made = true;
+            tombstone.destroyed_at = Some(*since);
+            match ownership::create(store, tombstone).await {
+                // It was made after all.
+                Err(error) if error.kind() == ErrorKind::Conflict => return Ok(false),
+                other => drop(other?),
+            }
+        }
+    }
+    Ok(true)
+}
