@@ -13,6 +13,7 @@
 //! | `pages`, `fetch`, `near`, `read_ahead` | map pages and frames, near and far |
 //! | `frozen_device` | snapshots as disks |
 //! | `fleet`, `serve`, `stop` | volumes that come and go; the fleet behind the doors |
+//! | `import`, `export` | raw disk images, without an owner |
 //! | `admin`, `admin_family`, `check`, `dump`, `root` | what needs no owner |
 //! | `shared`, `state_directory` | what all volumes of a daemon share, and where it lies |
 
@@ -24,11 +25,13 @@ mod claims;
 mod core;
 mod device;
 mod dump;
+mod export;
 mod family;
 mod fetch;
 mod fleet;
 mod frozen_device;
 mod gate;
+mod import;
 mod local_state;
 mod near;
 mod open;
