@@ -29,6 +29,8 @@ pub const PAGE_BLOCKS: u64 = 256;
 pub const DIRECTORY_PAGES: u64 = 1024;
 /// Longest name of a volume or snapshot, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
+/// Forks that one request can make.
+pub const FORKS_AT_ONCE_MAX: u32 = 1000;
 /// Longest JSON object (manifest, snapshot, store root) that a reader accepts.
 pub const JSON_OBJECT_BYTES_MAX: u64 = 16 << 20;
 /// Bytes of payloads and replies that one NBD connection may have in flight; beyond it nothing more is read from

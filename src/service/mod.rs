@@ -224,6 +224,8 @@ pub struct VolumeSummary {
     pub schedule: Option<SnapshotSchedule>,
     /// The volume that it was forked from.
     pub origin: Option<VolumeId>,
+    /// Snapshots of it that can be used.
+    pub snapshots: u64,
     /// When it was created.
     pub created_at: UnixMillis,
     /// Who owns it, while it is attached.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::{Manifest, Position};
+use crate::lineage;
 use crate::ownership::{self, Loaded};
 use crate::service::{CheckProgress, CheckReport, DumpTarget, NewVolume, OwnerSummary, VolumeState, VolumeSummary};
 use crate::store::{self, Store};
@@ -48,7 +49,8 @@ impl Admin {
         ownership::create(&*self.store, manifest).await.map(|loaded| summary(&loaded.manifest))
     }
 
-    /// Lists volumes, sorted by name; also the destroyed ones that can still be brought back, if asked to.
+    /// Lists volumes, sorted by name; also the destroyed ones that can still be brought back, if asked to. Those that are only
+    /// being made are not shown.
     ///
     /// # Errors
     /// What the store says; a manifest that cannot be read is an error too, since a list that lacks a volume would mislead.
@@ -199,6 +201,7 @@ pub(super) fn new_manifest(new: NewVolume) -> Manifest {
 
 /// A volume as people see it.
 pub(super) fn summary(manifest: &Manifest) -> VolumeSummary {
+    let now = clock::now();
     let state = match (manifest.destroyed_at, &manifest.owner) {
         (Some(_), _) => VolumeState::Destroyed,
         (None, Some(_)) => VolumeState::Attached,
@@ -215,6 +218,7 @@ pub(super) fn summary(manifest: &Manifest) -> VolumeSummary {
         durability: manifest.durability,
         schedule: manifest.schedule,
         origin: manifest.origins.first().map(|origin| origin.volume),
+        snapshots: lineage::snapshots(manifest).iter().filter(|(record, _)| !record.is_expired(now)).count() as u64,
         created_at: manifest.created_at,
         owner: manifest.owner.as_ref().map(|owner| OwnerSummary {
             host: owner.host.clone(),

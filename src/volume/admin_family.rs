@@ -1,7 +1,7 @@
 //! What `varve` does for families straight on the store, where nobody owns the volume: snapshots, forks, restores, changes.
 
 use crate::clock;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::lineage::{PinHolder, SnapshotObject};
 use crate::format::manifest::Manifest;
 use crate::lineage;
@@ -9,7 +9,7 @@ use crate::ownership::{self, Loaded};
 use crate::service::{NewForks, NewSnapshot, NewVolume, SnapshotSummary, VolumeChange, VolumeSummary};
 use crate::units::{SnapshotId, VolumeId};
 use crate::volume::admin::{Admin, summary};
-use crate::volume::family::{apply_change, owned_by_another};
+use crate::volume::family::{apply_change, ids_for, owned_by_another};
 
 impl Admin {
     /// Changes a volume that nobody owns.
@@ -48,7 +48,8 @@ impl Admin {
             lineage::pin(manifest, &moment, PinHolder::Snapshot(record.clone()));
         })
         .await;
-        if pinned.is_err() {
+        // After any other error the pin may be there, and needs its object.
+        if pinned.as_ref().is_err_and(|error| error.kind() == ErrorKind::Conflict) {
             lineage::delete_objects(&*self.store, &[record.id]).await;
         }
         Ok((lineage::summary(volume, &record, &moment, record.created_at), pinned?))
@@ -93,7 +94,7 @@ impl Admin {
     /// # Errors
     /// `Busy` if somebody owns it; what the store says.
     pub async fn fork_volume(&self, id: VolumeId, new: NewForks) -> Result<Vec<VolumeSummary>> {
-        let (ids, now) = (lineage::new_volumes(new.count), clock::now());
+        let (ids, now) = (ids_for(&new)?, clock::now());
         let pinned = ownership::change(&*self.store, id, |manifest| {
             only_if_free(manifest, "fork")?;
             let moment = manifest.moment();
@@ -158,6 +159,7 @@ impl Admin {
         let new = NewSnapshot { name, retention_seconds: None };
         loop {
             let loaded = ownership::load(&*self.store, id).await?;
+            only_if_detached(&loaded.manifest)?;
             let (kept, pinned) = match self.snapshot_loaded(&loaded, &new).await {
                 Err(error) if error.kind() == ErrorKind::Conflict => continue,
                 other => other?,
@@ -167,16 +169,34 @@ impl Admin {
                     .await;
             match rolled {
                 Ok(rolled) => return Ok((summary(&rolled.manifest), kept)),
-                Err(error) => {
-                    // The volume is as it was: so is the list of its snapshots.
+                // The volume is as it was: so is the list of its snapshots.
+                Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Invalid) => {
                     lineage::destroy(&*self.store, kept.id).await?;
-                    if error.kind() != ErrorKind::Conflict {
+                    if error.kind() == ErrorKind::Invalid {
                         return Err(error);
                     }
+                }
+                // It may have been restored: then only this snapshot has what it was before.
+                Err(error) => {
+                    return Err(error)
+                        .context(|| format!("{id} may have been restored; snapshot {} is of before", kept.id));
                 }
             }
         }
     }
+}
+
+/// Refuses what nobody can do while there is an owner.
+fn only_if_detached(manifest: &Manifest) -> Result<()> {
+    let (id, Some(owner)) = (manifest.volume, &manifest.owner) else { return Ok(()) };
+    Err(Error::new(
+        ErrorKind::Busy,
+        format!(
+            "volume {id} is attached by {} (process {}, control socket {}) and is not restored: detach it there first, with \
+             'varve volumes detach {id}'; if that host is gone for good, take it over here with 'varve volumes attach {id} --takeover'",
+            owner.host, owner.pid, owner.control
+        ),
+    ))
 }
 
 /// Refuses what only an owner can do while there is one, and anything for a volume that is destroyed or not made yet.

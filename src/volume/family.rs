@@ -13,10 +13,11 @@ use crate::format::lineage::{Moment, PinHolder, SnapshotObject, SnapshotRecord, 
 use crate::format::manifest::{Manifest, Position};
 use crate::format::map_object::CheckpointRef;
 use crate::format::segment::SegmentIndex;
+use crate::limits::{FORKS_AT_ONCE_MAX, VOLUME_BYTES_MAX};
 use crate::lineage;
 use crate::ownership;
 use crate::service::{Durability, NewForks, NewSnapshot, SnapshotSummary, VolumeChange};
-use crate::units::{ByteLen, VolumeId};
+use crate::units::{BLOCK_SIZE, ByteLen, VolumeId};
 use crate::volume::core::Volume;
 use crate::volume::progress::Mark;
 
@@ -111,8 +112,8 @@ impl Volume {
     /// # Errors
     /// `Fenced`; what the store says.
     pub(super) async fn fork(&self, new: &NewForks) -> Result<Vec<Manifest>> {
+        let (ids, now) = (ids_for(new)?, clock::now());
         let moment = self.moment().await?;
-        let (ids, now) = (lineage::new_volumes(new.count), clock::now());
         let pinned = self.change_manifest(|manifest| {
             lineage::pin_forks(manifest, &moment, &ids, now);
             Ok(())
@@ -166,10 +167,24 @@ impl Volume {
     }
 }
 
+/// Ids for forks that are to be made.
+///
+/// # Errors
+/// `Invalid` for none, or for too many.
+pub fn ids_for(new: &NewForks) -> Result<Vec<VolumeId>> {
+    if !(1..=FORKS_AT_ONCE_MAX).contains(&new.count) {
+        return Err(Error::invalid(format!(
+            "{} forks cannot be made at once: 1 to {FORKS_AT_ONCE_MAX} can",
+            new.count
+        )));
+    }
+    Ok(lineage::new_volumes(new.count))
+}
+
 /// Makes a change of a volume's properties.
 ///
 /// # Errors
-/// `Invalid` for a smaller size.
+/// `Invalid` for a size that is smaller or that no volume can have, and for a schedule without time.
 pub fn apply_change(manifest: &mut Manifest, change: &VolumeChange) -> Result<()> {
     if let Some(size) = change.size {
         if size < manifest.size {
@@ -178,12 +193,21 @@ pub fn apply_change(manifest: &mut Manifest, change: &VolumeChange) -> Result<()
                 manifest.volume, manifest.size
             )));
         }
+        if size.0 > VOLUME_BYTES_MAX || !size.0.is_multiple_of(BLOCK_SIZE) {
+            return Err(Error::invalid(format!(
+                "volume {} cannot have {size} bytes: a size is a multiple of {BLOCK_SIZE} and at most {VOLUME_BYTES_MAX}",
+                manifest.volume
+            )));
+        }
         manifest.size = size;
     }
     if let Some(durability) = change.durability {
         manifest.durability = durability;
     }
     if let Some(schedule) = change.schedule {
+        if schedule.interval_seconds == Some(0) || schedule.retention_seconds == Some(0) {
+            return Err(Error::invalid("scheduled snapshots are at least 1 s apart, and are kept for at least 1 s"));
+        }
         manifest.schedule = schedule.apply(manifest.schedule);
     }
     Ok(())

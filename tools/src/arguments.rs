@@ -7,9 +7,9 @@ use clap::{Parser, Subcommand};
 use varve::error::Result;
 use varve::settings::SharedArguments;
 
-use crate::backend::Backend;
 use crate::commands::{
-    Command as _, attach, check, create, destroy, detach, dump, list, show, status, sync, undelete, update,
+    Command as _, attach, check, create, destroy, detach, dump, extend, fork, list, restore, show, snapshots, status,
+    sync, undelete, update,
 };
 use crate::context::Context;
 use crate::render::Report;
@@ -47,7 +47,7 @@ macro_rules! commands {
             ///
             /// # Errors
             /// Whatever the store and the daemon say.
-            pub async fn report<B: Backend>(self, context: &Context<B>) -> Result<Report> {
+            pub async fn report(self, context: &Context) -> Result<Report> {
                 match self {
                     $($group::$member(inner) => inner.report(context).await,)*
                 }
@@ -91,8 +91,32 @@ commands! {
         Detach(detach::Arguments),
         /// Wait until everything written so far is in the store
         Sync(sync::Arguments),
-        /// Change a volume's durability
+        /// Change a volume's durability, or when its snapshots are taken
         Update(update::Arguments),
+        /// Make a volume larger, also while it is in use
+        Extend(extend::Arguments),
+        /// Make volumes that begin with the content of another
+        Fork(fork::Arguments),
+        /// Take, list, show and destroy snapshots
+        #[command(subcommand, visible_alias = "snapshot")]
+        Snapshots(SnapshotsCommand),
+        /// Bring a volume back to one of its snapshots; its present is kept as a snapshot
+        Restore(restore::Arguments),
+    }
+}
+
+commands! {
+    /// What is done with snapshots.
+    SnapshotsCommand {
+        /// Take a snapshot of a volume, also while it is in use
+        Create(snapshots::create::Arguments),
+        /// List the snapshots of a volume
+        #[command(visible_alias = "ls")]
+        List(snapshots::list::Arguments),
+        /// Show a snapshot
+        Show(snapshots::show::Arguments),
+        /// Destroy snapshots; volumes that were made from them keep their content
+        Destroy(snapshots::destroy::Arguments),
     }
 }
 

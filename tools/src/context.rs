@@ -5,11 +5,10 @@ use varve::control::client::Client;
 use varve::error::Result;
 use varve::settings::SharedSettings;
 use varve::units::UnixMillis;
-
-use crate::backend::Backend;
+use varve::volume::Admin;
 
 /// The surroundings of one command.
-pub struct Context<B> {
+pub struct Context {
     /// Settings.
     pub settings: SharedSettings,
     /// True if the output is to be JSON.
@@ -20,10 +19,10 @@ pub struct Context<B> {
     pub daemon: Client,
     /// Asks the person a yes-or-no question.
     pub ask: fn(&str) -> Result<bool>,
-    store: OnceCell<B>,
+    store: OnceCell<Admin>,
 }
 
-impl<B: Backend> Context<B> {
+impl Context {
     /// Surroundings from settings; nothing is opened or connected yet.
     pub fn new(settings: SharedSettings, json: bool) -> Result<Self> {
         let daemon = Client::new(&settings.control)?;
@@ -32,19 +31,19 @@ impl<B: Backend> Context<B> {
 
     /// The same with a store that is open already.
     #[cfg(test)]
-    pub fn with_store(mut self, store: B) -> Self {
+    pub fn with_store(mut self, store: Admin) -> Self {
         self.store = OnceCell::new_with(Some(store));
         self
     }
 
     /// The store, which must exist.
-    pub async fn store(&self) -> Result<&B> {
-        self.store.get_or_try_init(|| B::open(&self.settings.store, false)).await
+    pub async fn store(&self) -> Result<&Admin> {
+        self.store.get_or_try_init(|| Admin::open(&self.settings.store, false)).await
     }
 
     /// The store, created if its place is empty.
-    pub async fn store_or_new(&self) -> Result<&B> {
-        self.store.get_or_try_init(|| B::open(&self.settings.store, true)).await
+    pub async fn store_or_new(&self) -> Result<&Admin> {
+        self.store.get_or_try_init(|| Admin::open(&self.settings.store, true)).await
     }
 
     /// The command that starts a daemon with these settings.

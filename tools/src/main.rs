@@ -5,9 +5,9 @@
 //! | `arguments` | the command line as clap reads it |
 //! | `commands/` | one file a command: its arguments, what it does, what it prints |
 //! | `context` | what every command works with: settings, the store, the daemon |
-//! | `backend` | the only place that calls the library for the store |
-//! | `target` | a volume as people name it |
+//! | `target` | a volume or snapshot as people name it |
 //! | `owner` | who has a volume, and what can be done about it |
+//! | `schedule` | when snapshots are taken by themselves, in words |
 //! | `render` | blocks, tables, JSON, sizes and times |
 //!
 //! What needs no owner goes straight to the store; the rest goes to the control socket of the daemon that owns the volume. Results
@@ -15,11 +15,11 @@
 //! line that makes no sense.
 
 mod arguments;
-mod backend;
 mod commands;
 mod context;
 mod owner;
 mod render;
+mod schedule;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -56,7 +56,7 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: CommandLine) -> Result<Report> {
     let CommandLine { shared, json, command } = arguments;
-    let context = Context::<backend::Store>::new(shared.resolve(&Places::from_environment())?, json)?;
+    let context = Context::new(shared.resolve(&Places::from_environment())?, json)?;
     command.report(&context).await
 }
 

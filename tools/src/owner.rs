@@ -4,13 +4,13 @@ use varve::control::client::CallError;
 use varve::error::{Context as _, Error, ErrorKind, Result};
 use varve::service::{OwnerSummary, VolumeState};
 use varve::units::VolumeId;
+use varve::volume::Admin;
 
-use crate::backend::Backend;
 use crate::context::{Context, quoted};
 use crate::render;
 
 /// The error of a call, and how to start a daemon if there is none.
-pub fn no_daemon<B: Backend>(context: &Context<B>, error: &CallError) -> Error {
+pub fn no_daemon(context: &Context, error: &CallError) -> Error {
     match error {
         CallError::NoDaemon(_) => {
             Error::new(ErrorKind::Unavailable, format!("{error}: start one with: {}", context.start_command()))
@@ -24,12 +24,12 @@ pub fn no_daemon<B: Backend>(context: &Context<B>, error: &CallError) -> Error {
 ///
 /// # Errors
 /// `Busy` if somebody else owns it: who, and what can be done; what the daemon and the store say.
-pub async fn or_store<T, B: Backend>(
-    context: &Context<B>,
+pub async fn or_store<T>(
+    context: &Context,
     id: VolumeId,
     verb: &str,
     call: impl Future<Output = Result<T, CallError>>,
-    detached: impl AsyncFnOnce(&B) -> Result<T>,
+    detached: impl AsyncFnOnce(&Admin) -> Result<T>,
 ) -> Result<T> {
     match call.await {
         Ok(answer) => Ok(answer),
@@ -40,11 +40,39 @@ pub async fn or_store<T, B: Backend>(
     }
 }
 
+/// As [`or_store`], for what looks for itself whether anybody owns the volume, and fails as `Busy` then: saves a request.
+///
+/// # Errors
+/// As [`or_store`].
+pub async fn or_change<T>(
+    context: &Context,
+    id: VolumeId,
+    verb: &str,
+    call: impl Future<Output = Result<T, CallError>>,
+    detached: impl AsyncFnOnce(&Admin) -> Result<T>,
+) -> Result<T> {
+    let error = match call.await {
+        Ok(answer) => return Ok(answer),
+        Err(error) => error,
+    };
+    if matches!(error, CallError::Failed(_)) && !error.is_not_found() {
+        return Err(error.into());
+    }
+    match detached(context.store().await.context(|| &error)?).await {
+        Err(busy) if busy.kind() == ErrorKind::Busy => {
+            only_if_detached(context, id, error, verb).await?;
+            // It was let go of just now: the first answer still says who had it.
+            Err(busy)
+        }
+        other => other,
+    }
+}
+
 /// Succeeds if the daemon here does not have the volume because nobody has.
 ///
 /// # Errors
 /// Who has it and what can be done; or the error of the call if it says something else.
-async fn only_if_detached<B: Backend>(context: &Context<B>, id: VolumeId, error: CallError, verb: &str) -> Result<()> {
+async fn only_if_detached(context: &Context, id: VolumeId, error: CallError, verb: &str) -> Result<()> {
     if matches!(error, CallError::Failed(_)) && !error.is_not_found() {
         return Err(error.into());
     }
@@ -64,8 +92,8 @@ async fn only_if_detached<B: Backend>(context: &Context<B>, id: VolumeId, error:
 }
 
 /// What to say of a volume whose owner did not answer here.
-fn elsewhere<B: Backend>(
-    context: &Context<B>,
+fn elsewhere(
+    context: &Context,
     id: VolumeId,
     owner: &OwnerSummary,
     error: &CallError,
@@ -80,7 +108,7 @@ fn elsewhere<B: Backend>(
     match error {
         _ if same_host && !same_socket => {
             format!(
-                "{who}: ask that daemon: varve --control {} volumes {verb} {id}",
+                "{who}: ask that daemon: varve --control {} volumes {verb} {id}; if it is gone for good, take the volume over here with: {takeover}",
                 render::harmless(&quoted(&owner.control))
             )
         }
@@ -93,7 +121,7 @@ fn elsewhere<B: Backend>(
             )
         }
         _ => format!(
-            "{who}: {verb} it on that host, or, if the host is gone for good, take it over here with: {takeover}"
+            "{who}: run this on that host, or, if the host is gone for good, take it over here with: {takeover}"
         ),
     }
 }

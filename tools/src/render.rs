@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 use varve::error::{Error, ErrorKind, Result};
-use varve::service::{Durability, Lag, OwnerSummary, VolumeState};
+use varve::service::{Durability, Lag, OwnerSummary, SnapshotStatus, VolumeState};
 use varve::units::{ByteLen, UnixMillis};
 
 /// Columns that labels are right-aligned in.
@@ -146,6 +146,19 @@ pub fn state(state: VolumeState) -> &'static str {
         VolumeState::Attached => "attached",
         VolumeState::Destroyed => "destroyed",
     }
+}
+
+/// As in JSON.
+pub fn snapshot_status(status: SnapshotStatus) -> &'static str {
+    match status {
+        SnapshotStatus::Ready => "ready",
+        SnapshotStatus::Expired => "expired",
+    }
+}
+
+/// Until when something is kept.
+pub fn expiry(at: Option<UnixMillis>) -> String {
+    at.map_or_else(|| "destroyed".to_owned(), moment)
 }
 
 /// As in JSON.

@@ -4,10 +4,10 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use varve::error::{Error, Result};
+use varve::limits::NAME_BYTES_MAX;
 use varve::settings::parse_name;
-use varve::units::VolumeId;
+use varve::units::{SnapshotId, VolumeId};
 
-use crate::backend::Backend;
 use crate::context::Context;
 
 /// What was given for a volume. As an argument: `#[arg(value_name = "ID")] volume: Target`.
@@ -42,12 +42,28 @@ impl Target {
     ///
     /// # Errors
     /// `NotFound`; `Invalid` if several volumes have the name; what the store says.
-    pub async fn id<B: Backend>(&self, context: &Context<B>) -> Result<VolumeId> {
+    pub async fn id(&self, context: &Context) -> Result<VolumeId> {
         match self {
             Target::Id(id) => Ok(*id),
             Target::Name(name) => context.store().await?.resolve(name).await,
         }
     }
+}
+
+/// Reads the id of a snapshot. Snapshots go by their ids only.
+///
+/// # Errors
+/// `Invalid`, saying where ids are to be had.
+pub fn parse_snapshot(text: &str) -> Result<SnapshotId> {
+    if text.starts_with("vs_") {
+        return text.parse();
+    }
+    let what = if text.starts_with("vol_") { "is the id of a volume" } else { "is not the id of a snapshot" };
+    let shown: String = text.chars().take(NAME_BYTES_MAX).collect();
+    Err(Error::invalid(format!(
+        "'{}' {what}: this takes the id of a snapshot, vs_..., as 'varve volumes snapshots list' shows it",
+        shown.escape_debug()
+    )))
 }
 
 /// The one thing that has a name; `what` is what such things are called, such as `destroyed volume`.

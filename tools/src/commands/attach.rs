@@ -5,7 +5,6 @@ use varve::control::client::CallError;
 use varve::error::{Error, ErrorKind, Result};
 use varve::service::AttachReport;
 
-use crate::backend::Backend;
 use crate::commands::Command;
 use crate::context::Context;
 use crate::owner;
@@ -28,7 +27,7 @@ impl Command for Arguments {
 
     /// # Errors
     /// `Busy` if somebody else owns it and `takeover` is not set; what the daemon and the store say.
-    async fn run<B: Backend>(self, context: &Context<B>) -> Result<AttachReport> {
+    async fn run(self, context: &Context) -> Result<AttachReport> {
         let id = self.volume.id(context).await?;
         match context.daemon.attach(id, self.takeover).await {
             Ok(report) => Ok(report),

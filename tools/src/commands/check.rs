@@ -8,7 +8,6 @@ use varve::error::Result;
 use varve::service::{CheckProgress, CheckReport};
 use varve::units::VolumeId;
 
-use crate::backend::Backend;
 use crate::commands::Command;
 use crate::context::Context;
 use crate::render::{self, Block};
@@ -33,7 +32,7 @@ pub struct Checked {
 impl Command for Arguments {
     type Output = Checked;
 
-    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Checked> {
+    async fn run(self, context: &Context) -> Result<Checked> {
         let id = self.volume.id(context).await?;
         let shown = std::io::stderr().is_terminal();
         let mut last_percent = None;

@@ -5,7 +5,6 @@ use serde::Serialize;
 use varve::error::{Error, ErrorKind, Result};
 use varve::service::{VolumeState, VolumeSummary};
 
-use crate::backend::Backend;
 use crate::commands::Command;
 use crate::context::Context;
 use crate::render;
@@ -35,7 +34,7 @@ impl Command for Arguments {
     type Output = Destroyed;
 
     /// Looks at all of them first, so that a mistake in one destroys none.
-    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Destroyed> {
+    async fn run(self, context: &Context) -> Result<Destroyed> {
         let mut found: Vec<VolumeSummary> = Vec::new();
         for target in &self.volumes {
             let volume = context.store().await?.volume(target.id(context).await?).await?;

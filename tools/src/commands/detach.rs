@@ -5,8 +5,8 @@ use serde::Serialize;
 use varve::error::Result;
 use varve::service::VolumeState;
 use varve::units::VolumeId;
+use varve::volume::Admin;
 
-use crate::backend::Backend;
 use crate::commands::Command;
 use crate::context::Context;
 use crate::owner;
@@ -35,9 +35,9 @@ impl Command for Arguments {
     type Output = Detached;
 
     /// A volume that nobody owns is detached already, which is no error.
-    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Detached> {
+    async fn run(self, context: &Context) -> Result<Detached> {
         let id = self.volume.id(context).await?;
-        owner::or_store(context, id, "detach", context.daemon.detach(id, self.force), async |_: &B| Ok(())).await?;
+        owner::or_store(context, id, "detach", context.daemon.detach(id, self.force), async |_: &Admin| Ok(())).await?;
         Ok(Detached { id, state: VolumeState::Detached })
     }
 

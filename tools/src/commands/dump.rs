@@ -9,7 +9,6 @@ use varve::error::{Error, Result};
 use varve::service::DumpTarget;
 use varve::units::{Epoch, SegmentId, SegmentNumber};
 
-use crate::backend::Backend;
 use crate::commands::Command;
 use crate::context::Context;
 use crate::target::Target;
@@ -94,7 +93,7 @@ fn segment_id(text: &str) -> Option<SegmentId> {
 impl Command for Arguments {
     type Output = Dumped;
 
-    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Dumped> {
+    async fn run(self, context: &Context) -> Result<Dumped> {
         let what = match self.what {
             What::Manifest { volume: Place::Store(volume) } => DumpTarget::Manifest(volume.id(context).await?),
             What::Manifest { volume: Place::File(file) } => DumpTarget::ManifestFile(file),

@@ -6,7 +6,6 @@ use varve::error::Result;
 use varve::service::VolumeSummary;
 use varve::units::UnixMillis;
 
-use crate::backend::Backend;
 use crate::commands::Command;
 use crate::context::Context;
 use crate::render;
@@ -31,7 +30,7 @@ pub struct Listed {
 impl Command for Arguments {
     type Output = Listed;
 
-    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Listed> {
+    async fn run(self, context: &Context) -> Result<Listed> {
         let mut volumes = context.store().await?.list_volumes(self.all).await?;
         volumes.sort_by_key(|volume| (volume.created_at, volume.id));
         Ok(Listed { volumes, now: context.now })

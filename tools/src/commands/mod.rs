@@ -2,24 +2,28 @@
 //!
 //! A new command is a struct that clap fills, with [`Command`] for it, and a line in [`arguments`](crate::arguments). Arguments are
 //! checked while they are read, by their types or by a `value_parser`: nothing is done of a request that makes no sense. A field of type
-//! [`Target`](crate::target::Target) takes a volume by id or name; [`owner::or_store`](crate::owner::or_store) asks the daemon here, or
-//! does it on the store if nobody owns the volume.
+//! [`Target`](crate::target::Target) takes a volume by id or name; [`owner::or_change`](crate::owner::or_change) asks the daemon here, or
+//! changes the store if nobody owns the volume.
 
 use serde::Serialize;
 use varve::error::Result;
 
-use crate::backend::Backend;
 use crate::context::Context;
 use crate::render::Report;
 
 pub mod attach;
 pub mod check;
 pub mod create;
+pub mod created;
 pub mod destroy;
 pub mod detach;
 pub mod dump;
+pub mod extend;
+pub mod fork;
 pub mod list;
+pub mod restore;
 pub mod show;
+pub mod snapshots;
 pub mod status;
 pub mod sync;
 pub mod undelete;
@@ -34,7 +38,7 @@ pub trait Command: Sized {
     ///
     /// # Errors
     /// Whatever the store and the daemon say.
-    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Self::Output>;
+    async fn run(self, context: &Context) -> Result<Self::Output>;
 
     /// What is printed for people.
     fn text(output: &Self::Output) -> String;
@@ -48,7 +52,7 @@ pub trait Command: Sized {
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    async fn report<B: Backend>(self, context: &Context<B>) -> Result<Report> {
+    async fn report(self, context: &Context) -> Result<Report> {
         let output = self.run(context).await?;
         let report = Report::new(context.json, &output, || Self::text(&output))?;
         Ok(Report { failure: Self::failure(&output), ..report })

@@ -5,10 +5,10 @@ use serde::Serialize;
 use varve::error::Result;
 use varve::service::{AttachedStatus, Lag, VolumeState, VolumeSummary};
 
-use crate::backend::Backend;
 use crate::commands::Command;
 use crate::context::Context;
 use crate::render::{self, Block};
+use crate::schedule;
 use crate::target::Target;
 
 /// Arguments.
@@ -34,7 +34,7 @@ impl Command for Arguments {
     type Output = Shown;
 
     /// A daemon that does not answer is no error.
-    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Shown> {
+    async fn run(self, context: &Context) -> Result<Shown> {
         let id = self.volume.id(context).await?;
         let volume = context.store().await?.volume(id).await?;
         let attached = match volume.state {
@@ -91,6 +91,8 @@ fn block(shown: &Shown) -> String {
             live.map(|live| format!("{} of {}", render::size(live.log_used), render::size(live.log_length))),
         )
         .maybe("Failed", live.and_then(|live| live.failed.as_ref()))
+        .maybe("Origin", volume.origin)
+        .line("Snapshots", format!("{}; {}", volume.snapshots, schedule::words(volume.schedule)))
         .line("Created at", render::moment(volume.created_at))
         .maybe("Destroyed at", volume.destroyed_at.map(render::moment))
         .maybe("Kept until", volume.purge_after.map(render::moment))

@@ -7,7 +7,6 @@ use varve::error::Result;
 use varve::service::{AttachedStatus, DaemonStatus};
 use varve::units::ByteLen;
 
-use crate::backend::Backend;
 use crate::commands::Command;
 use crate::context::Context;
 use crate::owner;
@@ -27,7 +26,7 @@ pub struct Status {
 impl Command for Arguments {
     type Output = Status;
 
-    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Status> {
+    async fn run(self, context: &Context) -> Result<Status> {
         let explained = |error: CallError| owner::no_daemon(context, &error);
         let daemon = context.daemon.status().await.map_err(explained)?;
         let volumes = context.daemon.volumes().await.map_err(explained)?;

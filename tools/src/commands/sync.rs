@@ -5,8 +5,8 @@ use serde::Serialize;
 use varve::error::Result;
 use varve::service::Lag;
 use varve::units::{Sequence, VolumeId};
+use varve::volume::Admin;
 
-use crate::backend::Backend;
 use crate::commands::Command;
 use crate::context::Context;
 use crate::owner;
@@ -35,13 +35,13 @@ impl Command for Arguments {
     type Output = Synced;
 
     /// A detached volume is in the store as a whole: there is nothing to wait for.
-    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Synced> {
+    async fn run(self, context: &Context) -> Result<Synced> {
         let id = self.volume.id(context).await?;
         let asked = async {
             let status = context.daemon.sync(id).await?;
             Ok(Synced { id, stored: Some(status.stored), lag: status.lag })
         };
-        let detached = async |_: &B| Ok(Synced { id, stored: None, lag: Lag::default() });
+        let detached = async |_: &Admin| Ok(Synced { id, stored: None, lag: Lag::default() });
         owner::or_store(context, id, "sync", asked, detached).await
     }
 

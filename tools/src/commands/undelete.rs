@@ -4,7 +4,6 @@ use clap::Args;
 use varve::error::Result;
 use varve::service::{VolumeState, VolumeSummary};
 
-use crate::backend::Backend;
 use crate::commands::Command;
 use crate::context::Context;
 use crate::render::{self, Block};
@@ -22,7 +21,7 @@ impl Command for Arguments {
     type Output = VolumeSummary;
 
     /// A name means a destroyed volume here, also if living ones have it too.
-    async fn run<B: Backend>(self, context: &Context<B>) -> Result<VolumeSummary> {
+    async fn run(self, context: &Context) -> Result<VolumeSummary> {
         let store = context.store().await?;
         let id = match &self.volume {
             Target::Id(id) => *id,

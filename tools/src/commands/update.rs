@@ -1,27 +1,33 @@
 //! `varve volumes update`
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde::Serialize;
-use varve::error::Result;
-use varve::service::{Durability, VolumeChange};
+use varve::error::{Context as _, Result};
+use varve::service::{Durability, SnapshotSchedule, VolumeChange};
 use varve::units::VolumeId;
+use varve::volume::Admin;
 
-use crate::backend::Backend;
 use crate::commands::Command;
 use crate::context::Context;
 use crate::owner;
 use crate::render::{self, Block};
+use crate::schedule::{self, ScheduleArguments};
 use crate::target::Target;
 
 /// Arguments.
 #[derive(Args, Debug)]
+#[command(group = ArgGroup::new("change").required(true).multiple(true).args([
+    "durability", "snapshot_interval", "snapshot_retention", "no_scheduled_snapshots",
+]))]
 pub struct Arguments {
     /// Id or name of the volume
     #[arg(value_name = "ID")]
     volume: Target,
     /// What FLUSH promises: 'local' survives power loss, 'store' loss of the host
     #[arg(long, value_parser = render::parse_durability)]
-    durability: Durability,
+    durability: Option<Durability>,
+    #[command(flatten)]
+    schedule: ScheduleArguments,
 }
 
 /// What it is now.
@@ -30,28 +36,37 @@ pub struct Updated {
     id: VolumeId,
     name: String,
     durability: Durability,
+    /// Null for none.
+    schedule: Option<SnapshotSchedule>,
 }
 
 impl Command for Arguments {
     type Output = Updated;
 
     /// Asks the owner if it is here; else changes the manifest of a volume that nobody owns.
-    async fn run<B: Backend>(self, context: &Context<B>) -> Result<Updated> {
+    async fn run(self, context: &Context) -> Result<Updated> {
         let id = self.volume.id(context).await?;
-        let change = VolumeChange { durability: Some(self.durability), ..VolumeChange::default() };
-        let asked = async {
-            let status = context.daemon.update(id, &change).await?;
-            Ok(Updated { id, name: status.name, durability: status.durability })
+        let change =
+            VolumeChange { durability: self.durability, schedule: self.schedule.change(), ..VolumeChange::default() };
+        let asked = async { context.daemon.update(id, &change).await.map(|_| None) };
+        let detached = async |store: &Admin| store.update_volume(id, change.clone()).await.map(Some);
+        let volume = match owner::or_change(context, id, "update", asked, detached).await? {
+            Some(volume) => volume,
+            // The owner changes the manifest before it answers.
+            None => {
+                let found = async { context.store().await?.volume(id).await };
+                found.await.context(|| format!("{id} was changed, but cannot be shown"))?
+            }
         };
-        let detached = async |store: &B| {
-            let volume = store.update_volume(id, change.clone()).await?;
-            Ok(Updated { id, name: volume.name, durability: volume.durability })
-        };
-        owner::or_store(context, id, "update", asked, detached).await
+        Ok(Updated { id, name: volume.name, durability: volume.durability, schedule: volume.schedule })
     }
 
     fn text(updated: &Updated) -> String {
-        let durability = render::durability(updated.durability);
-        Block::default().line("ID", updated.id).line("Name", &updated.name).line("Durability", durability).finish()
+        Block::default()
+            .line("ID", updated.id)
+            .line("Name", &updated.name)
+            .line("Durability", render::durability(updated.durability))
+            .line("Snapshots", schedule::words(updated.schedule))
+            .finish()
     }
 }

@@ -1,0 +1,45 @@
+//! `varve volumes fork`
+
+use clap::Args;
+use varve::error::Result;
+use varve::service::NewForks;
+use varve::settings::parse_name;
+use varve::volume::Admin;
+
+use crate::commands::Command;
+use crate::commands::created::Volumes;
+use crate::context::Context;
+use crate::owner;
+use crate::target::Target;
+
+/// Arguments.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Id or name of the volume
+    #[arg(value_name = "ID")]
+    volume: Target,
+    /// Name of the forks; that of the volume, if not given
+    #[arg(long, value_parser = parse_name)]
+    name: Option<String>,
+    /// How many forks to make
+    #[arg(short = 'n', long, default_value = "1", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..=i64::from(varve::limits::FORKS_AT_ONCE_MAX)))]
+    count: u32,
+}
+
+impl Command for Arguments {
+    type Output = Volumes;
+
+    /// Asks the owner if it is here; else forks a volume that nobody owns.
+    async fn run(self, context: &Context) -> Result<Volumes> {
+        let id = self.volume.id(context).await?;
+        let new = NewForks { name: self.name, count: self.count };
+        let asked = context.daemon.fork(id, &new);
+        let detached = async |store: &Admin| store.fork_volume(id, new.clone()).await;
+        let made = owner::or_change(context, id, "fork", asked, detached).await?;
+        Ok(Volumes::new(self.count, made))
+    }
+
+    fn text(volumes: &Volumes) -> String {
+        volumes.text()
+    }
+}
