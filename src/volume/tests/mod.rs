@@ -15,6 +15,7 @@ use crate::volume::{Admin, EngineSettings, Fleet, Volume, VolumeDevice};
 
 mod claims;
 mod family;
+mod frozen;
 
 const LOG_BYTES: ByteLen = ByteLen(4 << 20);
 
