@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 pub mod fault;
 pub mod host;
+pub mod image;
 pub mod simulated;
 
 /// An open file.

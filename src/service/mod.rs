@@ -252,6 +252,15 @@ pub struct NewVolume {
     pub schedule: Option<SnapshotSchedule>,
 }
 
+/// How far an import or export has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageProgress {
+    /// Bytes of the image done, holes included.
+    pub done: ByteLen,
+    /// Bytes of the whole image, if that is known.
+    pub total: Option<ByteLen>,
+}
+
 /// How far a check has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckProgress {

@@ -43,31 +43,7 @@ impl Admin {
     /// # Errors
     /// What the store says.
     pub async fn create_volume(&self, new: NewVolume) -> Result<VolumeSummary> {
-        let manifest = Manifest {
-            volume: VolumeId(clock::random_u64()),
-            name: new.name,
-            region: new.region,
-            size: new.size,
-            created_at: clock::now(),
-            durability: new.durability,
-            generation: 1,
-            nonce: clock::random_token(),
-            epoch: Epoch(0),
-            owner: None,
-            checkpoint: None,
-            replay_from: Position { epoch: Epoch(1), number: SegmentNumber(0) },
-            sequence: Sequence(0),
-            inherited: Vec::new(),
-            complete: true,
-            being_made: false,
-            stored_bytes: ByteLen(0),
-            destroyed_at: None,
-            schedule: new.schedule,
-            snapshotted: Sequence(0),
-            scheduled_at: None,
-            origins: Vec::new(),
-            pins: Vec::new(),
-        };
+        let manifest = new_manifest(new);
         ownership::create(&*self.store, manifest).await.map(|loaded| summary(&loaded.manifest))
     }
 
@@ -190,6 +166,35 @@ impl Admin {
         change: impl Fn(&mut Manifest) -> Result<()> + Send + Sync,
     ) -> Result<VolumeSummary> {
         ownership::change(&*self.store, id, change).await.map(|loaded| summary(&loaded.manifest))
+    }
+}
+
+/// The manifest of a volume that was never attached: empty, and complete.
+pub(super) fn new_manifest(new: NewVolume) -> Manifest {
+    Manifest {
+        volume: VolumeId(clock::random_u64()),
+        name: new.name,
+        region: new.region,
+        size: new.size,
+        created_at: clock::now(),
+        durability: new.durability,
+        generation: 1,
+        nonce: clock::random_token(),
+        epoch: Epoch(0),
+        owner: None,
+        checkpoint: None,
+        replay_from: Position { epoch: Epoch(1), number: SegmentNumber(0) },
+        sequence: Sequence(0),
+        inherited: Vec::new(),
+        complete: true,
+        being_made: false,
+        stored_bytes: ByteLen(0),
+        destroyed_at: None,
+        schedule: new.schedule,
+        snapshotted: Sequence(0),
+        scheduled_at: None,
+        origins: Vec::new(),
+        pins: Vec::new(),
     }
 }
 

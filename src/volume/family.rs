@@ -160,7 +160,7 @@ impl Volume {
         if change.durability == Some(Durability::Store) {
             self.durability.store(Durability::Store as u8, Ordering::Release);
         }
-        let manifest = self.change_manifest(|manifest| apply_change(manifest, &change)).await?;
+        let manifest = self.change_manifest(|manifest| apply_change(manifest, change)).await?;
         self.durability.store(manifest.durability as u8, Ordering::Release);
         self.size.fetch_max(manifest.size.0, Ordering::AcqRel);
         Ok(())

@@ -13,6 +13,7 @@
 //! | `pages`, `fetch`, `near`, `read_ahead` | map pages and frames, near and far |
 //! | `frozen_device` | snapshots as disks |
 //! | `fleet`, `serve`, `catalog`, `stop` | volumes that come and go; the fleet behind the doors, and the names it is asked for |
+//! | `import`, `export` | raw disk images, without an owner |
 //! | `admin` and its parts, `check`, `dump`, `purge`, `root` | what needs no owner |
 //! | `shared`, `state_directory` | what all volumes of a daemon share, and where it lies |
 
@@ -27,11 +28,13 @@ mod claims;
 mod core;
 mod device;
 mod dump;
+mod export;
 mod family;
 mod fetch;
 mod fleet;
 mod frozen_device;
 mod gate;
+mod import;
 mod local_state;
 mod near;
 mod open;

@@ -8,8 +8,8 @@ use varve::error::Result;
 use varve::settings::SharedArguments;
 
 use crate::commands::{
-    Command as _, attach, check, create, destroy, detach, dump, extend, fork, list, purge, restore, show, snapshots,
-    status, sync, undelete, update,
+    Command as _, attach, check, create, destroy, detach, diff, dump, export, extend, fork, import, list, purge,
+    restore, show, snapshots, status, sync, undelete, update,
 };
 use crate::context::Context;
 use crate::render::Report;
@@ -104,6 +104,12 @@ commands! {
         Snapshots(SnapshotsCommand),
         /// Bring a volume back to one of its snapshots; its present is kept as a snapshot
         Restore(restore::Arguments),
+        /// Make a volume of a raw disk image
+        Import(import::Arguments),
+        /// Write a volume or a snapshot into a raw disk image
+        Export(export::Arguments),
+        /// Show where one volume or snapshot may differ from another
+        Diff(diff::Arguments),
     }
 }
 

@@ -8,6 +8,7 @@
 //! | `target` | a volume or snapshot as people name it |
 //! | `owner` | who has a volume, and what can be done about it |
 //! | `schedule` | when snapshots are taken by themselves, in words |
+//! | `image` | what import, export and diff have in common |
 //! | `render` | blocks, tables, JSON, sizes and times |
 //!
 //! What needs no owner goes straight to the store; the rest goes to the control socket of the daemon that owns the volume. Results
@@ -17,6 +18,7 @@
 mod arguments;
 mod commands;
 mod context;
+mod image;
 mod owner;
 mod render;
 mod schedule;

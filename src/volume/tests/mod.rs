@@ -16,6 +16,7 @@ use crate::volume::{Admin, EngineSettings, Fleet, PurgeTimer, Volume, VolumeDevi
 mod catalog;
 mod claims;
 mod family;
+mod frozen;
 mod purge;
 
 const LOG_BYTES: ByteLen = ByteLen(4 << 20);
