@@ -291,8 +291,11 @@ async fn destroy_asks_refuses_what_is_attached_and_can_be_undone() {
     assert!(place.volumes().await.iter().all(|volume| volume.state != VolumeState::Destroyed));
 
     let done = text(&place, "volumes destroy demo vol_0000000000001 --yes").await;
-    let expected = "Destroyed vol_0000000000001 (demo). It can be brought back until 2026-11-22T04:23:58Z: \
-                    varve volumes undelete vol_0000000000001\n";
+    let until = crate::render::moment(place.volumes().await[1].purge_after.unwrap());
+    let expected = format!(
+        "Destroyed vol_0000000000001 (demo). It can be brought back until {until}: varve volumes undelete \
+         vol_0000000000001\n"
+    );
     assert_eq!(done, expected);
     assert!(message(&place, "volumes destroy vol_0000000000001 -y").await.contains("destroyed already"));
     assert!(text(&place, "volumes undelete demo").await.contains("State: detached\n"));
@@ -357,7 +360,7 @@ async fn without_a_daemon_the_message_says_who_and_what_to_do() {
     let beside = attached(2, "beside", host.trim_end(), "/other/it's.sock");
     let there = attached(3, "there", "hector", "/nonexistent/control.sock");
     let place = nowhere(vec![here, beside, there]).await;
-    let start = "varved --store file:///store --state /nonexistent";
+    let start = format!("varved --store {} --state /nonexistent", place.context.settings.store);
     let no_daemon = "no daemon listens at /nonexistent/control.sock";
     assert_eq!(message(&place, "status").await, format!("{no_daemon}: start one with: {start}"));
     assert_eq!(message(&place, "volumes attach there").await, format!("{no_daemon}: start one with: {start}"));
