@@ -1,128 +1,128 @@
-//! Tests of commands: from the command line to what is printed, with a store in memory and, where one is
-//! needed, a daemon behind a real socket.
+//! Tests of commands: from the command line to what is printed, with a store in a directory and, where one is
+//! needed, a daemon behind a real control socket.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use async_trait::async_trait;
 use clap::{CommandFactory, Parser};
+use tempfile::TempDir;
 use tokio::sync::oneshot;
 use varve::control::{ControlSocket, serve};
-use varve::error::{Error, ErrorKind, Result};
-use varve::service::{
-    AttachReport, AttachedStatus, CheckProblem, DaemonStatus, Durability, Lag, RescuedLog, Service, StoreCounts,
-    VolumeState,
-};
+use varve::error::{Error, Result};
+use varve::format::manifest::{Manifest, Owner, Position};
+use varve::format::map_object::{CheckpointRef, MapObjectId, PageRef};
+use varve::ownership;
+use varve::service::{Durability, VolumeState};
 use varve::settings::SharedSettings;
-use varve::units::{ByteLen, Epoch, Sequence, UnixMillis, VolumeId};
+use varve::store::{Effect, Faults, Matching, Operation, Store, StoreErrorKind};
+use varve::units::{ByteLen, Epoch, SegmentNumber, Sequence, Token, UnixMillis, VolumeId};
+use varve::volume::Admin;
 
 use crate::arguments::{CommandLine, explained};
-use crate::backend::memory::{Memory, NOW, attached, detached};
 use crate::context::Context;
 use crate::render::Report;
 
-fn settings(directory: &Path) -> SharedSettings {
-    let state = directory.to_owned();
-    SharedSettings { store: "file:///store".into(), control: state.join("control.sock"), state }
+mod daemon;
+mod family;
+
+use daemon::Daemon;
+
+/// When the commands are given: 2026-11-21T04:23:58Z.
+const NOW: UnixMillis = UnixMillis(1_795_235_038_000);
+const DAY: u64 = 86_400_000;
+
+/// A detached volume of 10 GB, a day old.
+fn detached(id: u64, name: &str) -> Manifest {
+    Manifest {
+        volume: VolumeId(id),
+        name: name.to_owned(),
+        region: "default".to_owned(),
+        size: ByteLen(10 << 30),
+        created_at: UnixMillis(NOW.0 - DAY),
+        durability: Durability::Local,
+        generation: 1,
+        nonce: Token(1),
+        epoch: Epoch(4),
+        owner: None,
+        checkpoint: None,
+        replay_from: Position { epoch: Epoch(5), number: SegmentNumber(0) },
+        sequence: Sequence(0),
+        inherited: Vec::new(),
+        complete: true,
+        stored_bytes: ByteLen(3 << 29),
+        destroyed_at: None,
+        being_made: false,
+        schedule: None,
+        origins: Vec::new(),
+        pins: Vec::new(),
+    }
 }
 
-/// Surroundings whose daemon, if one runs, is the one whose socket is in `directory`.
-fn context(directory: &Path, store: Memory) -> Context<Memory> {
-    let mut context = Context::new(settings(directory), false).unwrap().with_store(store);
-    context.now = NOW;
-    context.ask = |_| Ok(false);
-    context
+/// The same, attached by a daemon on `host` with this control socket.
+fn attached(id: u64, name: &str, host: &str, control: &str) -> Manifest {
+    let owner = Owner {
+        token: Token(2),
+        resumes: None,
+        host: host.into(),
+        pid: 42,
+        control: control.into(),
+        attached_at: UnixMillis(NOW.0 - 90_000),
+    };
+    Manifest { owner: Some(owner), complete: false, ..detached(id, name) }
 }
 
-fn nowhere(store: Memory) -> Context<Memory> {
-    context(Path::new("/nonexistent"), store)
+/// A store in a directory, and who works with it: with a daemon, if one runs, whose socket is in `state`.
+struct Place {
+    context: Context,
+    raw: Arc<dyn Store>,
+    directory: TempDir,
 }
 
-async fn run(context: &Context<Memory>, line: &str) -> Result<Report> {
+impl Place {
+    async fn new(state: &Path, volumes: Vec<Manifest>) -> Place {
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", directory.path().display());
+        Admin::open(&url, true).await.unwrap();
+        let raw = varve::store::open(&url, false).await.unwrap().store;
+        for volume in volumes {
+            ownership::create(&*raw, volume).await.unwrap();
+        }
+        let control = state.join("control.sock");
+        let mut context = Context::new(SharedSettings { store: url, control, state: state.to_owned() }, false).unwrap();
+        context.now = NOW;
+        context.ask = |_| Ok(false);
+        Place { context, raw, directory }
+    }
+
+    async fn volumes(&self) -> Vec<varve::service::VolumeSummary> {
+        Admin::new(self.raw.clone()).list_volumes(true).await.unwrap()
+    }
+}
+
+/// Without a daemon.
+async fn nowhere(volumes: Vec<Manifest>) -> Place {
+    Place::new(Path::new("/nonexistent"), volumes).await
+}
+
+async fn run(place: &Place, line: &str) -> Result<Report> {
     let words = std::iter::once("varve").chain(line.split_whitespace());
     let parsed = CommandLine::try_parse_from(words).map_err(|error| Error::invalid(explained(&error)))?;
-    parsed.command.report(context).await
+    parsed.command.report(&place.context).await
 }
 
-async fn text(context: &Context<Memory>, line: &str) -> String {
-    let report = run(context, line).await.unwrap();
+async fn text(place: &Place, line: &str) -> String {
+    let report = run(place, line).await.unwrap();
     assert_eq!(report.failure, None);
     report.text
 }
 
-async fn message(context: &Context<Memory>, line: &str) -> String {
-    run(context, line).await.unwrap_err().message().to_owned()
+async fn json(place: &Place, line: &str) -> serde_json::Value {
+    serde_json::from_str(&text(place, line).await).unwrap()
 }
 
-/// A daemon that has volume 7 attached.
-struct Daemon;
-
-fn status() -> AttachedStatus {
-    AttachedStatus {
-        volume: VolumeId(7),
-        name: "demo".into(),
-        size: ByteLen(20 << 30),
-        epoch: Epoch(5),
-        durability: Durability::Store,
-        clients: 2,
-        lag: Lag { bytes: ByteLen(8192), seconds: 1.25 },
-        accepted: Sequence(20),
-        stored: Sequence(18),
-        stored_bytes: ByteLen(2 << 30),
-        log_used: ByteLen(64 << 20),
-        log_length: ByteLen(2 << 30),
-        failed: None,
-    }
-}
-
-fn known(volume: VolumeId) -> Result<AttachedStatus> {
-    if volume == VolumeId(7) { Ok(status()) } else { Err(Error::not_found(format!("{volume} is not attached here"))) }
-}
-
-#[async_trait]
-impl Service for Daemon {
-    fn daemon(&self) -> DaemonStatus {
-        let store_counts =
-            StoreCounts { gets: 3, get_bytes: 1 << 20, puts: 2, put_bytes: 3 << 20, deletes: 1, lists: 0, retries: 4 };
-        let nbd = vec!["nbd://127.0.0.1:10809".into()];
-        DaemonStatus { version: "1.2.3".into(), pid: 42, store: "file:///store".into(), nbd, store_counts }
-    }
-    fn attached(&self) -> Vec<AttachedStatus> {
-        vec![status()]
-    }
-    async fn attach(&self, volume: VolumeId, takeover: bool) -> Result<AttachReport> {
-        if !takeover {
-            return Err(Error::new(ErrorKind::Busy, format!("{volume} is attached by hector")));
-        }
-        let rescued = RescuedLog {
-            path: "/state/rescued/1".into(),
-            records: 12,
-            bytes: ByteLen(48 << 10),
-            since: UnixMillis(NOW.0),
-        };
-        Ok(AttachReport {
-            status: status(),
-            resumed: Sequence(18),
-            replayed_records: 0,
-            taken_over: true,
-            previous_owner: Some("hector".into()),
-            rescued_log: Some(rescued),
-        })
-    }
-    async fn detach(&self, volume: VolumeId, force: bool) -> Result<()> {
-        let status = known(volume)?;
-        if force {
-            Ok(())
-        } else {
-            Err(Error::new(ErrorKind::Busy, format!("{volume} has {} clients", status.clients)))
-        }
-    }
-    async fn sync(&self, volume: VolumeId) -> Result<AttachedStatus> {
-        known(volume).map(|status| AttachedStatus { lag: Lag::default(), stored: status.accepted, ..status })
-    }
-    async fn set_durability(&self, volume: VolumeId, durability: Durability) -> Result<AttachedStatus> {
-        known(volume).map(|status| AttachedStatus { durability, ..status })
-    }
+async fn message(place: &Place, line: &str) -> String {
+    run(place, line).await.unwrap_err().message().to_owned()
 }
 
 /// Runs a test while a daemon listens in a fresh directory.
@@ -143,23 +143,23 @@ fn the_command_line_is_consistent() {
 
 #[tokio::test]
 async fn create_prints_one_line_with_the_id() {
-    let context = nowhere(Memory::default());
-    let created = text(&context, "volumes create data --size 1.5").await;
-    let expected = "                  ID: vol_0000000000001
+    let place = nowhere(vec![]).await;
+    let created = text(&place, "volumes create data --size 1.5").await;
+    let volume = place.volumes().await.remove(0);
+    let expected = format!(
+        "                  ID: {}
                 Name: data
               Region: default
                 Size: 1.5 GB
           Durability: local
-          Created at: 2026-11-21T04:23:58Z
-";
-    assert_eq!(created, expected);
-    let ids: Vec<_> = created.lines().filter(|line| line.contains("ID")).collect();
-    assert_eq!(
-        ids.iter().map(|line| line.split_whitespace().nth(1).unwrap()).collect::<Vec<_>>(),
-        ["vol_0000000000001"]
+          Created at: {}
+",
+        volume.id,
+        crate::render::moment(volume.created_at)
     );
-    let two = text(&context, "vol create data --size 512MiB -n 2 --durability store --region ams").await;
-    assert_eq!(two.lines().filter(|line| line.contains("ID")).count(), 2);
+    assert_eq!(created, expected);
+    let two = text(&place, "vol create VOID --size 512MiB -n 2 --durability store --region ams").await;
+    assert_eq!(two.lines().filter(|line| line.contains("ID")).count(), 2, "a name does not mislead scripts: {two}");
     assert!(
         two.contains("Region: ams\n") && two.contains("Durability: store\n") && two.contains("Size: 512 MB\n"),
         "{two}"
@@ -168,16 +168,23 @@ async fn create_prints_one_line_with_the_id() {
 
 #[tokio::test]
 async fn what_was_created_before_a_failure_is_printed() {
-    let context = nowhere(Memory { capacity: Some(2), ..Memory::default() });
-    let report = run(&context, "volumes create data --size 1 -n 3").await.unwrap();
+    let mut place = nowhere(vec![]).await;
+    let faults = Faults::new();
+    let puts = || Matching::operation(Operation::Put).on("manifest");
+    faults.inject(puts(), Effect::Delay(Duration::ZERO), 2);
+    faults.inject(puts(), Effect::FailBefore(StoreErrorKind::Full), 2);
+    place.context = place.context.with_store(Admin::new(faults.wrap(place.raw.clone())));
+    let report = run(&place, "volumes create data --size 1 -n 3").await.unwrap();
     assert_eq!(report.text.matches("ID: vol_").count(), 2);
-    assert_eq!(report.failure.as_deref(), Some("volume 3 of 3: the store is full"));
-    assert_eq!(message(&context, "volumes create data --size 1").await, "the store is full");
+    let failure = report.failure.unwrap();
+    assert!(failure.starts_with("volume 3 of 3: cannot create volume vol_") && failure.contains("Full"), "{failure}");
+    assert!(message(&place, "volumes create data --size 1").await.contains("Full"));
+    assert_eq!(place.volumes().await.len(), 2);
 }
 
 #[tokio::test]
 async fn arguments_that_make_no_sense_are_named() {
-    let context = nowhere(Memory::default());
+    let place = nowhere(vec![]).await;
     for (line, expected) in [
         ("volumes create a/b --size 1", "'a/b' cannot be a name"),
         ("volumes create vol_x --size 1", "could be taken for ids"),
@@ -195,26 +202,28 @@ async fn arguments_that_make_no_sense_are_named() {
         ("volumes fly", "unrecognized subcommand 'fly'"),
         ("dump segment 5", "VOLUME/EPOCH/NUMBER"),
     ] {
-        let message = message(&context, line).await;
+        let message = message(&place, line).await;
         assert!(message.contains(expected), "{line}: {message}");
     }
-    assert!(context.store().await.unwrap().volumes.borrow().is_empty());
+    assert!(place.volumes().await.is_empty());
 }
 
 #[tokio::test]
 async fn list_is_a_table_without_borders() {
-    let destroyed = varve::service::VolumeSummary { state: VolumeState::Destroyed, ..detached(3, "old\x1b[31m") };
-    let store = Memory::holding(vec![attached(2, "wide", "hector", "/c"), detached(1, "demo"), destroyed]);
-    let context = nowhere(store);
+    let destroyed = Manifest { destroyed_at: Some(varve::clock::now()), ..detached(3, "old\x1b[31m") };
+    let being_made = Manifest { being_made: true, ..detached(4, "unfinished") };
+    let volumes = vec![attached(2, "wide", "hector", "/c"), detached(1, "demo"), destroyed, being_made];
+    let place = nowhere(volumes).await;
     let expected = "\
 ID                 NAME  STATE      SIZE  STORED  OWNER   CREATED AT
 vol_0000000000001  demo  detached  10 GB  1.5 GB          1 day ago
 vol_0000000000002  wide  attached  10 GB  1.5 GB  hector  1 day ago
 ";
-    assert_eq!(text(&context, "volumes list").await, expected);
-    let all = text(&context, "volumes ls --all").await;
+    assert_eq!(text(&place, "volumes list").await, expected);
+    let all = text(&place, "volumes ls --all").await;
     assert!(all.contains("vol_0000000000003  old\\u{1b}[31m  destroyed"), "{all}");
-    assert!(text(&nowhere(Memory::default()), "volumes list").await.starts_with("ID  NAME"));
+    assert!(!all.contains("unfinished"), "{all}");
+    assert!(text(&nowhere(vec![]).await, "volumes list").await.starts_with("ID  NAME"));
 }
 
 #[tokio::test]
@@ -228,15 +237,16 @@ async fn show_tells_the_lag_where_it_is_known() {
           Durability: local
                Epoch: 4
                  Lag: 0 bytes, 0.0 s
+           Snapshots: 0; no scheduled snapshots
           Created at: 2026-11-20T04:23:58Z
 ";
-    assert_eq!(text(&nowhere(Memory::holding(vec![detached(1, "demo")])), "volumes show demo").await, expected);
-    let away = text(&nowhere(Memory::holding(vec![attached(7, "demo", "hector", "/c")])), "volumes show demo").await;
+    assert_eq!(text(&nowhere(vec![detached(1, "demo")]).await, "volumes show demo").await, expected);
+    let away = text(&nowhere(vec![attached(7, "demo", "hector", "/c")]).await, "volumes show demo").await;
     assert!(away.contains("Owner: hector (process 42, control socket /c)\n"), "{away}");
     assert!(away.contains("Lag: unknown: only its owner can tell\n"), "{away}");
 
     with_daemon(async |directory| {
-        let here = context(directory, Memory::holding(vec![attached(7, "demo", "hector", "/c")]));
+        let here = Place::new(directory, vec![attached(7, "demo", "hector", "/c")]).await;
         let shown = text(&here, "volumes show vol_0000000000007").await;
         for line in
             ["Size: 20 GB", "Stored: 2 GB", "Durability: store", "Epoch: 5", "Lag: 8192 bytes, 1.2 s", "Clients: 2"]
@@ -245,8 +255,8 @@ async fn show_tells_the_lag_where_it_is_known() {
         }
         assert_eq!(shown.matches("ID").count(), 1);
         // A daemon that has lost the volume to a newer epoch is not believed.
-        let newer = varve::service::VolumeSummary { epoch: Epoch(6), ..attached(7, "demo", "hector", "/c") };
-        let shown = text(&context(directory, Memory::holding(vec![newer])), "volumes show demo").await;
+        let newer = Manifest { epoch: Epoch(6), ..attached(7, "demo", "hector", "/c") };
+        let shown = text(&Place::new(directory, vec![newer]).await, "volumes show demo").await;
         assert!(shown.contains("Lag: unknown") && shown.contains("Size: 10 GB"), "{shown}");
     })
     .await;
@@ -254,44 +264,44 @@ async fn show_tells_the_lag_where_it_is_known() {
 
 #[tokio::test]
 async fn json_is_what_the_types_say() {
-    let mut context = nowhere(Memory::holding(vec![attached(7, "demo", "hector", "/c")]));
-    context.json = true;
-    let shown: serde_json::Value = serde_json::from_str(&text(&context, "volumes show demo").await).unwrap();
+    let mut place = nowhere(vec![attached(7, "demo", "hector", "/c")]).await;
+    place.context.json = true;
+    let shown = json(&place, "volumes show demo").await;
     assert_eq!(shown["id"], "vol_0000000000007");
     assert_eq!(shown["size"], 10_u64 << 30);
     assert_eq!(shown["owner"]["host"], "hector");
     assert!(shown["lag"].is_null() && shown["attached"].is_null());
-    let listed: serde_json::Value = serde_json::from_str(&text(&context, "volumes list").await).unwrap();
-    assert_eq!(listed[0]["state"], "attached");
-    let created: serde_json::Value = serde_json::from_str(&text(&context, "volumes create x --size 1").await).unwrap();
-    assert_eq!(created["id"], "vol_0000000000002");
-    let several: serde_json::Value =
-        serde_json::from_str(&text(&context, "volumes create x --size 1 -n 2").await).unwrap();
+    assert_eq!(json(&place, "volumes list").await[0]["state"], "attached");
+    let created = json(&place, "volumes create x --size 1").await;
+    assert_eq!(created["name"], "x");
+    assert_eq!(created["schedule"]["retention_seconds"], 5 * 86_400, "on by default");
+    let several = json(&place, "volumes create x --size 1 -n 2").await;
     assert_eq!(several.as_array().map(Vec::len), Some(2));
-    let dumped: serde_json::Value = serde_json::from_str(&text(&context, "dump log ./log").await).unwrap();
-    assert_eq!(dumped["text"], "LogFile(\"./log\")\n");
+    let dumped = json(&place, "dump manifest demo").await;
+    assert!(dumped["text"].as_str().unwrap().contains("vol_0000000000007"), "{dumped}");
 }
 
 #[tokio::test]
 async fn destroy_asks_refuses_what_is_attached_and_can_be_undone() {
-    let context = nowhere(Memory::holding(vec![detached(1, "demo"), attached(2, "busy", "hector", "/c")]));
+    let place = nowhere(vec![detached(1, "demo"), attached(2, "busy", "hector", "/c")]).await;
     let expected = "vol_0000000000002 is attached by hector (process 42, control socket /c): nothing was destroyed; \
                     detach it first: varve volumes detach vol_0000000000002";
-    assert_eq!(message(&context, "volumes destroy demo busy --yes").await, expected);
-    assert_eq!(message(&context, "volumes destroy demo").await, "nothing was destroyed");
-    assert!(
-        context.store().await.unwrap().volumes.borrow().iter().all(|volume| volume.state != VolumeState::Destroyed)
+    assert_eq!(message(&place, "volumes destroy demo busy --yes").await, expected);
+    assert_eq!(message(&place, "volumes destroy demo").await, "nothing was destroyed");
+    assert!(place.volumes().await.iter().all(|volume| volume.state != VolumeState::Destroyed));
+
+    let done = text(&place, "volumes destroy demo vol_0000000000001 --yes").await;
+    let until = crate::render::moment(place.volumes().await[1].purge_after.unwrap());
+    let expected = format!(
+        "Destroyed vol_0000000000001 (demo). It can be brought back until {until}: varve volumes undelete \
+         vol_0000000000001\n"
     );
-
-    let done = text(&context, "volumes destroy demo vol_0000000000001 --yes").await;
-    let expected = "Destroyed vol_0000000000001 (demo). It can be brought back until 2026-11-22T04:23:58Z: \
-                    varve volumes undelete vol_0000000000001\n";
     assert_eq!(done, expected);
-    assert!(message(&context, "volumes destroy vol_0000000000001 -y").await.contains("destroyed already"));
-    assert!(text(&context, "volumes undelete demo").await.contains("State: detached\n"));
-    assert!(message(&context, "volumes undelete demo").await.contains("no destroyed volume is named 'demo'"));
+    assert!(message(&place, "volumes destroy vol_0000000000001 -y").await.contains("destroyed already"));
+    assert!(text(&place, "volumes undelete demo").await.contains("State: detached\n"));
+    assert!(message(&place, "volumes undelete demo").await.contains("no destroyed volume is named 'demo'"));
 
-    let twice = nowhere(Memory::holding(vec![detached(1, "demo"), detached(2, "demo")]));
+    let twice = nowhere(vec![detached(1, "demo"), detached(2, "demo")]).await;
     text(&twice, "volumes destroy vol_0000000000001 vol_0000000000002 --yes").await;
     let expected = "2 destroyed volumes are named 'demo': use the id of one: vol_0000000000001, vol_0000000000002";
     assert_eq!(message(&twice, "volumes undelete demo").await, expected);
@@ -312,8 +322,8 @@ async fn purge_says_what_is_gone_and_what_is_next() {
 #[tokio::test]
 async fn the_daemon_is_asked_for_what_it_owns() {
     with_daemon(async |directory| {
-        let context = context(directory, Memory::holding(vec![detached(1, "spare"), attached(7, "demo", "hector", "/c")]));
-        let busy = message(&context, "volumes attach demo").await;
+        let place = Place::new(directory, vec![detached(1, "spare"), attached(7, "demo", "hector", "/c")]).await;
+        let busy = message(&place, "volumes attach demo").await;
         assert!(busy.starts_with("vol_0000000000007 is attached by hector (") && busy.contains("--takeover"), "{busy}");
         let expected = "                  ID: vol_0000000000007
                 Name: demo
@@ -326,18 +336,18 @@ async fn the_daemon_is_asked_for_what_it_owns() {
       Log kept aside: /state/rescued/1: 12 records, 48 KB, since 2026-11-21T04:23:58Z, are not part of the volume's history
                  Lag: 8192 bytes, 1.2 s
 ";
-        assert_eq!(text(&context, "volumes attach demo --takeover").await, expected);
+        assert_eq!(text(&place, "volumes attach demo --takeover").await, expected);
         let expected = "                  ID: vol_0000000000007\n              Stored: up to position 20\n                 Lag: 0 bytes, 0.0 s\n";
-        assert_eq!(text(&context, "volumes sync demo").await, expected);
-        assert_eq!(message(&context, "volumes detach demo").await, "vol_0000000000007 has 2 clients");
-        assert!(text(&context, "volumes detach demo --force").await.contains("State: detached\n"));
-        assert!(text(&context, "volumes update demo --durability local").await.contains("Durability: local\n"));
+        assert_eq!(text(&place, "volumes sync demo").await, expected);
+        assert_eq!(message(&place, "volumes detach demo").await, "vol_0000000000007 has 2 clients");
+        assert!(text(&place, "volumes detach demo --force").await.contains("State: detached\n"));
+        assert!(text(&place, "volumes update demo --durability local").await.contains("Durability: local\n"));
         // Volume 1 is nobody's: nothing to wait for, nothing to hand back, and the manifest can be changed.
-        assert!(text(&context, "volumes sync spare").await.contains("Stored: everything\n"));
-        assert!(text(&context, "volumes detach spare").await.contains("State: detached\n"));
-        assert!(text(&context, "volumes update spare --durability store").await.contains("Durability: store\n"));
+        assert!(text(&place, "volumes sync spare").await.contains("Stored: everything\n"));
+        assert!(text(&place, "volumes detach spare").await.contains("State: detached\n"));
+        assert!(text(&place, "volumes update spare --durability store").await.contains("Durability: store\n"));
 
-        let status = text(&context, "status").await;
+        let status = text(&place, "status").await;
         let expected = "             Version: 1.2.3
              Process: 42
                Store: file:///store
@@ -361,20 +371,20 @@ async fn without_a_daemon_the_message_says_who_and_what_to_do() {
     let here = attached(1, "here", host.trim_end(), "/nonexistent/control.sock");
     let beside = attached(2, "beside", host.trim_end(), "/other/it's.sock");
     let there = attached(3, "there", "hector", "/nonexistent/control.sock");
-    let context = nowhere(Memory::holding(vec![here, beside, there]));
-    let start = "varved --store file:///store --state /nonexistent";
+    let place = nowhere(vec![here, beside, there]).await;
+    let start = format!("varved --store {} --state /nonexistent", place.context.settings.store);
     let no_daemon = "no daemon listens at /nonexistent/control.sock";
-    assert_eq!(message(&context, "status").await, format!("{no_daemon}: start one with: {start}"));
-    assert_eq!(message(&context, "volumes attach there").await, format!("{no_daemon}: start one with: {start}"));
+    assert_eq!(message(&place, "status").await, format!("{no_daemon}: start one with: {start}"));
+    assert_eq!(message(&place, "volumes attach there").await, format!("{no_daemon}: start one with: {start}"));
     for verb in ["detach", "sync", "update --durability store"] {
-        let on_this_host = message(&context, &format!("volumes {verb} here")).await;
+        let on_this_host = message(&place, &format!("volumes {verb} here")).await;
         assert!(
             on_this_host.contains(&format!("but {no_daemon}: start that daemon again with: {start}")),
             "{on_this_host}"
         );
-        let beside = message(&context, &format!("volumes {verb} beside")).await;
+        let beside = message(&place, &format!("volumes {verb} beside")).await;
         assert!(beside.contains(r"varve --control '/other/it'\''s.sock' volumes"), "{beside}");
-        let on_another = message(&context, &format!("volumes {verb} there")).await;
+        let on_another = message(&place, &format!("volumes {verb} there")).await;
         assert!(on_another.contains("attached by hector (process 42"), "{on_another}");
         assert!(on_another.contains("varve volumes attach vol_0000000000003 --takeover"), "{on_another}");
     }
@@ -382,21 +392,18 @@ async fn without_a_daemon_the_message_says_who_and_what_to_do() {
 
 #[tokio::test]
 async fn check_fails_when_it_finds_something() {
-    let well = nowhere(Memory::holding(vec![detached(1, "demo")]));
+    let object = MapObjectId { volume: VolumeId(2), epoch: Epoch(1), number: 0 };
+    let root = PageRef { object, offset: 0, stored_length: 100, raw_length: 100, crc: 0 };
+    let ill = Manifest { checkpoint: Some(CheckpointRef { root }), ..detached(2, "ill") };
+    let place = nowhere(vec![detached(1, "demo"), ill]).await;
     let expected = "                  ID: vol_0000000000001
-            Segments: 3
-            Verified: 25 MB
+            Segments: 0
+            Verified: 0 bytes
             Problems: 0
 ";
-    assert_eq!(text(&well, "check demo").await, expected);
-    let problem =
-        CheckProblem { object: "volumes/x/1".into(), what: "is missing".into(), blocks: Some("0 to 7".into()) };
-    let ill = nowhere(Memory { problems: vec![problem], ..Memory::holding(vec![detached(1, "demo")]) });
-    let report = run(&ill, "check demo").await.unwrap();
-    assert!(
-        report.text.ends_with("\nOBJECT       BLOCKS  PROBLEM\nvolumes/x/1  0 to 7  is missing\n"),
-        "{}",
-        report.text
-    );
-    assert_eq!(report.failure.as_deref(), Some("vol_0000000000001 is damaged: 1 problems were found"));
+    assert_eq!(text(&place, "check demo").await, expected);
+    let report = run(&place, "check ill").await.unwrap();
+    let named = report.text.lines().any(|line| line.starts_with("map object vol_0000000000002/1/0  all     "));
+    assert!(named && report.text.contains("\nOBJECT "), "{}", report.text);
+    assert_eq!(report.failure.as_deref(), Some("vol_0000000000002 is damaged: 1 problems were found"));
 }
