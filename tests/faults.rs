@@ -14,7 +14,7 @@ mod support {
 use std::path::{Path, PathBuf};
 
 use support::client::{Client, Command};
-use support::daemon::{Host, StoreKind, World};
+use support::daemon::{Host, StoreKind, World, both_stores};
 use support::injection::Injection;
 use support::process::{self, shell};
 
@@ -36,8 +36,8 @@ fn holds(client: &mut Client, offset: u64, byte: u8) {
 }
 
 /// The faults of the log: with `call` failing, nothing is acknowledged that was not done, and a new attachment has everything that was.
-fn the_log_fails(call: &str, write_is_kept: bool) {
-    let world = World::new(StoreKind::Directory);
+fn the_log_fails(kind: StoreKind, call: &str, write_is_kept: bool) {
+    let world = World::new(kind);
     // Nothing is uploaded by itself: the log is all there is.
     let host = world.host("a").with(&["--segment-age", "1h"]);
     let volume = host.create("faulty", "64MiB");
@@ -73,14 +73,14 @@ fn the_log_fails(call: &str, write_is_kept: bool) {
     host.varve(&["check", &volume]).succeeded();
 }
 
-#[test]
-fn a_failed_sync_of_the_log_is_never_taken_for_a_success() {
-    the_log_fails("fdatasync", true);
+both_stores!(a_failed_sync_of_the_log_is_never_taken_for_a_success, a_failed_write_of_the_log_is_not_acknowledged);
+
+fn a_failed_sync_of_the_log_is_never_taken_for_a_success(kind: StoreKind) {
+    the_log_fails(kind, "fdatasync", true);
 }
 
-#[test]
-fn a_failed_write_of_the_log_is_not_acknowledged() {
-    the_log_fails("pwritev", false);
+fn a_failed_write_of_the_log_is_not_acknowledged(kind: StoreKind) {
+    the_log_fails(kind, "pwritev", false);
 }
 
 #[test]
