@@ -31,16 +31,8 @@ impl Life<'_> {
         VolumeDevice::new(self.volume.clone())
     }
 
-    /// Waits for what may need the store to go on, and lets the store go on.
-    pub async fn patiently<T>(&self, work: impl Future<Output = T>) -> T {
-        let mut work = std::pin::pin!(work);
-        loop {
-            tokio::select! {
-                biased;
-                done = &mut work => return done,
-                () = self.store.arrived() => self.store.deliver_one().await,
-            }
-        }
+    async fn patiently<T>(&self, work: impl Future<Output = T>) -> T {
+        patiently(self.store, work).await
     }
 
     pub async fn read_all(&self) -> Vec<u8> {
@@ -110,10 +102,13 @@ impl Life<'_> {
         self.record.stored();
     }
 
-    pub async fn detach(&mut self) {
-        let id = self.volume.id;
-        self.patiently(self.fleet.detach(id, true)).await.unwrap();
-        self.record.stored();
+    /// Hands the volume back, without a client that still holds it.
+    pub async fn detach(self) {
+        let Life { fleet, volume, store, record, .. } = self;
+        let id = volume.id;
+        drop(volume);
+        patiently(store, fleet.detach(id, true)).await.unwrap();
+        record.stored();
     }
 
     /// Leaves requests under way, for the host to die with.
@@ -181,6 +176,18 @@ fn content(stamp: u64) -> impl Iterator<Item = u8> {
             if word % 2 == 0 { (stamp + word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29) } else { stamp };
         mixed.to_le_bytes()
     })
+}
+
+/// Waits for what may need the store to go on, and lets the store go on.
+async fn patiently<T>(store: &LateStore, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = store.arrived() => store.deliver_one().await,
+        }
+    }
 }
 
 async fn commit(device: VolumeDevice) -> Result<()> {

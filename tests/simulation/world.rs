@@ -176,9 +176,7 @@ impl World {
             };
             let disk = life.read_all().await;
             after(before, life.record, &disk, &report);
-            let mut life = life;
             life.detach().await;
-            drop(life);
             self.die(Death::Host);
             let fleet = self.start(line.clone()).await;
             let (volume, _) = self.attach(&fleet, id, Death::Detach).await;

@@ -60,3 +60,24 @@ pub fn design_is_linked(index: &str, pages: &[String]) -> Vec<String> {
     let missing = pages.iter().filter(|page| *page != "README.md" && !linked.contains(page));
     missing.map(|page| format!("design/README.md does not link to {page}")).collect()
 }
+
+/// The tests that a page names: `file::function` in backticks, with their lines.
+pub fn named_tests(text: &str) -> Vec<(usize, String, String)> {
+    let mut named = Vec::new();
+    for (number, line) in prose(text) {
+        for code in line.split('`').skip(1).step_by(2) {
+            if let Some((file, function)) = code.split_once(".rs::") {
+                named.push((number, format!("{file}.rs"), function.to_owned()));
+            }
+        }
+    }
+    named
+}
+
+/// `read` gives the text of a file, if there is one.
+pub fn named_tests_exist(path: &str, text: &str, read: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
+    let is_there =
+        |file: &str, function: &str| read(file).is_some_and(|text| text.contains(&format!("fn {function}(")));
+    let gone = named_tests(text).into_iter().filter(|(_, file, function)| !is_there(file, function));
+    gone.map(|(line, file, function)| format!("{path}:{line}: there is no test {function} in {file}")).collect()
+}

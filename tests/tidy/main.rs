@@ -165,3 +165,11 @@ fn every_design_page_is_linked() {
         files_below("design", &["md"]).iter().map(|path| path.trim_start_matches("design/").to_owned()).collect();
     report(documents::design_is_linked(&read("design/README.md"), &pages));
 }
+
+#[test]
+fn every_promise_names_tests_that_exist() {
+    let page = read("design/promises.md");
+    assert!(documents::named_tests(&page).len() > 50, "the page of promises names hardly any tests");
+    let text = |path: &str| fs::read_to_string(repository().join(path)).ok();
+    report(documents::named_tests_exist("design/promises.md", &page, &text));
+}

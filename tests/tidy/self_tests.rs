@@ -166,3 +166,11 @@ fn titles_and_links_are_checked() {
         ["design/README.md does not link to lost.md"]
     );
 }
+
+#[test]
+fn a_named_test_that_does_not_exist_is_found() {
+    let read = |path: &str| (path == "tests/a.rs").then(|| "fn is_there() {}".to_owned());
+    let page = "| x | `tests/a.rs::is_there`, `tests/a.rs::is_gone` and `tests/b.rs::is_there` |";
+    let faults = documents::named_tests_exist("page", page, &read);
+    assert_eq!(faults.len(), 2, "{faults:?}");
+}
