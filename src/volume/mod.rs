@@ -11,6 +11,7 @@
 //! | `gate` | may requests be taken? |
 //! | `pages`, `fetch`, `read_ahead` | map pages and frames, near and far |
 //! | `fleet`, `serve`, `catalog`, `stop` | volumes that come and go; the fleet behind the doors, and the names it is asked for |
+//! | `export_log` | what a write log holds, as an image |
 //! | `admin`, `check`, `dump`, `purge`, `root` | what needs no owner |
 //! | `shared`, `state_directory` | what all volumes of a daemon share, and where it lies |
 
@@ -22,6 +23,7 @@ mod claims;
 mod core;
 mod device;
 mod dump;
+mod export_log;
 mod fetch;
 mod fleet;
 mod gate;
@@ -46,6 +48,7 @@ mod write;
 pub use admin::Admin;
 pub use core::Volume;
 pub use device::VolumeDevice;
+pub use export_log::export_log;
 pub use fetch::SegmentIndexCache;
 pub use fleet::Fleet;
 pub use open::{Opened, attach};

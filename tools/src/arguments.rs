@@ -9,7 +9,8 @@ use varve::settings::SharedArguments;
 
 use crate::backend::Backend;
 use crate::commands::{
-    Command as _, attach, check, create, destroy, detach, dump, list, purge, show, status, sync, undelete, update,
+    Command as _, attach, check, create, destroy, detach, dump, list, purge, rescue, show, status, sync, undelete,
+    update,
 };
 use crate::context::Context;
 use crate::render::Report;
@@ -87,6 +88,8 @@ commands! {
         Undelete(undelete::Arguments),
         /// Remove for good what was destroyed more than 24 hours ago; a daemon does it by itself
         Purge(purge::Arguments),
+        /// Get the data out of a write log that was kept aside
+        Rescue(rescue::Arguments),
         /// Attach a volume to the daemon
         Attach(attach::Arguments),
         /// Upload what is left and hand a volume back

@@ -20,6 +20,7 @@ pub mod detach;
 pub mod dump;
 pub mod list;
 pub mod purge;
+pub mod rescue;
 pub mod show;
 pub mod status;
 pub mod sync;
