@@ -8,33 +8,34 @@
 //! sees to that). A client that does not take its replies can keep its share for as long as it stays; the others always have the part of
 //! their own that is not counted here.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{Condvar, FairMutex, Mutex};
+use parking_lot::{Condvar, Mutex};
 
 /// See the module's description.
 #[derive(Debug)]
 pub struct Budget {
     total: u64,
     free: AtomicU64,
+    /// How many wait, so that others need not take the lock to know.
     waiting: AtomicUsize,
-    /// Held by the first of those who wait; the others queue for it.
-    turn: FairMutex<()>,
-    gate: Mutex<()>,
-    freed: Condvar,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    next: u64,
+    /// Those who wait, in the order in which they came.
+    waiting: VecDeque<u64>,
 }
 
 impl Budget {
     /// A budget of `total` bytes.
     pub fn new(total: u64) -> Self {
-        Budget {
-            total,
-            free: AtomicU64::new(total),
-            waiting: AtomicUsize::new(0),
-            turn: FairMutex::new(()),
-            gate: Mutex::new(()),
-            freed: Condvar::new(),
-        }
+        let (waiting, queue) = (AtomicUsize::new(0), Mutex::default());
+        Budget { total, free: AtomicU64::new(total), waiting, queue, changed: Condvar::new() }
     }
 
     /// What is counted for `bytes`: a request that is larger than the whole budget takes all of it.
@@ -49,39 +50,55 @@ impl Budget {
 
     /// Takes `bytes`, which are at most the whole, waiting for them behind all who came earlier.
     pub fn take(&self, bytes: u64) {
+        self.take_unless(bytes, || false);
+    }
+
+    /// The same, but gives up, and says false, once `needless` says true. It is asked anew at every change, and after [`Budget::wake`]; it is
+    /// called with a lock held, and must not call the budget.
+    pub fn take_unless(&self, bytes: u64, needless: impl Fn() -> bool) -> bool {
         if self.try_take(bytes) {
-            return;
+            return true;
         }
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        let turn = self.turn.lock();
-        let mut gate = self.gate.lock();
-        while !self.subtract(bytes) {
-            self.freed.wait(&mut gate);
-        }
+        let mut queue = self.queue.lock();
+        let mine = queue.next;
+        queue.next += 1;
+        queue.waiting.push_back(mine);
+        let taken = loop {
+            if needless() {
+                break false;
+            }
+            if queue.waiting.front() == Some(&mine) && self.subtract(bytes) {
+                break true;
+            }
+            self.changed.wait(&mut queue);
+        };
+        queue.waiting.retain(|number| *number != mine);
         self.waiting.fetch_sub(1, Ordering::SeqCst);
-        drop((gate, turn));
+        drop(queue);
+        self.changed.notify_all();
+        taken
     }
 
     /// Gives back what was taken.
     pub fn give(&self, bytes: u64) {
-        if bytes == 0 {
-            return;
-        }
         self.free.fetch_add(bytes, Ordering::SeqCst);
         self.wake();
+    }
+
+    /// Makes those who wait look again.
+    pub fn wake(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            // Whoever has looked and not yet begun to wait holds the lock.
+            drop(self.queue.lock());
+            self.changed.notify_all();
+        }
     }
 
     fn subtract(&self, bytes: u64) -> bool {
         // Not subtracted first and given back if it was too much: one who looked in between would sleep with nobody to wake it.
         let enough = |free: u64| free.checked_sub(bytes);
         self.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, enough).is_ok()
-    }
-
-    fn wake(&self) {
-        if self.waiting.load(Ordering::SeqCst) > 0 {
-            drop(self.gate.lock());
-            self.freed.notify_all();
-        }
     }
 }
 

@@ -66,14 +66,17 @@ impl Flow {
             }
             let missing = self.missing(&state, bytes);
             if taken >= missing {
+                let charge = self.charge(&mut state, bytes);
+                drop(state);
                 // Some of ours came back while we waited.
                 self.budget.give(taken - missing);
-                return self.charge(&mut state, bytes);
+                return charge;
             }
-            // Not under the lock: what is in flight must be able to end.
+            // Not under the lock: what is in flight must be able to end. What comes back of ours may be all that is missing.
             drop(state);
-            self.budget.take(missing - taken);
-            taken = missing;
+            if self.budget.take_unless(missing - taken, || self.missing(&self.state.lock(), bytes) < missing) {
+                taken = missing;
+            }
         }
     }
 
@@ -116,9 +119,11 @@ impl Drop for Charge {
         state.bytes -= self.bytes;
         state.content -= self.content;
         state.charges -= 1;
-        flow.budget.give(before - flow.shared(state.content));
+        let returned = before - flow.shared(state.content);
         drop(state);
         flow.changed.notify_all();
+        // Also if nothing is returned: one of ours may wait there for more than it needs now.
+        flow.budget.give(returned);
     }
 }
 
@@ -159,7 +164,15 @@ mod tests {
         });
         drop(stalled);
         waiter.join().unwrap();
-        drop((own, durable));
+        let stalled = first.admit(2 << 20);
+        let waiter = std::thread::spawn({
+            let second = second.clone();
+            move || drop(second.admit(OWN_BYTES))
+        });
+        // Its own part is enough for the one that waits, though the budget has nothing.
+        drop(own);
+        waiter.join().unwrap();
+        drop((stalled, durable));
         assert!(budget.try_take(1 << 20), "not all came back");
     }
 }

@@ -28,8 +28,8 @@ def by_libnbd():
     handle.set_export_name(export)
     handle.connect_systemd_socket_activation(command)
     use(handle)
-    # Ends the daemon, and waits for it.
-    handle.close()
+    # Ends the daemon, and waits for it: nothing else refers to the handle.
+    del handle
 
 
 def by_this_script():
@@ -44,7 +44,7 @@ def by_this_script():
     handle.connect_uri(f"nbd://127.0.0.1:{listener.getsockname()[1]}/{export}")
     listener.close()
     use(handle)
-    handle.close()
+    del handle
     os.kill(child, signal.SIGTERM)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0, f"varved ended with {status}"
