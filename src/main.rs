@@ -134,6 +134,7 @@ fn nbd_settings(settings: &Settings) -> NbdSettings {
         inherited: true,
         tls,
         connections_max: usize::try_from(settings.connections_max).unwrap_or(usize::MAX),
+        transfer_bytes_max: settings.transfer_size.0,
         ..NbdSettings::default()
     }
 }

@@ -14,7 +14,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
-use support::daemon::{Daemon, Host, StoreKind, World, both_stores};
+use support::daemon::{Daemon, Host, StoreKind, World, binary, both_stores};
 use support::process::{run, shell};
 
 both_stores!(
@@ -25,6 +25,7 @@ both_stores!(
     fio_verifies,
     libnbd_features,
     the_nbd_crate_over_tcp,
+    sockets_from_systemd,
 );
 
 /// A host with its daemon, and a volume of 256 MiB named disk.
@@ -213,5 +214,26 @@ fn the_nbd_crate_over_tcp(kind: StoreKind) {
     assert_eq!(&back[5..100_005], &pattern[..]);
     assert_eq!(&back[100_005..], &[0; 5]);
     drop(stream);
+    daemon.stop();
+}
+
+/// The socket is there before the daemon is, and is the only one it listens on.
+fn sockets_from_systemd(kind: StoreKind) {
+    let world = World::new(kind);
+    let host = world.host("a");
+    let volume = host.create("disk", "256MiB");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/activation.py");
+    for handed in ["unix", "tcp"] {
+        let mut python = Command::new("/usr/bin/python3");
+        python.arg(&script).args([handed, "disk"]).arg(binary("varved")).envs(host.environment.clone());
+        assert_eq!(run(&mut python).succeeded().trim(), "ok");
+        // It went as it does for SIGTERM: everything is in the store.
+        assert_eq!(host.varve_json(&["volumes", "show", &volume])["state"], "detached", "{handed}");
+    }
+    let daemon = host.start();
+    let copy = world.path().join("copy");
+    run(Command::new("nbdcopy").arg(host.uri("disk")).arg(&copy)).succeeded();
+    let bytes = fs::read(&copy).unwrap();
+    assert!(bytes[4096..].starts_with(b"unix.") && bytes[8192..].starts_with(b"tcp."), "what was written is not there");
     daemon.stop();
 }

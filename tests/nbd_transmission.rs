@@ -154,3 +154,41 @@ fn one_commit_covers_a_round_and_what_was_before_it() {
     assert!((1..=11).contains(&commits), "{commits} commits");
     assert!(fixture.disk.snapshot()[..200].iter().enumerate().all(|(index, &byte)| byte as usize == index / 10));
 }
+
+#[test]
+fn connections_share_their_memory_and_none_stands_still() {
+    let fixture = Fixture::with(|settings| settings.transfer_bytes_max = 16 << 20);
+    let (short, long) = (128 << 10, 7 << 20);
+    for slow in [false, true] {
+        fixture.exports.devices["big"].slow.store(slow, Ordering::Relaxed);
+        // One that does not take its replies has as much of what is shared as there is.
+        let mut stalled = RawClient::enter(&fixture.address(), "big", Style::Structured);
+        for cookie in 0..8 {
+            stalled.request(command::READ, 0, cookie, 0, long, &[]);
+        }
+        let mut other = RawClient::enter(&fixture.address(), "big", Style::Structured);
+        for cookie in 0..50 {
+            other.request(command::READ, 0, cookie, 0, short, &[]);
+            assert_eq!(other.reply(short as usize).cookie, cookie);
+        }
+        for _ in 0..8 {
+            assert_eq!(stalled.reply(long as usize).errno, 0);
+        }
+        // Each of these wants nearly all of it, in both directions.
+        std::thread::scope(|scope| {
+            for number in 0..6_u8 {
+                let address = fixture.address();
+                scope.spawn(move || {
+                    let mut client = RawClient::enter(&address, "big", Style::Structured);
+                    let (offset, content) = (u64::from(number) * (8 << 20), vec![number + 1; long as usize]);
+                    for round in 0..3 {
+                        client.request(command::WRITE, command_flag::FUA, 2 * round, offset, long, &content);
+                        assert_eq!(client.reply(0).errno, 0);
+                        client.request(command::READ, 0, 2 * round + 1, offset, long, &[]);
+                        assert!(client.reply(long as usize).data == content, "client {number} slow: {slow}");
+                    }
+                });
+            }
+        });
+    }
+}

@@ -51,7 +51,7 @@ impl LogReader {
         if buffer.is_empty() || !(buffer.len() as u64).is_multiple_of(BLOCK_SIZE) {
             return Err(Error::invalid("the write log reads whole blocks only"));
         }
-        self.guarded(record, || self.read_owned(record, u64::from(first_block), buffer))
+        self.guarded(record, || read_record(&self.shared.ring, record, u64::from(first_block), buffer))
             .map(|done| done.map_or(LogRead::Gone, |()| LogRead::Done))
     }
 
@@ -97,67 +97,65 @@ impl LogReader {
             Found::Claim(_) | Found::Nothing => Err(damaged(ring, offset)),
         }
     }
+}
 
-    fn read_owned(&self, record: LogOffset, first: u64, buffer: &mut [u8]) -> Result<()> {
-        let ring = &self.shared.ring;
-        let mut scratch = [0; SCRATCH_BYTES];
-        let blocks = buffer.len() as u64 / BLOCK_SIZE;
-        // Most reads want all of a short record: then header, table and payload come in one call.
-        let known = HEADER_BYTES + table_bytes(blocks);
-        if first == 0 && known <= SCRATCH_BYTES && (known + buffer.len()) as u64 <= ring.room(record) {
-            let front = &mut scratch[..known];
-            ring.read(&mut [IoSliceMut::new(front), IoSliceMut::new(buffer)], record)?;
-            let header = self.expect_write(front, record)?;
-            if header.range.count.0 == blocks {
-                return self.verify(front, &header, first, buffer);
-            }
+/// Reads whole blocks of the write record that begins at `record`, and verifies them.
+pub(super) fn read_record(ring: &Ring, record: LogOffset, first: u64, buffer: &mut [u8]) -> Result<()> {
+    let mut scratch = [0; SCRATCH_BYTES];
+    let blocks = buffer.len() as u64 / BLOCK_SIZE;
+    // Most reads want all of a short record: then header, table and payload come in one call.
+    let known = HEADER_BYTES + table_bytes(blocks);
+    if first == 0 && known <= SCRATCH_BYTES && (known + buffer.len()) as u64 <= ring.room(record) {
+        let front = &mut scratch[..known];
+        ring.read(&mut [IoSliceMut::new(front), IoSliceMut::new(buffer)], record)?;
+        let header = expect_write(ring, front, record)?;
+        if header.range.count.0 == blocks {
+            return verify(ring, front, &header, first, buffer);
         }
-        let length = (SCRATCH_BYTES as u64).min(ring.room(record)) as usize;
-        ring.read(&mut [IoSliceMut::new(&mut scratch[..length])], record)?;
-        let header = self.expect_write(&scratch, record)?;
-        if first + blocks > header.range.count.0 {
-            let message = format!(
-                "record {} has {} blocks: {blocks} from {first} on cannot be read",
-                header.sequence, header.range.count
-            );
-            return Err(Error::invalid(message));
-        }
-        let known = HEADER_BYTES + header.extension_bytes();
-        let mut long = Vec::new();
-        let front = if known <= length {
-            &scratch[..known]
-        } else {
-            long.resize(known, 0);
-            ring.read(&mut [IoSliceMut::new(&mut long)], record)?;
-            &long[..]
-        };
-        ring.read(&mut [IoSliceMut::new(buffer)], LogOffset(header.payload().0 + first * BLOCK_SIZE))?;
-        self.verify(front, &header, first, buffer)
     }
+    let length = (SCRATCH_BYTES as u64).min(ring.room(record)) as usize;
+    ring.read(&mut [IoSliceMut::new(&mut scratch[..length])], record)?;
+    let header = expect_write(ring, &scratch, record)?;
+    if first + blocks > header.range.count.0 {
+        let message = format!(
+            "record {} has {} blocks: {blocks} from {first} on cannot be read",
+            header.sequence, header.range.count
+        );
+        return Err(Error::invalid(message));
+    }
+    let known = HEADER_BYTES + header.extension_bytes();
+    let mut long = Vec::new();
+    let front = if known <= length {
+        &scratch[..known]
+    } else {
+        long.resize(known, 0);
+        ring.read(&mut [IoSliceMut::new(&mut long)], record)?;
+        &long[..]
+    };
+    ring.read(&mut [IoSliceMut::new(buffer)], LogOffset(header.payload().0 + first * BLOCK_SIZE))?;
+    verify(ring, front, &header, first, buffer)
+}
 
-    /// The header in `front`, if it is the expected one; its checksum is not looked at yet.
-    fn expect_write(&self, front: &[u8], record: LogOffset) -> Result<RecordHeader> {
-        let ring = &self.shared.ring;
-        let header = front.first_chunk::<HEADER_BYTES>().and_then(|bytes| peek_header(bytes, record, ring.length));
-        let header = header.filter(|header| header.kind == RecordKind::Write);
-        header.ok_or_else(|| damaged(ring, record))
-    }
+/// The header in `front`, if it is the expected one; its checksum is not looked at yet.
+fn expect_write(ring: &Ring, front: &[u8], record: LogOffset) -> Result<RecordHeader> {
+    let header = front.first_chunk::<HEADER_BYTES>().and_then(|bytes| peek_header(bytes, record, ring.length));
+    let header = header.filter(|header| header.kind == RecordKind::Write);
+    header.ok_or_else(|| damaged(ring, record))
+}
 
-    fn verify(&self, front: &[u8], header: &RecordHeader, first: u64, buffer: &[u8]) -> Result<()> {
-        let ring = &self.shared.ring;
-        if !header_verifies(front) {
-            return Err(damaged(ring, header.offset));
-        }
-        for (index, block) in buffer.chunks_exact(BLOCK_SIZE as usize).enumerate() {
-            let index = first + index as u64;
-            if expected_crc(front, index) != Some(block_crc(block)) {
-                let lba = header.range.start.0 + index;
-                let message = format!("block {lba} in the write log {} at {} is damaged", ring.name, header.offset);
-                return Err(Error::damaged(message));
-            }
-        }
-        Ok(())
+fn verify(ring: &Ring, front: &[u8], header: &RecordHeader, first: u64, buffer: &[u8]) -> Result<()> {
+    if !header_verifies(front) {
+        return Err(damaged(ring, header.offset));
     }
+    for (index, block) in buffer.chunks_exact(BLOCK_SIZE as usize).enumerate() {
+        let index = first + index as u64;
+        if expected_crc(front, index) != Some(block_crc(block)) {
+            let lba = header.range.start.0 + index;
+            let message = format!("block {lba} in the write log {} at {} is damaged", ring.name, header.offset);
+            return Err(Error::damaged(message));
+        }
+    }
+    Ok(())
 }
 
 fn damaged(ring: &Ring, offset: LogOffset) -> Error {

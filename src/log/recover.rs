@@ -8,7 +8,7 @@
 use std::io::IoSliceMut;
 use std::path::Path;
 
-use super::read::Headers;
+use super::read::{Headers, read_record};
 use super::scan::{Chain, Found, Window, look_beyond, payload_verifies, record_at};
 use super::shared::Ring;
 use super::{LogIdentity, RecordKind};
@@ -102,6 +102,14 @@ impl Recovered {
     /// Length of the ring.
     pub fn ring_length(&self) -> ByteLen {
         self.ring.length
+    }
+
+    /// Fills `buffer` with blocks of the write record that begins at `record`, from its block `first_block` on, and verifies them.
+    ///
+    /// # Errors
+    /// `Damaged`, `Invalid` for what the record does not have, `Io`.
+    pub fn read_blocks(&self, record: LogOffset, first_block: u32, buffer: &mut [u8]) -> Result<()> {
+        read_record(&self.ring, record, u64::from(first_block), buffer)
     }
 
     /// The headers of all records, fences and pads among them, in order.

@@ -10,7 +10,7 @@ use super::protocol::Put;
 /// Bytes that a buffer starts with, and that one read takes in at most unless a longer request is under way.
 pub const BASE_BYTES: usize = 256 << 10;
 /// Above this a buffer shrinks as soon as it is empty; below, only after some quiet time.
-const KEEP_BYTES: usize = 2 << 20;
+pub const KEEP_BYTES: usize = 2 << 20;
 /// Uses in a row that would have fitted into the base, after which a buffer shrinks.
 const QUIET_USES: u32 = 256;
 /// A request longer than this is read to its end exactly, so that nothing behind it has to be moved.

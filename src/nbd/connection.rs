@@ -20,7 +20,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::buffers::{ReceiveBuffer, ReplyBuffer};
+use super::budget::Budget;
+use super::buffers::{KEEP_BYTES, ReceiveBuffer, ReplyBuffer};
+use super::flow::Charge;
 use super::protocol::{Errno, Reader, RequestHead, Style, command, command_flag};
 use super::reply::{self, Address};
 use super::request::{Parsed, Refusal, TOO_LONG, judge, parse};
@@ -60,6 +62,26 @@ impl Request {
     }
 }
 
+/// Memory for a long request; dropping it gives it back.
+struct Received {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl Received {
+    fn new(budget: &Arc<Budget>, bytes: u64) -> Self {
+        let bytes = budget.counted(bytes);
+        budget.take(bytes);
+        Received { budget: budget.clone(), bytes }
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.budget.give(self.bytes);
+    }
+}
+
 /// How a round ends.
 enum End {
     /// More may come.
@@ -79,6 +101,10 @@ pub struct Connection {
     attempts: Vec<Attempt>,
     /// A request with too long a payload, and how much of that is still to come.
     discarding: Option<(RequestHead, u64)>,
+    /// Length of the request that has come in part, if it is a long one.
+    long: u64,
+    /// What is taken of the memory of all connections to receive it.
+    receiving: Option<Received>,
     /// The client cannot be reached any more: nothing it still wants is worth doing.
     broken: bool,
 }
@@ -95,6 +121,8 @@ impl Connection {
             requests: Vec::new(),
             attempts: Vec::new(),
             discarding: None,
+            long: 0,
+            receiving: None,
             broken: false,
         }
     }
@@ -102,6 +130,7 @@ impl Connection {
     /// Serves the client until it goes, and returns when nothing of it is in flight any more.
     pub fn run(mut self) {
         loop {
+            self.make_room();
             let received = match self.transport.read(&mut self.read_state, self.buffer.space()) {
                 Ok(0) => break,
                 Ok(received) => received,
@@ -120,6 +149,15 @@ impl Connection {
         self.session.writer.finish();
     }
 
+    /// A long request is received only when there is memory for all of it: half of one would be in the way of others.
+    fn make_room(&mut self) {
+        if self.long == 0 {
+            self.receiving = None;
+        } else if self.receiving.is_none() {
+            self.receiving = Some(Received::new(&self.session.incoming, self.long));
+        }
+    }
+
     fn round(&mut self) -> End {
         loop {
             self.discard();
@@ -132,6 +170,9 @@ impl Connection {
             requests.clear();
             self.requests = requests;
             self.buffer.consume(consumed);
+            if consumed > 0 {
+                self.receiving = None;
+            }
             self.send_replies();
             if self.broken || matches!(end, End::Close) {
                 return End::Close;
@@ -164,6 +205,7 @@ impl Connection {
         let style = self.session.style;
         let geometry = self.session.device.geometry();
         let mut at = 0;
+        self.long = 0;
         while at < bytes.len() {
             match parse(style, &bytes[at..]) {
                 Parsed::Whole { head, .. } if head.command == command::DISC => return (End::Close, at, false),
@@ -173,6 +215,7 @@ impl Connection {
                     self.requests.push(examine(&self.session, head, payload, bytes, &geometry));
                 }
                 Parsed::Part { needed } => {
+                    self.long = if needed > KEEP_BYTES { needed as u64 } else { 0 };
                     self.buffer.expect(needed);
                     break;
                 }
@@ -267,14 +310,27 @@ impl Connection {
         if self.replies.filled().len() + bytes > REPLY_BATCH_BYTES {
             self.send_replies();
         }
+        // A long one has its memory for itself, and gives it back when it is sent.
+        let charge = (bytes > KEEP_BYTES).then(|| self.admit(bytes as u64));
         let (head, content) = self.replies.room(bytes).split_at_mut(head_bytes);
         match self.session.device.try_read(to.offset, content) {
             Attempt::Done => {
                 reply::read_head(head, style, to, length);
                 self.replies.keep(bytes);
+                if charge.is_some() {
+                    self.send_replies();
+                }
             }
             Attempt::WouldBlock => {
-                let ticket = self.ticket(to, bytes as u64);
+                let charge = match charge {
+                    Some(charge) => {
+                        // Nothing is in there, for what was before a long one has been sent.
+                        self.replies.clear();
+                        charge
+                    }
+                    None => self.admit(bytes as u64),
+                };
+                let ticket = Ticket::new(self.session.clone(), to, charge);
                 self.session.runtime.spawn(session::read(ticket, length));
             }
             Attempt::Failed(error) => {
@@ -292,12 +348,17 @@ impl Connection {
 
     /// A promise to answer, within the bounds of what may be in flight. If that means waiting, what is answered goes out first.
     fn ticket(&mut self, to: Address, bytes: u64) -> Ticket {
+        let charge = self.admit(bytes);
+        Ticket::new(self.session.clone(), to, charge)
+    }
+
+    fn admit(&mut self, bytes: u64) -> Charge {
         let charge = self.session.flow.try_admit(bytes).unwrap_or_else(|| {
             self.send_replies();
             self.session.flow.admit(bytes)
         });
         self.broken |= self.session.writer.is_closed();
-        Ticket::new(self.session.clone(), to, charge)
+        charge
     }
 
     fn send_replies(&mut self) {

@@ -1,18 +1,26 @@
 //! Bounds what one connection has in flight: bytes of payloads and replies, and requests not yet answered.
 //!
 //! A [`Charge`] is taken before a request goes the slow way and dropped when the last byte of its reply has been
-//! handed to the socket, or when the connection is gone.
+//! handed to the socket, or when the connection is gone. What it holds beyond a part of its own is taken from the [`Budget`] of all
+//! connections too.
 
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::budget::Budget;
+
 /// Least bytes charged for a request, so that requests without content are bounded as well.
 const CHARGE_BYTES_MIN: u64 = 4096;
+/// Content that every connection may have in flight whatever the others do. Requests without content (whose charges a connection
+/// collects for one commit while it waits for others) never wait for the others at all.
+pub const OWN_BYTES: u64 = 256 << 10;
 
 #[derive(Debug, Default)]
 struct InFlight {
     bytes: u64,
+    /// Of these, what has content: it may wait for other connections.
+    content: u64,
     charges: usize,
 }
 
@@ -20,6 +28,7 @@ struct InFlight {
 #[derive(Debug)]
 pub struct Flow {
     bytes_max: u64,
+    budget: Arc<Budget>,
     state: Mutex<InFlight>,
     changed: Condvar,
 }
@@ -29,29 +38,46 @@ pub struct Flow {
 pub struct Charge {
     flow: Arc<Flow>,
     bytes: u64,
+    content: u64,
 }
 
 impl Flow {
     /// A flow of at most `bytes_max` bytes; a single request may exceed it when it is alone.
-    pub fn new(bytes_max: u64) -> Arc<Flow> {
-        Arc::new(Flow { bytes_max, state: Mutex::default(), changed: Condvar::new() })
+    pub fn new(bytes_max: u64, budget: Arc<Budget>) -> Arc<Flow> {
+        Arc::new(Flow { bytes_max, budget, state: Mutex::default(), changed: Condvar::new() })
     }
 
     /// Takes `bytes` if there is room for them now.
     pub fn try_admit(self: &Arc<Self>, bytes: u64) -> Option<Charge> {
-        let bytes = bytes.max(CHARGE_BYTES_MIN);
         let mut state = self.state.lock();
-        self.has_room(&state, bytes).then(|| self.charge(&mut state, bytes))
+        if !self.has_room(&state, bytes) || !self.budget.try_take(self.missing(&state, bytes)) {
+            return None;
+        }
+        Some(self.charge(&mut state, bytes))
     }
 
     /// Takes `bytes`, waiting until there is room.
     pub fn admit(self: &Arc<Self>, bytes: u64) -> Charge {
-        let bytes = bytes.max(CHARGE_BYTES_MIN);
-        let mut state = self.state.lock();
-        while !self.has_room(&state, bytes) {
-            self.changed.wait(&mut state);
+        let mut taken = 0;
+        loop {
+            let mut state = self.state.lock();
+            while !self.has_room(&state, bytes) {
+                self.changed.wait(&mut state);
+            }
+            let missing = self.missing(&state, bytes);
+            if taken >= missing {
+                let charge = self.charge(&mut state, bytes);
+                drop(state);
+                // Some of ours came back while we waited.
+                self.budget.give(taken - missing);
+                return charge;
+            }
+            // Not under the lock: what is in flight must be able to end. What comes back of ours may be all that is missing.
+            drop(state);
+            if self.budget.take_unless(missing - taken, || self.missing(&self.state.lock(), bytes) < missing) {
+                taken = missing;
+            }
         }
-        self.charge(&mut state, bytes)
     }
 
     /// Waits until nothing is in flight.
@@ -63,23 +89,41 @@ impl Flow {
     }
 
     fn has_room(&self, state: &InFlight, bytes: u64) -> bool {
-        state.charges == 0 || state.bytes + bytes <= self.bytes_max
+        state.charges == 0 || state.bytes + bytes.max(CHARGE_BYTES_MIN) <= self.bytes_max
     }
 
-    fn charge(self: &Arc<Self>, state: &mut InFlight, bytes: u64) -> Charge {
+    /// What a connection with so much content in flight holds of the budget.
+    fn shared(&self, content: u64) -> u64 {
+        self.budget.counted(content.saturating_sub(OWN_BYTES))
+    }
+
+    /// What must be taken from the budget for `bytes` more.
+    fn missing(&self, state: &InFlight, bytes: u64) -> u64 {
+        self.shared(state.content + bytes) - self.shared(state.content)
+    }
+
+    fn charge(self: &Arc<Self>, state: &mut InFlight, content: u64) -> Charge {
+        let bytes = content.max(CHARGE_BYTES_MIN);
         state.bytes += bytes;
+        state.content += content;
         state.charges += 1;
-        Charge { flow: self.clone(), bytes }
+        Charge { flow: self.clone(), bytes, content }
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        let mut state = self.flow.state.lock();
+        let flow = &self.flow;
+        let mut state = flow.state.lock();
+        let before = flow.shared(state.content);
         state.bytes -= self.bytes;
+        state.content -= self.content;
         state.charges -= 1;
+        let returned = before - flow.shared(state.content);
         drop(state);
-        self.flow.changed.notify_all();
+        flow.changed.notify_all();
+        // Also if nothing is returned: one of ours may wait there for more than it needs now.
+        flow.budget.give(returned);
     }
 }
 
@@ -89,7 +133,7 @@ mod tests {
 
     #[test]
     fn room_comes_back_when_a_charge_is_dropped() {
-        let flow = Flow::new(12_000);
+        let flow = Flow::new(12_000, Arc::new(Budget::new(1 << 20)));
         let first = flow.try_admit(7_000).unwrap();
         assert!(flow.try_admit(7_000).is_none());
         let small = flow.try_admit(1).unwrap();
@@ -104,5 +148,31 @@ mod tests {
         drop(alone);
         waiter.join().unwrap();
         flow.wait_until_idle();
+    }
+
+    #[test]
+    fn connections_share_a_budget_beyond_a_part_of_their_own() {
+        let budget = Arc::new(Budget::new(1 << 20));
+        let [first, second] = [(); 2].map(|()| Flow::new(64 << 20, budget.clone()));
+        let stalled = first.admit(2 << 20);
+        let own = second.try_admit(OWN_BYTES).unwrap();
+        assert!(second.try_admit(1).is_none(), "the first has all of the budget");
+        let durable: Vec<_> = (0..1000).map(|_| second.try_admit(0).unwrap()).collect();
+        let waiter = std::thread::spawn({
+            let second = second.clone();
+            move || drop(second.admit(1 << 20))
+        });
+        drop(stalled);
+        waiter.join().unwrap();
+        let stalled = first.admit(2 << 20);
+        let waiter = std::thread::spawn({
+            let second = second.clone();
+            move || drop(second.admit(OWN_BYTES))
+        });
+        // Its own part is enough for the one that waits, though the budget has nothing.
+        drop(own);
+        waiter.join().unwrap();
+        drop((stalled, durable));
+        assert!(budget.try_take(1 << 20), "not all came back");
     }
 }

@@ -8,7 +8,7 @@
 //! Pure: `protocol` (constants, integers to bytes and back), `options` (the handshake's data), `request` (cutting the
 //! stream into requests, judging each), `reply` (encoding). With effects: `listen` and `tls` (ways in),
 //! `transport` (bytes, bare or under TLS), `handshake`, `connection` (the loop), `buffers` (its two buffers), `session`
-//! (slower requests), `writer` (the shared way out), `flow` (bounds on what is in flight), `server` (all connections).
+//! (slower requests), `writer` (the shared way out), `flow` and `budget` (bounds on what is in flight, of one connection and of all), `server` (all connections).
 //!
 //! # Guarantees
 //! - A request is answered once, or its connection ends. Only a success that the device gave is answered as one.
@@ -31,6 +31,7 @@
 //! # After a crash
 //! Nothing to recover: clients connect again. A Unix socket file left behind is replaced.
 
+mod budget;
 mod buffers;
 mod connection;
 mod flow;

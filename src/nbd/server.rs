@@ -2,7 +2,8 @@
 //!
 //! # Bounds
 //! At most `connections_max` connections; what comes beyond is closed at once. A handshake has a time limit. A connection
-//! that cannot have a thread, or a descriptor, is shed; the others go on.
+//! that cannot have a thread, or a descriptor, is shed; the others go on. What all of them hold in memory for long requests and for
+//! requests that are not answered at once is bounded together, half of it for what comes in and half for the rest.
 //!
 //! # Stopping
 //! No more connections are accepted and no more is received; what was received is answered; then connections close. What has not
@@ -23,6 +24,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;
 use tokio::runtime::Handle;
 
+use super::budget::Budget;
 use super::connection::Connection;
 use super::flow::Flow;
 use super::handshake::{Agreement, Host, negotiate};
@@ -59,6 +61,8 @@ pub struct NbdSettings {
     pub handshake_time: Duration,
     /// Bytes of payloads and replies in flight for each connection.
     pub inflight_bytes_max: u64,
+    /// Bytes of payloads and replies in flight for all connections together, beyond what every connection has of its own.
+    pub transfer_bytes_max: u64,
 }
 
 impl Default for NbdSettings {
@@ -71,6 +75,7 @@ impl Default for NbdSettings {
             connections_max: 1024,
             handshake_time: Duration::from_secs(10),
             inflight_bytes_max: NBD_INFLIGHT_BYTES_MAX,
+            transfer_bytes_max: 4 * NBD_INFLIGHT_BYTES_MAX,
         }
     }
 }
@@ -91,6 +96,8 @@ struct Shared {
     connections_max: usize,
     handshake_time: Duration,
     inflight_bytes_max: u64,
+    incoming: Arc<Budget>,
+    outgoing: Arc<Budget>,
     stopping: AtomicBool,
     /// Readable, at its end, when the acceptor should look at `stopping`.
     woken: UnixStream,
@@ -133,6 +140,8 @@ impl Server {
             connections_max: settings.connections_max,
             handshake_time: settings.handshake_time,
             inflight_bytes_max: settings.inflight_bytes_max,
+            incoming: Arc::new(Budget::new(settings.transfer_bytes_max / 2)),
+            outgoing: Arc::new(Budget::new(settings.transfer_bytes_max / 2)),
             stopping: AtomicBool::new(false),
             woken,
             connections: Mutex::default(),
@@ -289,7 +298,8 @@ fn serve_one(place: &Place, socket: Arc<OwnedFd>) {
         style,
         contexts,
         writer: Writer::new(transport.clone(), shared.runtime.clone()),
-        flow: Flow::new(shared.inflight_bytes_max),
+        flow: Flow::new(shared.inflight_bytes_max, shared.outgoing.clone()),
+        incoming: shared.incoming.clone(),
         runtime: shared.runtime.clone(),
     };
     Connection::new(Arc::new(session), transport).run();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
+use super::budget::Budget;
 use super::flow::{Charge, Flow};
 use super::protocol::{Errno, Style};
 use super::reply::{self, Address, MetaContext, Status};
@@ -28,6 +29,8 @@ pub struct Session {
     pub writer: Arc<Writer>,
     /// What is in flight.
     pub flow: Arc<Flow>,
+    /// What all connections are receiving of long requests.
+    pub incoming: Arc<Budget>,
     /// Where slower requests run.
     pub runtime: Handle,
 }

@@ -294,6 +294,32 @@ pub struct CheckReport {
     pub leftovers: Vec<Leftover>,
 }
 
+/// A run of blocks that a write log holds the newest content of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogExtent {
+    /// Byte offset in the volume.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// True if it reads as zero.
+    pub zero: bool,
+}
+
+/// What a write log holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogContent {
+    /// Volume whose log it is.
+    pub volume: VolumeId,
+    /// The attachment that wrote its newest records.
+    pub epoch: Epoch,
+    /// When that attachment began.
+    pub since: UnixMillis,
+    /// The sequence of its first and its last record; the last is less than the first if there is none.
+    pub records: (Sequence, Sequence),
+    /// Where its newest content lies, in order; runs that adjoin are one.
+    pub extents: Vec<LogExtent>,
+}
+
 /// What was removed for good.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Swept {

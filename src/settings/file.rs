@@ -8,7 +8,9 @@ use std::time::Duration;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use super::{TlsMode, parse_address, parse_connections, parse_duration, parse_log_size, parse_size};
+use super::{
+    TlsMode, parse_address, parse_connections, parse_duration, parse_log_size, parse_size, parse_transfer_size,
+};
 use crate::error::{Error, Result};
 use crate::units::ByteLen;
 
@@ -41,6 +43,8 @@ pub struct FileSettings {
     pub(super) tls_client_ca: Option<PathBuf>,
     #[serde(deserialize_with = "connections")]
     pub(super) connections_max: Option<u32>,
+    #[serde(deserialize_with = "transfer_size")]
+    pub(super) transfer_size: Option<ByteLen>,
 }
 
 impl FileSettings {
@@ -117,6 +121,10 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteLen>, D
 
 fn log_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteLen>, D::Error> {
     scalar(deserializer, parse_log_size)
+}
+
+fn transfer_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteLen>, D::Error> {
+    scalar(deserializer, parse_transfer_size)
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {

@@ -17,6 +17,7 @@
 //! | `tls-certificate`, `tls-key` | none | PEM files, needed unless `tls` is `off` |
 //! | `tls-client-ca` | none | PEM file: clients must show a certificate that it has signed |
 //! | `connections-max` | 256 | NBD connections at a time |
+//! | `transfer-size` | 256 MiB | long requests, and requests not answered at once, of all NBD connections in memory |
 //!
 //! DATA is `$XDG_DATA_HOME`, or `$HOME/.local/share`. The keys are those of the file; the flags have the same names with
 //! `--` before them. Both binaries read the same file. A key that is not in the table is an error.
@@ -37,7 +38,7 @@ mod size;
 mod tests;
 
 pub use file::FileSettings;
-pub use size::{parse_log_size, parse_name, parse_size, parse_volume_size};
+pub use size::{parse_log_size, parse_name, parse_size, parse_transfer_size, parse_volume_size};
 
 const NBD_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10809);
 const LOG_BYTES_DEFAULT: ByteLen = ByteLen(2 << 30);
@@ -46,6 +47,7 @@ const MEMORY_BYTES_DEFAULT: ByteLen = ByteLen(256 << 20);
 const DETACH_AFTER_DEFAULT: Duration = Duration::from_mins(5);
 const SEGMENT_AGE_DEFAULT: Duration = Duration::from_secs(3);
 const CONNECTIONS_DEFAULT: u32 = 256;
+const TRANSFER_BYTES_DEFAULT: ByteLen = ByteLen(256 << 20);
 const CONNECTIONS_MAX: u32 = 65_536;
 /// Longest time that makes sense anywhere: a year.
 const DURATION_MAX: Duration = Duration::from_hours(365 * 24);
@@ -116,6 +118,9 @@ struct OwnArguments {
     /// NBD connections at a time [default: 256]
     #[arg(long, value_name = "COUNT", value_parser = parse_connections, allow_hyphen_values = true)]
     connections_max: Option<u32>,
+    /// Long requests, and requests not answered at once, of all NBD connections in memory [default: 256MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_transfer_size, allow_hyphen_values = true)]
+    transfer_size: Option<ByteLen>,
 }
 
 /// Whether NBD clients over TCP use TLS.
@@ -180,6 +185,8 @@ pub struct Settings {
     pub tls: Option<TlsSettings>,
     /// NBD connections at a time.
     pub connections_max: u32,
+    /// Long requests, and requests not answered at once, of all NBD connections in memory, in bytes.
+    pub transfer_size: ByteLen,
 }
 
 /// Where the defaults lie: what the environment says of the user's directories.
@@ -233,9 +240,9 @@ impl SharedArguments {
         };
         let state = self.state.clone().or_else(|| file.state.clone());
         let state =
-            state.map_or_else(|| Ok(places.data("--state")?.join("state")), |path| not_empty(path, "--state"))?;
+            state.map_or_else(|| Ok(places.data("--state")?.join("state")), |path| absolute(path, "--state"))?;
         let control = self.control.clone().or_else(|| file.control.clone());
-        let control = control.map_or_else(|| Ok(state.join("control.sock")), |path| not_empty(path, "--control"))?;
+        let control = control.map_or_else(|| Ok(state.join("control.sock")), |path| absolute(path, "--control"))?;
         Ok(SharedSettings { store, state, control })
     }
 }
@@ -265,6 +272,7 @@ impl DaemonArguments {
             segment_age: own.segment_age.or(file.segment_age).unwrap_or(SEGMENT_AGE_DEFAULT),
             tls: tls_settings(own, &file)?,
             connections_max: own.connections_max.or(file.connections_max).unwrap_or(CONNECTIONS_DEFAULT),
+            transfer_size: own.transfer_size.or(file.transfer_size).unwrap_or(TRANSFER_BYTES_DEFAULT),
         })
     }
 }
@@ -291,8 +299,12 @@ fn tls_settings(own: &OwnArguments, file: &FileSettings) -> Result<Option<TlsSet
     }
 }
 
-fn not_empty(path: PathBuf, flag: &str) -> Result<PathBuf> {
-    if path.as_os_str().is_empty() { Err(Error::invalid(format!("{flag} is empty: give a path"))) } else { Ok(path) }
+/// A path that means the same wherever it is read: the manifest names the control socket for others, and messages name both.
+fn absolute(path: PathBuf, flag: &str) -> Result<PathBuf> {
+    if path.as_os_str().is_empty() {
+        return Err(Error::invalid(format!("{flag} is empty: give a path")));
+    }
+    std::path::absolute(&path).map_err(|error| Error::io(format_args!("{flag} {}", path.display()), &error))
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr> {

@@ -112,6 +112,14 @@ pub fn parse_log_size(text: &str) -> Result<ByteLen> {
     at_least(text, limits::LOG_BYTES_MIN, "the smallest write log")
 }
 
+/// Reads the memory for what NBD clients send and get: [`parse_size`], and enough for one connection both ways.
+///
+/// # Errors
+/// `Invalid`.
+pub fn parse_transfer_size(text: &str) -> Result<ByteLen> {
+    at_least(text, 2 * limits::NBD_INFLIGHT_BYTES_MAX, "the smallest memory for transfers")
+}
+
 fn at_least(text: &str, minimum: u64, what: &str) -> Result<ByteLen> {
     let size = parse_size(text)?;
     if size.0 < minimum {

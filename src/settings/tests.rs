@@ -95,6 +95,11 @@ fn defaults_serve() {
     assert_eq!(settings.segment_age, Duration::from_secs(3));
     assert_eq!(settings.tls, None);
 
+    let here = std::env::current_dir().unwrap();
+    let relative = daemon(&["--state", "s/t", "--control", "./c.sock"]).unwrap().shared;
+    assert_eq!((relative.state, relative.control), (here.join("s/t"), here.join("c.sock")));
+    assert_eq!(daemon(&["--state", "s"]).unwrap().shared.control, here.join("s/control.sock"));
+
     let elsewhere = Places { data_home: Some("/data".into()), ..places() };
     let shared = SharedArguments::default().resolve(&elsewhere).unwrap();
     assert_eq!(shared.store, "file:///data/varve/store");
@@ -106,7 +111,7 @@ fn defaults_serve() {
 fn flags_win_over_the_file_and_the_file_over_defaults() {
     let file = settings_file(
         "store = 's3://bucket/prefix'\nstate = '/srv/varve'\nnbd = ['[::1]:1', '127.0.0.1:2']\ncache-size = 20\n\
-         memory-size = '0.5'\nsegment-age = '1s'\nconnections-max = 7\n",
+         memory-size = '0.5'\nsegment-age = '1s'\nconnections-max = 7\ntransfer-size = '128MiB'\n",
     );
     let settings =
         daemon(&["--config", file.path().to_str().unwrap(), "--cache-size", "512MiB", "--detach-after", "1h"]).unwrap();
@@ -118,7 +123,7 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
     assert_eq!(settings.memory_size, ByteLen(512 << 20));
     assert_eq!(settings.segment_age, Duration::from_secs(1));
     assert_eq!(settings.detach_after, Duration::from_hours(1));
-    assert_eq!(settings.connections_max, 7);
+    assert_eq!((settings.connections_max, settings.transfer_size), (7, ByteLen(128 << 20)));
 
     let unix_only = daemon(&["--nbd-unix", "/run/nbd.sock"]).unwrap();
     assert!(unix_only.nbd.is_empty() && !unix_only.nbd_is_default);
@@ -135,6 +140,7 @@ fn a_bad_settings_file_is_named_with_line_and_key() {
         ("tls = 'maybe'\n", "`off`, `allow`, `require`"),
         ("segment-age = '0s'\n", "more than 0"),
         ("connections-max = 0\n", "1 to 65536"),
+        ("transfer-size = '127MiB'\n", "smallest memory for transfers has 128 MiB"),
         ("store = 5\n", "invalid type"),
         ("store = \n", "line 1 (store)"),
         ("store = 'a'\nstore = 'b'\n", "duplicate key"),
@@ -162,12 +168,12 @@ fn tls_is_all_or_nothing() {
 }
 
 #[test]
-fn there_are_no_more_than_fifteen_settings_and_all_have_a_flag() {
+fn there_are_no_more_than_sixteen_settings_and_all_have_a_flag() {
     let command = DaemonArguments::command();
     command.clone().debug_assert();
     let flags: Vec<_> =
         command.get_arguments().filter_map(clap::Arg::get_long).filter(|&flag| flag != "config").collect();
-    assert_eq!(flags.len(), 15);
+    assert_eq!(flags.len(), 16);
     for flag in flags {
         // A known key with a value of the wrong type is refused, but never as unknown.
         let error = FileSettings::parse(&format!("{flag} = {{}}"), std::path::Path::new("f")).unwrap_err();

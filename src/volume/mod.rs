@@ -13,7 +13,7 @@
 //! | `pages`, `fetch`, `near`, `read_ahead` | map pages and frames, near and far |
 //! | `frozen_device` | snapshots as disks |
 //! | `fleet`, `serve`, `catalog`, `stop` | volumes that come and go; the fleet behind the doors, and the names it is asked for |
-//! | `import`, `export` | raw disk images, without an owner |
+//! | `import`, `export`, `export_log` | raw disk images, without an owner |
 //! | `admin` and its parts, `check`, `dump`, `purge`, `root` | what needs no owner |
 //! | `shared`, `state_directory` | what all volumes of a daemon share, and where it lies |
 
@@ -29,6 +29,7 @@ mod core;
 mod device;
 mod dump;
 mod export;
+mod export_log;
 mod family;
 mod fetch;
 mod fleet;
@@ -58,6 +59,7 @@ mod write;
 pub use admin::Admin;
 pub use core::Volume;
 pub use device::VolumeDevice;
+pub use export_log::export_log;
 pub use fetch::SegmentIndexCache;
 pub use fleet::Fleet;
 pub use open::{Opened, attach};

@@ -41,7 +41,7 @@ macro_rules! both_stores {
 pub(crate) use both_stores;
 
 /// The folder of the built binaries: `varve` lies beside `varved`.
-fn binary(name: &str) -> PathBuf {
+pub fn binary(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_varved")).with_file_name(name);
     assert!(path.exists(), "{} is not built: cargo build --release --workspace", path.display());
     path

@@ -8,7 +8,7 @@ use varve::error::Result;
 use varve::settings::SharedArguments;
 
 use crate::commands::{
-    Command as _, attach, check, create, destroy, detach, diff, dump, export, extend, fork, import, list, purge,
+    Command as _, attach, check, create, destroy, detach, diff, dump, export, extend, fork, import, list, purge, rescue,
     restore, show, snapshots, status, sync, undelete, update,
 };
 use crate::context::Context;
@@ -87,6 +87,8 @@ commands! {
         Undelete(undelete::Arguments),
         /// Remove for good what was destroyed more than 24 hours ago; a daemon does it by itself
         Purge(purge::Arguments),
+        /// Get the data out of a write log that was kept aside
+        Rescue(rescue::Arguments),
         /// Attach a volume to the daemon
         Attach(attach::Arguments),
         /// Upload what is left and hand a volume back

@@ -25,6 +25,7 @@ pub mod fork;
 pub mod import;
 pub mod list;
 pub mod purge;
+pub mod rescue;
 pub mod restore;
 pub mod show;
 pub mod snapshots;
