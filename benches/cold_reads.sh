@@ -62,7 +62,8 @@ start
 fio --name=fill --ioengine=nbd --uri="$uri" --rw=write --bs=1m --iodepth=8 --size="${size_mib}m" --refill_buffers \
     --output-format=json --output="$out/fill.json"
 stop
-s3 "$AWS_ENDPOINT_URL/bench?list-type=2&prefix=disks/volumes/$volume/segments/" | grep -o '<Key>[^<]*' | sed 's/<Key>//' >"$work/keys"
+# The slashes are encoded, or curl signs another request than it sends.
+s3 "$AWS_ENDPOINT_URL/bench?list-type=2&prefix=disks%2Fvolumes%2F$volume%2Fsegments%2F" | grep -o '<Key>[^<]*' | sed 's/<Key>//' >"$work/keys"
 while read -r key; do
     printf 'url = "%s/bench/%s"\noutput = /dev/null\n' "$AWS_ENDPOINT_URL" "$key"
 done <"$work/keys" >"$work/objects"
