@@ -26,6 +26,7 @@ use super::reply::{self, Address};
 use super::request::{Parsed, Refusal, TOO_LONG, judge, parse};
 use super::session::{self, Session, StatusQuery, Ticket, answer_all};
 use super::transport::{ReadState, Transport};
+use super::watch::Watch;
 use crate::block_device::{Attempt, Change, Geometry};
 
 /// Replies gathered before they are sent though more requests of the round wait.
@@ -81,6 +82,9 @@ pub struct Connection {
     discarding: Option<(RequestHead, u64)>,
     /// The client cannot be reached any more: nothing it still wants is worth doing.
     broken: bool,
+    /// The newest round was a single request, answered at once: the next may come any moment.
+    is_next_near: bool,
+    watch: Watch,
 }
 
 impl Connection {
@@ -96,12 +100,17 @@ impl Connection {
             attempts: Vec::new(),
             discarding: None,
             broken: false,
+            is_next_near: false,
+            watch: Watch::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
         }
     }
 
     /// Serves the client until it goes, and returns when nothing of it is in flight any more.
     pub fn run(mut self) {
         loop {
+            if self.is_next_near {
+                self.watch.before_sleep(&self.transport);
+            }
             let received = match self.transport.read(&mut self.read_state, self.buffer.space()) {
                 Ok(0) => break,
                 Ok(received) => received,
@@ -125,6 +134,7 @@ impl Connection {
             self.discard();
             let (end, consumed, again) = self.gather();
             let mut requests = std::mem::take(&mut self.requests);
+            self.is_next_near = requests.len() == 1;
             if !requests.is_empty() {
                 self.make_changes(&requests);
                 self.answer_others(&requests);
@@ -297,6 +307,7 @@ impl Connection {
             self.session.flow.admit(bytes)
         });
         self.broken |= self.session.writer.is_closed();
+        self.is_next_near = false;
         Ticket::new(self.session.clone(), to, charge)
     }
 
