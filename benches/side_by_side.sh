@@ -1,20 +1,27 @@
 #!/usr/bin/env bash
 # Measures varved against its peers in one run on one machine, job by job in turn, and prints the ratios beside the goals:
-# nbdkit memory (what the protocol itself costs: a RAM disk) and qemu-nbd on a raw file with --cache=none --aio=native (the local disk).
+# nbdkit memory (what the protocol itself costs: a RAM disk, filled before it is measured) and qemu-nbd on a preallocated raw file with
+# --cache=none --aio=native (the local disk itself). All listen on Unix sockets. Exits with 1 if a goal is missed.
 #   benches/side_by_side.sh [OUTPUT-DIR] [JOB ...]        default output: ./suite-out/<time>
-# ROUNDS=2, SECONDS_PER_JOB=6, SIZE=4g, LOG_SIZE=16GiB, MEMORY_SIZE=256MiB; WORK_DIR (default /var/tmp) needs about 40 GB and must not be
-# a RAM disk. The volume has 100 GB; fio works on its first SIZE. Raw fio output and the samples of varved's memory stay in OUTPUT-DIR.
+# From the environment: ROUNDS=2, SECONDS_PER_JOB=4, SIZE=2g, LOG_SIZE=4GiB, CACHE_SIZE=2GiB, MEMORY_SIZE=256MiB. The volume has 100 GB, in
+# a directory store; fio works on its first SIZE. WORK_DIR (default /var/tmp) needs about 30 GB and must not be a RAM disk. Raw
+# fio output and the samples of varved's memory stay in OUTPUT-DIR.
+# Nobody pays for memory or disk space that is touched for the first time: all three are written over three times before (the write log
+# is then past its first lap), and the log's file is read once before each job of varve. For some virtual machines take every page of the
+# page cache away that rested for seconds, and a fresh one costs them more than a whole request. nbdkit's memory cannot be taken
+# away, and qemu-nbd uses none.
 set -euo pipefail
-# shellcheck source=tools/lib.sh
-. "$(dirname "${BASH_SOURCE[0]}")/../tools/lib.sh"
+# shellcheck source=benches/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 out=${1:-$repository/suite-out/$(date +%Y%m%d-%H%M%S)}
 shift $(($# > 0 ? 1 : 0))
-rounds=${ROUNDS:-2} seconds=${SECONDS_PER_JOB:-6} size=${SIZE:-4g} log_size=${LOG_SIZE:-16GiB} memory_size=${MEMORY_SIZE:-256MiB}
+rounds=${ROUNDS:-2} seconds=${SECONDS_PER_JOB:-4} size=${SIZE:-2g}
+log_size=${LOG_SIZE:-4GiB} cache_size=${CACHE_SIZE:-2GiB} memory_size=${MEMORY_SIZE:-256MiB}
 jobs=("$@")
 if [ ${#jobs[@]} = 0 ]; then
-    jobs=(seq-write-1m-q8 seq-read-1m-q8 rand-write-4k-q32 rand-read-4k-q32 rand-write-4k-q1 rand-read-4k-q1
-        sync-write-4k-q1 rand-write-16k-q32 mixed-70r-4k-q32 sync-write-4k-4jobs)
+    jobs=(seq-write-1m-q8 seq-read-1m-q8 rand-read-4k-q32 rand-read-4k-q1 rand-write-4k-q32 rand-write-4k-q1
+        rand-write-16k-q32 mixed-70r-4k-q32 sync-write-4k-q1 sync-write-4k-4jobs)
 fi
 
 ensure build_needs
@@ -24,83 +31,60 @@ build
 export PATH="$CARGO_TARGET_DIR/release:$PATH"
 
 work=$(mktemp -d "${WORK_DIR:-/var/tmp}/varve-bench.XXXXXX")
-mkdir -p "$out"
-servers=()
-cleanup() {
-    local server
-    for server in "${servers[@]}"; do
-        kill "$server" 2>/dev/null || true
-        wait "$server" 2>/dev/null || true
-    done
-    rm -rf "$work"
-}
 trap cleanup EXIT
-
-# Waits until a Unix socket is there.
-await() {
-    local tries=600
-    until [ -S "$1" ]; do
-        tries=$((tries - 1))
-        [ $tries -gt 0 ] || fail "nothing listens on $1"
-        sleep 0.1
-    done
-}
-
-mkdir "$work/store" "$work/state"
+mkdir -p "$out" "$work/store" "$work/state"
 export VARVE_STORE="file://$work/store" VARVE_STATE="$work/state" VARVE_CONTROL="$work/control.sock"
 volume=$(varve volumes create bench --size 100 | grep ID | awk '{ print $2 }')
-varved --nbd-unix "$work/varve.sock" --log-size "$log_size" --memory-size "$memory_size" 2>"$out/varved.log" &
+varved --nbd-unix "$work/varve.sock" --log-size "$log_size" --cache-size "$cache_size" --memory-size "$memory_size" 2>"$out/varved.log" &
 varved=$!
+servers+=("$varved")
 nbdkit --foreground --unix "$work/nbdkit.sock" memory "$size" &
-nbdkit=$!
+servers+=("$!")
 fallocate -l "${size^^}" "$work/raw"
 qemu-nbd --persistent --shared=8 --format=raw --cache=none --aio=native --socket="$work/qemu.sock" "$work/raw" &
-qemu=$!
-servers=("$varved" "$nbdkit" "$qemu")
-await "$work/varve.sock"
-await "$work/nbdkit.sock"
-await "$work/qemu.sock"
-
+servers+=("$!")
+sample_memory "$varved" >"$out/memory.txt" &
+servers+=("$!")
+for name in varve nbdkit qemu; do
+    await_socket "$work/$name.sock"
+done
 declare -A uri=(
     [varve]="nbd+unix:///$volume?socket=$work/varve.sock"
     [nbdkit]="nbd+unix:///?socket=$work/nbdkit.sock"
     [qemu]="nbd+unix:///?socket=$work/qemu.sock"
 )
-
-sample_memory() {
-    while kill -0 "$varved" 2>/dev/null; do
-        awk -v at="$(date +%s)" '/^VmRSS|^VmHWM/ { line = line " " $2 } END { print at line }' "/proc/$varved/status" 2>/dev/null || return 0
-        sleep 1
-    done
-}
-printf 'unix_seconds high_water_kib resident_kib\n' >"$out/memory.txt"
-sample_memory >>"$out/memory.txt" &
-servers+=($!)
-
 {
-    date -u +%FT%TZ
-    git -C "$repository" describe --always --dirty
-    uname -srm
-    grep -m 1 'model name' /proc/cpuinfo || true
-    printf 'cores %s, size %s, log %s, memory %s, %s s a job, %s rounds\n' "$(nproc)" "$size" "$log_size" "$memory_size" "$seconds" "$rounds"
-    df -hT "$work"
+    describe_machine
+    printf 'size %s, log %s, cache on disk %s, memory %s, %s s a job, %s rounds\n' \
+        "$size" "$log_size" "$cache_size" "$memory_size" "$seconds" "$rounds"
     nbdkit --version
     qemu-nbd --version | head -n 1
     fio --version
 } >"$out/machine.txt"
 
-for label in varve nbdkit qemu; do
-    "$repository/benches/nbd_suite.sh" "$label" "${uri[$label]}" "$out/fill" "$size" "$seconds" fill
-done
-for round in $(seq "$rounds"); do
-    for name in "${jobs[@]}"; do
-        # What varve still uploads must not disturb the peers.
-        varve volumes sync "$volume" >/dev/null
-        say "round $round: $name"
-        for label in varve nbdkit qemu; do
-            "$repository/benches/nbd_suite.sh" "$label" "${uri[$label]}" "$out/round-$round" "$size" "$seconds" "$name"
-            [ "$label" != varve ] || varve volumes sync "$volume" >/dev/null
-        done
+# Runs one job on one server. What varve uploads behind a job is not part of it, and must not disturb the next one.
+measure() {
+    local label=$1 directory=$2 job=$3
+    [ "$label" != varve ] || find "$work/state/volumes" -type f -exec cat {} + >/dev/null
+    "$repository/benches/nbd_suite.sh" "$label" "${uri[$label]}" "$out/$directory" "$size" "$seconds" "$job"
+    [ "$label" != varve ] || varve volumes sync "$volume" >/dev/null
+}
+
+order=(varve nbdkit qemu)
+for label in "${order[@]}"; do
+    for fill in 1 2 3; do
+        measure "$label" "fill-$fill" fill
     done
 done
+for round in $(seq "$rounds"); do
+    for job in "${jobs[@]}"; do
+        say "round $round: $job"
+        for label in "${order[@]}"; do
+            measure "$label" "round-$round" "$job"
+        done
+    done
+    # Everybody comes first, second and last in turn.
+    order=("${order[@]:1}" "${order[0]}")
+done
+varve volumes show "$volume" >"$out/volume.txt"
 "$repository/benches/side_by_side.py" "$out" "$memory_size" "${jobs[@]}" | tee "$out/table.txt"

@@ -1,20 +1,27 @@
 //! Group commit: one thread that syncs for everybody, and gives space back.
 //!
-//! One sync covers everything appended before it began; those who ask while it runs are covered by the next. A release
+//! One sync covers everything appended before it began; those who ask while it runs are covered by the next. Clients that
+//! wait for a sync come back together after it, but not at the same moment: so a sync waits, briefly, until as many ask as the
+//! one before it served, or else the first would get one of its own and all others wait for two. A release
 //! travels with a sync: the superblock with the new tail is written before it, and the space counts as free after it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::LogReader;
 use super::shared::Shared;
 use crate::block_device::CommitDone;
+use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::log::Superblock;
 use crate::units::{ByteLen, LogOffset, Sequence};
+
+/// How long a sync waits for those who asked together with the ones that wait already: less than a sync takes.
+const GATHER: Duration = Duration::from_micros(60);
 
 /// Called on the committing thread whenever space has become free. It must be quick.
 pub type SpaceFreed = Arc<dyn Fn() + Send + Sync>;
@@ -78,7 +85,7 @@ impl Committer {
             space_freed: Mutex::new(None),
             released: Mutex::new(superblock.tail),
         });
-        let mut worker = Worker { core: core.clone(), superblock };
+        let mut worker = Worker { core: core.clone(), superblock, served: 0 };
         let thread = thread::Builder::new().name("log-commit".to_owned()).spawn(move || worker.run());
         let thread = thread.context(|| "starting the thread that commits the write log")?;
         Ok(Committer { core, thread: Some(thread) })
@@ -173,10 +180,26 @@ impl Drop for Committer {
     }
 }
 
+impl Core {
+    /// If anybody waits at all, waits a moment until `expected` do. Returns how many it became.
+    fn gather(&self, requests: &mut MutexGuard<'_, Requests>, expected: usize) -> usize {
+        let until = clock::uptime() + GATHER;
+        while (1..expected).contains(&requests.waiting.len()) && !requests.stop {
+            let left = until.saturating_sub(clock::uptime());
+            if left.is_zero() || self.wake.wait_for(requests, left).timed_out() {
+                break;
+            }
+        }
+        requests.waiting.len()
+    }
+}
+
 struct Worker {
     core: Arc<Core>,
     /// The newest durable one.
     superblock: Superblock,
+    /// How many waited for the newest sync.
+    served: usize,
 }
 
 impl Worker {
@@ -187,6 +210,7 @@ impl Worker {
                 while requests.waiting.is_empty() && !requests.sync_soon && requests.tail.is_none() && !requests.stop {
                     self.core.wake.wait(&mut requests);
                 }
+                self.served = self.core.gather(&mut requests, self.served);
                 requests.sync_soon = false;
                 (std::mem::take(&mut requests.waiting), requests.tail.take(), requests.stop)
             };

@@ -28,6 +28,7 @@ use super::reply::{self, Address};
 use super::request::{Parsed, Refusal, TOO_LONG, judge, parse};
 use super::session::{self, Session, StatusQuery, Ticket, answer_all};
 use super::transport::{ReadState, Transport};
+use super::watch::Watch;
 use crate::block_device::{Attempt, Change, Geometry};
 
 /// Replies gathered before they are sent though more requests of the round wait.
@@ -107,6 +108,9 @@ pub struct Connection {
     receiving: Option<Received>,
     /// The client cannot be reached any more: nothing it still wants is worth doing.
     broken: bool,
+    /// The newest round was a single request, answered at once: the next may come any moment.
+    is_next_near: bool,
+    watch: Watch,
 }
 
 impl Connection {
@@ -124,6 +128,8 @@ impl Connection {
             long: 0,
             receiving: None,
             broken: false,
+            is_next_near: false,
+            watch: Watch::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
         }
     }
 
@@ -131,6 +137,9 @@ impl Connection {
     pub fn run(mut self) {
         loop {
             self.make_room();
+            if self.is_next_near {
+                self.watch.before_sleep(&self.transport);
+            }
             let received = match self.transport.read(&mut self.read_state, self.buffer.space()) {
                 Ok(0) => break,
                 Ok(received) => received,
@@ -163,6 +172,7 @@ impl Connection {
             self.discard();
             let (end, consumed, again) = self.gather();
             let mut requests = std::mem::take(&mut self.requests);
+            self.is_next_near = requests.len() == 1;
             if !requests.is_empty() {
                 self.make_changes(&requests);
                 self.answer_others(&requests);
@@ -358,6 +368,7 @@ impl Connection {
             self.session.flow.admit(bytes)
         });
         self.broken |= self.session.writer.is_closed();
+        self.is_next_near = false;
         charge
     }
 

@@ -47,6 +47,7 @@ mod session;
 mod tests;
 mod tls;
 mod transport;
+mod watch;
 mod writer;
 
 pub use server::{NbdSettings, Server};

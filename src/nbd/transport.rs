@@ -164,6 +164,24 @@ impl Transport {
         &self.socket
     }
 
+    /// True if bytes or the end of the stream come within `time`, which is spent watching the socket without sleeping; a
+    /// thread that has something to do on this core goes first. Not under TLS, where bytes may have come already.
+    pub fn watch(&self, time: Duration) -> bool {
+        if self.tls.is_some() {
+            return false;
+        }
+        let until = clock::uptime() + time;
+        let mut byte = [0];
+        loop {
+            match recv(&self.socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+                Err(Errno::AGAIN | Errno::INTR) if clock::uptime() < until => std::thread::yield_now(),
+                Err(Errno::AGAIN | Errno::INTR) => return false,
+                // Also an error: the read that follows says which.
+                _ => return true,
+            }
+        }
+    }
+
     /// Waits for bytes and takes as many as there are; 0 at the end of the stream. Only for one thread.
     ///
     /// # Errors

@@ -8,8 +8,8 @@ use varve::error::Result;
 use varve::settings::SharedArguments;
 
 use crate::commands::{
-    Command as _, attach, check, create, destroy, detach, diff, dump, export, extend, fork, import, list, purge, rescue,
-    restore, show, snapshots, status, sync, undelete, update,
+    Command as _, attach, check, create, destroy, detach, diff, dump, export, extend, fork, import, list, purge,
+    rescue, restore, show, snapshots, status, sync, undelete, update, usage,
 };
 use crate::context::Context;
 use crate::render::Report;
@@ -97,6 +97,8 @@ commands! {
         Sync(sync::Arguments),
         /// Change a volume's durability, or when its snapshots are taken
         Update(update::Arguments),
+        /// Tell what volumes and their snapshots take in the store, and what of that they share
+        Usage(usage::Arguments),
         /// Make a volume larger, also while it is in use
         Extend(extend::Arguments),
         /// Make volumes that begin with the content of another

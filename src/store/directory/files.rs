@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rustix::fs::{
-    AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps, flock, fstat, fsync, futimens,
-    linkat, mkdirat, openat, renameat, statat, unlinkat,
+    Advice, AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps, fadvise, flock, fstat,
+    fsync, futimens, linkat, mkdirat, openat, renameat, statat, unlinkat,
 };
 use rustix::io::{Errno, pread, retry_on_intr, write};
 
@@ -245,6 +245,8 @@ impl Root {
         };
         futimens(&file, &Timestamps { last_access: time, last_modification: time }).map_err(failed)?;
         fsync(&file).map_err(failed)?;
+        // Rarely read soon, since the cache and the log come first: its pages are worth more to the log. Advice may be ignored.
+        let _ = fadvise(&file, 0, None, Advice::DontNeed);
         let stat = fstat(&file).map_err(failed)?;
         if modified_nanoseconds(&stat) != modified {
             let message = format!(

@@ -21,7 +21,7 @@ fn kept_aside(world: &World) -> PathBuf {
             write(&volume, block * 4096, byte).await;
         }
         let zero = Change::Zero { offset: 9 * 4096, length: 8192 };
-        VolumeDevice(volume.clone()).change(zero).await.unwrap();
+        VolumeDevice::new(volume.clone()).change(zero).await.unwrap();
     });
     world.faults.outage(None);
     world.life("b", async |fleet| drop(fleet.attach(id, true, false).await.unwrap()));

@@ -1,30 +1,33 @@
 //! `varve check`
 
 use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 use varve::error::Result;
 use varve::service::{CheckProgress, CheckReport};
-use varve::units::VolumeId;
 
 use crate::commands::Command;
 use crate::context::Context;
+use crate::image::Source;
 use crate::render::{self, Block};
-use crate::target::Target;
 
 /// Arguments.
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Id or name of the volume
+    /// Id or name of a volume, or id of a snapshot
     #[arg(value_name = "ID")]
-    volume: Target,
+    disk: Source,
+    /// Also put right what interrupted commands left around a volume, if it is older than an hour
+    #[arg(long)]
+    clean: bool,
 }
 
 /// What was looked at, and what was found.
 #[derive(Serialize)]
 pub struct Checked {
-    id: VolumeId,
+    id: String,
     #[serde(flatten)]
     report: CheckReport,
 }
@@ -33,7 +36,7 @@ impl Command for Arguments {
     type Output = Checked;
 
     async fn run(self, context: &Context) -> Result<Checked> {
-        let id = self.volume.id(context).await?;
+        let store = context.store().await?;
         let shown = std::io::stderr().is_terminal();
         let mut last_percent = None;
         let mut progress = |at: CheckProgress| {
@@ -44,7 +47,13 @@ impl Command for Arguments {
                 let _ = write!(std::io::stderr(), "\rchecking: {} of {} objects", at.done, at.total);
             }
         };
-        let outcome = context.store().await?.check(id, &mut progress).await;
+        let (id, outcome) = match &self.disk {
+            Source::Volume(volume) => {
+                let id = volume.id(context).await?;
+                (id.to_string(), store.check(id, self.clean, &mut progress).await)
+            }
+            Source::Snapshot(id) => (id.to_string(), store.check_snapshot(*id, &mut progress).await),
+        };
         if last_percent.is_some() {
             let _ = writeln!(std::io::stderr());
         }
@@ -64,6 +73,7 @@ impl Command for Arguments {
             .line("Segments", report.segments)
             .line("Verified", render::size(report.bytes))
             .line("Problems", report.problems.len())
+            .line("Left over", report.leftovers.len())
             .finish();
         if !report.problems.is_empty() {
             let rows = report.problems.iter().map(|problem| {
@@ -75,6 +85,14 @@ impl Command for Arguments {
             });
             text += "\n";
             text += &render::table(["OBJECT", "BLOCKS", "PROBLEM"], &[], rows);
+        }
+        if !report.leftovers.is_empty() {
+            let rows = report.leftovers.iter().map(|left| {
+                let age = humantime::format_duration(Duration::from_secs(left.age_seconds)).to_string();
+                [left.what.clone(), age, if left.removed { "put right" } else { "left" }.to_owned(), left.why.clone()]
+            });
+            text += "\n";
+            text += &render::table(["LEFT OVER", "AGE", "NOW", "WHY"], &[], rows);
         }
         text
     }

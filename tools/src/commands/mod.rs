@@ -33,6 +33,7 @@ pub mod status;
 pub mod sync;
 pub mod undelete;
 pub mod update;
+pub mod usage;
 
 /// A command: its arguments, which make sense.
 pub trait Command: Sized {

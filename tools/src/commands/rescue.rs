@@ -9,7 +9,6 @@ use varve::service::LogContent;
 use varve::units::ByteLen;
 use varve::volume::export_log;
 
-
 use crate::commands::Command;
 use crate::context::Context;
 use crate::render::{self, Block};
@@ -37,7 +36,7 @@ pub struct Rescued {
 impl Command for Arguments {
     type Output = Rescued;
 
-    async fn run<B: Backend>(self, _context: &Context<B>) -> Result<Rescued> {
+    async fn run(self, _context: &Context) -> Result<Rescued> {
         let (content, damage) = export_log(&self.log, self.image.as_deref())?;
         Ok(Rescued { content, image: self.image, damage })
     }
