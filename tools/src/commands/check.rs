@@ -69,7 +69,7 @@ impl Command for Arguments {
     fn text(checked: &Checked) -> String {
         let report = &checked.report;
         let mut text = Block::default()
-            .line("ID", checked.id)
+            .line("ID", &checked.id)
             .line("Segments", report.segments)
             .line("Verified", render::size(report.bytes))
             .line("Problems", report.problems.len())
