@@ -237,7 +237,8 @@ fn a_snapshot_is_served_to_two_hosts_while_the_volume_goes_on(kind: StoreKind) {
     let mut disk = vec![0; 64 << 20];
     for _ in 0..200 {
         let offset = (numbers.next() % (16_000 * 4096)) as usize;
-        let data = numbers.bytes((numbers.next() % 60_000 + 1) as usize);
+        let length = numbers.next() % 60_000 + 1;
+        let data = numbers.bytes(length as usize);
         client.write(offset as u64, &data).unwrap();
         disk[offset..offset + data.len()].copy_from_slice(&data);
     }
