@@ -321,7 +321,8 @@ fn a_diff_names_all_that_changed(kind: StoreKind) {
     let mut client = Client::connect(&host.nbd(), &volume).unwrap();
     let mut numbers = Numbers(11);
     // The first 32 MiB, and as much behind the first GiB.
-    let place = |number: u64| if number % 2 == 0 { number % (32 * MIB) } else { number % (32 * MIB) + (1 << 30) };
+    let place =
+        |number: u64| if number.is_multiple_of(2) { number % (32 * MIB) } else { number % (32 * MIB) + (1 << 30) };
     let mut disk = vec![0_u8; (1 << 30) + (64 << 20)];
     let mut before: Option<(String, Vec<u8>)> = None;
     let mut touched = vec![false; disk.len() / 4096];
@@ -332,7 +333,7 @@ fn a_diff_names_all_that_changed(kind: StoreKind) {
             let length = numbers.next() % 200_000 + 1;
             let range = offset as usize..(offset + length) as usize;
             touched[range.start / 4096..range.end.div_ceil(4096)].fill(true);
-            if numbers.next() % 4 == 0 {
+            if numbers.next().is_multiple_of(4) {
                 client.ask(Request::WriteZeroes, 0, offset, length as u32, &[]).unwrap();
                 disk[range].fill(0);
             } else {
