@@ -147,9 +147,7 @@ impl World {
         let (extents, what) = self.runtime.block_on(async {
             let from = admin.frozen_snapshot(self.shots[old].id).await.unwrap();
             let (to, name) = match free {
-                Some(at) => {
-                    (admin.frozen_volume(self.disks[at].id).await.unwrap(), self.disks[at].id.to_string())
-                }
+                Some(at) => (admin.frozen_volume(self.disks[at].id).await.unwrap(), self.disks[at].id.to_string()),
                 None => (admin.frozen_snapshot(self.shots[new].id).await.unwrap(), self.shots[new].id.to_string()),
             };
             let mut extents = Vec::new();

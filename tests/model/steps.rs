@@ -20,9 +20,28 @@ const BLOCK: usize = 4096;
 
 /// Everything that a step can be.
 pub const NAMES: [&str; 22] = [
-    "write", "trim", "zero", "flush", "sync", "create", "import", "snapshot", "live snapshot", "racing snapshot",
-    "destroy snapshot", "fork", "live fork", "restore", "extend", "live extend", "rollback", "destroy", "undelete",
-    "death", "takeover", "purge",
+    "write",
+    "trim",
+    "zero",
+    "flush",
+    "sync",
+    "create",
+    "import",
+    "snapshot",
+    "live snapshot",
+    "racing snapshot",
+    "destroy snapshot",
+    "fork",
+    "live fork",
+    "restore",
+    "extend",
+    "live extend",
+    "rollback",
+    "destroy",
+    "undelete",
+    "death",
+    "takeover",
+    "purge",
 ];
 
 fn new_volume(size: usize) -> NewVolume {
@@ -148,7 +167,8 @@ impl World {
         self.stamp += 1;
         let image = ImageReader::of_stream("image", Cursor::new(data.clone()));
         let admin = self.admin();
-        let import = admin.import(new_volume(0), image, &mut |_| (), std::future::pending());
+        let mut unseen = |_| ();
+        let import = admin.import(new_volume(0), image, &mut unseen, std::future::pending());
         let made = self.runtime.block_on(import).unwrap();
         data.resize(length.next_multiple_of(BLOCK), 0);
         self.say(format!("import {} of {length}", made.id));
@@ -190,8 +210,7 @@ impl World {
         made.apply(&mut self.disks[at].data);
         let host = self.hosts[which].as_ref()?;
         let taken = host.runtime.block_on(async {
-            let (taken, ()) =
-                tokio::join!(host.service.snapshot(id, NewSnapshot::default()), made.make(&volume));
+            let (taken, ()) = tokio::join!(host.service.snapshot(id, NewSnapshot::default()), made.make(&volume));
             taken.unwrap().id
         });
         self.say(format!("racing snapshot {taken} of {id}: {}", made.describe()));
