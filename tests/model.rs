@@ -8,6 +8,7 @@
 #[path = "model/changes.rs"]
 mod changes;
 #[path = "support/engine.rs"]
+#[allow(dead_code, reason = "each test file uses a part of the support")]
 mod engine;
 #[path = "model/looking.rs"]
 mod looking;

@@ -61,7 +61,6 @@ impl Counts {
 }
 
 pub struct World {
-    pub seed: u64,
     pub random: StdRng,
     pub site: Site,
     pub runtime: Runtime,
@@ -71,26 +70,16 @@ pub struct World {
     pub stamp: u64,
     segment_age: Duration,
     segments_per_checkpoint: u64,
-    steps: Vec<String>,
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            println!("VARVE_TEST_SEED={}, {} steps:", self.seed, self.steps.len());
-            self.steps.iter().for_each(|step| println!("  {step}"));
-        }
-    }
 }
 
 impl World {
     pub fn new(seed: u64, site: Site) -> World {
+        println!("VARVE_TEST_SEED={seed}");
         let mut random = StdRng::seed_from_u64(seed);
         let runtime = runtime();
         let store = site.store();
         runtime.block_on(root::read_or_create(&*store)).unwrap();
         World {
-            seed,
             site,
             runtime,
             hosts: [None, None],
@@ -100,7 +89,6 @@ impl World {
             segment_age: Duration::from_millis(random.random_range(1..25)),
             segments_per_checkpoint: random.random_range(2..5),
             random,
-            steps: Vec::new(),
         }
     }
 
@@ -117,9 +105,9 @@ impl World {
         self.destroy_all();
     }
 
-    /// Notes a step, for whoever has to understand a failure.
-    pub fn say(&mut self, what: String) {
-        self.steps.push(what);
+    /// Notes a step, for whoever has to understand a failure: what is printed is shown then.
+    pub fn say(&self, what: String) {
+        println!("  {what}");
     }
 
     pub fn admin(&self) -> Admin {
