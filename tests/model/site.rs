@@ -22,6 +22,14 @@ enum Kind {
 pub struct Site {
     kind: Kind,
     pub folder: TempDir,
+    /// Of the store, if it is a directory.
+    _directory: Option<TempDir>,
+}
+
+/// In memory if that is possible: RocksDB syncs at every checkpoint, and what survives a loss of power is not the question here.
+fn folder() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
 pub fn runtime() -> Runtime {
@@ -32,19 +40,19 @@ impl Site {
     pub fn memory() -> Site {
         // Short pages, so that listings have several.
         let store = Arc::new(MemoryStore::with_page(7));
-        Site { kind: Kind::Shared(store), folder: tempfile::tempdir().unwrap() }
+        Site { kind: Kind::Shared(store), folder: folder(), _directory: None }
     }
 
     pub fn directory() -> Site {
-        let folder = tempfile::tempdir().unwrap();
-        let store = runtime().block_on(DirectoryStore::open(&folder.path().join("store"), true)).unwrap();
-        Site { kind: Kind::Shared(Arc::new(store)), folder }
+        let directory = tempfile::tempdir().unwrap();
+        let store = runtime().block_on(DirectoryStore::open(&directory.path().join("store"), true)).unwrap();
+        Site { kind: Kind::Shared(Arc::new(store)), folder: folder(), _directory: Some(directory) }
     }
 
     pub fn minio() -> Site {
         let bucket = runtime().block_on(Minio::shared().fresh_bucket());
         let kind = Kind::S3 { bucket, access: Minio::shared().access() };
-        Site { kind, folder: tempfile::tempdir().unwrap() }
+        Site { kind, folder: folder(), _directory: None }
     }
 
     /// The store as a process opens it. Connections belong to the runtime of that process, and end with it.

@@ -75,7 +75,13 @@ fn world_of(base: &Base) -> (World, Arc<dyn Store>) {
         ..RetryPolicy::default()
     };
     let store = Arc::new(Retry::new(faults.wrap(bare.clone()), policy, Arc::new(Counts::default())));
-    (World { directory: tempfile::tempdir().unwrap(), store, faults }, bare)
+    (World { directory: folder(), store, faults }, bare)
+}
+
+/// In memory if that is possible: hundreds of daemons are started, and none of them loses power.
+fn folder() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
 /// What is on the store after a command that nothing disturbed, and after the one before it.
