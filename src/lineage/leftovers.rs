@@ -50,13 +50,23 @@ pub enum Remnant {
         /// Its content.
         moment: Moment,
     },
+    /// A volume that is being made, or whose making never ended: an import, or a fork whose pin was put right. A purge removes it when a
+    /// day has passed without a sign of life.
+    Unmade {
+        /// The volume.
+        volume: VolumeId,
+        /// Its last sign of life.
+        since: UnixMillis,
+    },
 }
 
 impl Remnant {
     /// When it was left.
     pub fn since(&self) -> UnixMillis {
         match self {
-            Remnant::Fork { since, .. } | Remnant::SnapshotObject { since, .. } => *since,
+            Remnant::Fork { since, .. } | Remnant::SnapshotObject { since, .. } | Remnant::Unmade { since, .. } => {
+                *since
+            }
             Remnant::SnapshotWithoutObject { record, .. } => record.created_at,
         }
     }
@@ -74,6 +84,11 @@ impl Remnant {
             Remnant::SnapshotWithoutObject { record, volume, .. } => (
                 format!("snapshot {} of {volume}", record.id),
                 "its object is missing, so its id leads nowhere".to_owned(),
+            ),
+            Remnant::Unmade { volume, .. } => (
+                ObjectKey::volume(*volume).to_string(),
+                "it is being made, or that was interrupted: 'varve volumes purge' removes it a day after its last sign of life"
+                    .to_owned(),
             ),
         }
     }
@@ -94,6 +109,11 @@ pub async fn remnants(
     let mut pinned = BTreeSet::new();
     for manifest in manifests.values() {
         let is_wanted = of.is_none_or(|id| id == manifest.volume);
+        if let (true, Some(since)) = (manifest.being_made, manifest.destroyed_at)
+            && (is_wanted || manifest.origins.first().is_some_and(|parent| Some(parent.volume) == of))
+        {
+            found.push(Remnant::Unmade { volume: manifest.volume, since });
+        }
         for Pin { moment, holders } in &manifest.pins {
             for holder in holders {
                 match holder {
@@ -149,6 +169,8 @@ pub async fn put_right(store: &dyn Store, remnant: &Remnant, now: UnixMillis) ->
         return Ok(false);
     }
     match remnant {
+        // Only a purge can tell that nobody makes it any more.
+        Remnant::Unmade { .. } => return Ok(false),
         Remnant::SnapshotObject { id, .. } => store.delete(&ObjectKey::snapshot(*id)).await?,
         Remnant::SnapshotWithoutObject { volume, record, moment } => {
             let object = SnapshotObject { volume: *volume, snapshot: record.clone(), moment: moment.clone() };

@@ -15,6 +15,7 @@ use crate::volume::{Admin, EngineSettings, Fleet, PurgeTimer, Volume, VolumeDevi
 
 mod catalog;
 mod claims;
+mod crashes;
 mod export_log;
 mod family;
 mod frozen;
