@@ -233,6 +233,7 @@ impl Host {
             .arg("--nbd-unix")
             .arg(self.nbd())
             .args(&self.arguments)
+            .args(small_cache(&self.arguments))
             .envs(self.environment.clone())
             .stdin(Stdio::null());
         command
@@ -361,4 +362,9 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The default cache takes 10 GB of disk for each host, which is more than tests that run side by side can have.
+fn small_cache(given: &[String]) -> &'static [&'static str] {
+    if given.iter().any(|argument| argument == "--cache-size") { &[] } else { &["--cache-size", "256MiB"] }
 }
