@@ -146,6 +146,8 @@ fn a_snapshot_under_load_is_one_moment(kind: StoreKind) {
             scope.spawn(move || write_stamps(host, volume, writer, ticks, stop))
         };
         let threads: Vec<_> = (0..WRITERS).map(start).collect();
+        // A command to a volume that is just being attached is refused.
+        process::until("the writers write", || ticks.load(Ordering::SeqCst) > 100);
         let mut load = fio(&host, &volume);
         while load.try_wait().unwrap().is_none() || taken.len() < 3 {
             let before = ticks.fetch_add(1, Ordering::SeqCst);

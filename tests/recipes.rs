@@ -190,7 +190,7 @@ fn a_fork_for_every_job(kind: StoreKind) {
     let world = World::new(kind);
     let kitchen = Kitchen::open(&world, "a");
     let text = kitchen.cook("ci", LOOK_AT_SEED);
-    assert!(text.contains("\ngrace,unit\ngrace,api\ngrace,browser\n"), "{text}");
+    assert!(text.contains("grace,unit\ngrace,api\ngrace,browser\n"), "{text}");
     assert!(text.contains("\nseed: ada,grace\n"), "{text}");
     assert_eq!(kitchen.volumes(), ["seed", "some volume"]);
     kitchen.close();
