@@ -13,10 +13,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command as Program, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::client::{Client, Command};
-use support::daemon::{Host, StoreKind, World, both_stores};
+use support::daemon::{Host, StoreKind, World, both_stores, id_in};
 use support::process::{self, PATIENCE, text_of};
 
 both_stores!(forks_share_one_cache, depth_costs_nothing, a_disk_grows_under_a_running_qemu);
@@ -26,6 +27,11 @@ const MIB: usize = 1 << 20;
 
 fn host(world: &World, name: &str) -> Host {
     world.host(name).with(&["--log-size", "128MiB"])
+}
+
+#[track_caller]
+fn fork(host: &Host, volume: &str) -> String {
+    id_in(&host.varve(&["volumes", "fork", volume]).succeeded())
 }
 
 #[track_caller]
@@ -44,7 +50,7 @@ struct Fetched {
 impl Fetched {
     #[track_caller]
     fn since(&mut self, host: &Host) -> Fetched {
-        let counts = host.varve_json(&["status"])["daemon"]["store_counts"].clone();
+        let counts = host.store_counts();
         let now = Fetched { requests: counts["gets"].as_u64().unwrap(), bytes: counts["get_bytes"].as_u64().unwrap() };
         let before = std::mem::replace(self, now);
         Fetched { requests: self.requests - before.requests, bytes: self.bytes - before.bytes }
@@ -112,9 +118,11 @@ fn forks_share_one_cache(kind: StoreKind) {
 fn depth_costs_nothing(kind: StoreKind) {
     const DEPTH: usize = 20;
     const SHARED: usize = 4 * MIB;
+    // Far away, so that nothing of it is read ahead.
+    const OWN: usize = 48 * MIB;
     let world = World::new(kind);
     let first = host(&world, "a");
-    let volume = first.create("disk", "16MiB");
+    let volume = first.create("disk", "64MiB");
     let daemon = first.start();
     let mut expected = noise(SHARED);
     let mut put = |export: &str, offset: usize, data: &[u8]| {
@@ -124,8 +132,8 @@ fn depth_costs_nothing(kind: StoreKind) {
     // Each is a fork of the one before, while that is in use, and adds a block.
     let mut chain = vec![volume];
     for depth in 1..=DEPTH {
-        let fork = forks(&first, &chain[depth - 1], 1).remove(0);
-        put(&fork, SHARED + depth * BLOCK, &[depth as u8; BLOCK]);
+        let fork = fork(&first, &chain[depth - 1]);
+        put(&fork, OWN + depth * BLOCK, &[depth as u8; BLOCK]);
         chain.push(fork);
     }
     daemon.stop();
@@ -134,6 +142,8 @@ fn depth_costs_nothing(kind: StoreKind) {
     let cold = |name: &str, fork: &str| {
         let host = host(&world, name);
         let daemon = host.start();
+        // At its start it looks for volumes to be purged.
+        host.silence(Duration::from_secs(2));
         let mut fetched = Fetched::default();
         fetched.since(&host);
         let mut client = Client::connect(&host.nbd(), fork).unwrap();
@@ -158,9 +168,9 @@ fn depth_costs_nothing(kind: StoreKind) {
         "{reading_last} requests to read at depth {DEPTH}, {reading_first} at depth 1"
     );
     assert!(attaching_last <= attaching_first, "{attaching_last} requests to attach, {attaching_first} at depth 1");
-    expected.resize(16 * MIB, 0);
+    expected.resize(64 * MIB, 0);
     for depth in 1..=DEPTH {
-        expected[SHARED + depth * BLOCK..][..BLOCK].fill(depth as u8);
+        expected[OWN + depth * BLOCK..][..BLOCK].fill(depth as u8);
     }
     assert!(disk == expected, "the last fork does not have what those before it have written");
 }
@@ -174,7 +184,7 @@ struct Qemu {
 }
 
 impl Qemu {
-    /// Starts it as the README says.
+    /// Starts it as the README says; the monitor may use the disk beside the guest.
     #[track_caller]
     fn start(world: &World, host: &Host, export: &str) -> Qemu {
         let (monitor, log) = (world.path().join("qmp.sock"), world.path().join("qemu.log"));
@@ -186,7 +196,7 @@ impl Qemu {
         let mut qemu = Program::new("qemu-system-x86_64");
         qemu.args(["-machine", "q35,accel=tcg", "-m", "64", "-S", "-nodefaults", "-display", "none"])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())])
-            .args(["-blockdev", &disk, "-device", "virtio-blk-pci,drive=disk"])
+            .args(["-blockdev", &disk, "-device", "virtio-blk-pci,drive=disk,share-rw=on"])
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output);

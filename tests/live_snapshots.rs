@@ -15,7 +15,7 @@ mod support {
 use std::collections::HashSet;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::client::Client;
@@ -235,26 +235,8 @@ fn collect_snapshots(value: &Value, ids: &mut Vec<String>) {
     }
 }
 
-#[track_caller]
-fn store_counts(host: &Host) -> Value {
-    host.varve_json(&["status"])["daemon"]["store_counts"].clone()
-}
-
 /// Longer than a few of the looks that the daemon takes at its schedules.
 const SILENCE: Duration = Duration::from_secs(4);
-
-/// Waits until the daemon has asked the store for nothing for [`SILENCE`].
-#[track_caller]
-fn silence(host: &Host) {
-    let (mut counts, mut since) = (store_counts(host), Instant::now());
-    process::until("the daemon leaves the store alone", || {
-        let now = store_counts(host);
-        if now != counts {
-            (counts, since) = (now, Instant::now());
-        }
-        since.elapsed() > SILENCE
-    });
-}
 
 #[track_caller]
 fn put(client: &mut Client, block: u64, byte: u8) {
@@ -306,14 +288,14 @@ fn nothing_is_asked_of_the_store_while_nobody_writes(kind: StoreKind) {
     let volume = hurried(&host);
     let daemon = host.start();
     let mut client = Client::connect(&host.nbd(), &volume).unwrap();
-    silence(&host);
+    host.silence(SILENCE);
     assert!(pinned(&host, &volume).is_empty(), "a snapshot of a volume to which nothing was written");
     put(&mut client, 1, 1);
     process::until("a snapshot is taken", || !pinned(&host, &volume).is_empty());
     process::until("it goes", || pinned(&host, &volume).is_empty());
     // Reading is no reason for a snapshot.
     client.read_all();
-    silence(&host);
+    host.silence(SILENCE);
     assert!(pinned(&host, &volume).is_empty(), "a second snapshot of the same");
     drop(client);
     daemon.stop();
