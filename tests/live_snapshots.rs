@@ -220,19 +220,11 @@ fn a_snapshot_of_a_database_in_use(kind: StoreKind) {
 /// The snapshots that the manifest in the store holds, in order. A command that lists them would let go of those that have expired.
 #[track_caller]
 fn pinned(host: &Host, volume: &str) -> Vec<String> {
-    let manifest = host.varve_json(&["dump", "manifest", volume]);
-    let mut ids = Vec::new();
-    collect_snapshots(&manifest, &mut ids);
-    ids
-}
-
-fn collect_snapshots(value: &Value, ids: &mut Vec<String>) {
-    match value {
-        Value::String(text) if text.starts_with("vs_") => ids.push(text.clone()),
-        Value::Array(values) => values.iter().for_each(|value| collect_snapshots(value, ids)),
-        Value::Object(fields) => fields.values().for_each(|value| collect_snapshots(value, ids)),
-        _ => {}
-    }
+    let text = host.varve(&["dump", "manifest", volume]).succeeded();
+    let manifest: Value = serde_json::from_str(&text).unwrap();
+    let pins = manifest["pins"].as_array().unwrap();
+    let holders = pins.iter().flat_map(|pin| pin["holders"].as_array().unwrap());
+    holders.map(|holder| holder["snapshot"]["id"].as_str().unwrap().to_owned()).collect()
 }
 
 /// Longer than a few of the looks that the daemon takes at its schedules.
