@@ -29,11 +29,11 @@ async fn damage_to_several_map_pages_is_all_named() {
     let (volume, _) = fleet.attach(id, false, false).await.unwrap();
     for page in 0..8 {
         let change = Change::Write { offset: page * PAGE_BYTES + 8192, data: Bytes::from(vec![page as u8; 4096]) };
-        VolumeDevice(volume.clone()).change(change).await.unwrap();
+        VolumeDevice::new(volume.clone()).change(change).await.unwrap();
     }
     drop(volume);
     fleet.detach(id, false).await.unwrap();
-    let check = async || Admin::new(store.clone()).check(id, &mut |_| ()).await.unwrap();
+    let check = async || Admin::new(store.clone()).check(id, false, &mut |_| ()).await.unwrap();
     assert!(check().await.problems.is_empty());
 
     let reference = ownership::load(&*store, id).await.unwrap().manifest.checkpoint.unwrap();

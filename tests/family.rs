@@ -125,8 +125,8 @@ fn a_snapshot_while_writes_go_on(kind: StoreKind) {
     let daemon = host.start();
     let acknowledged = AtomicU64::new(0);
     let mut taken = Vec::new();
+    let mut client = Client::connect(&host.nbd(), &volume).unwrap();
     std::thread::scope(|scope| {
-        let mut client = Client::connect(&host.nbd(), &volume).unwrap();
         let writer = scope.spawn(|| {
             for block in 0..WRITES {
                 client.write(block * BLOCK as u64, &[block as u8 | 1; BLOCK]).unwrap();

@@ -33,6 +33,11 @@ both_stores!(
 
 const MIB: u64 = 1 << 20;
 
+/// A host whose daemon takes little of the disk.
+fn host(world: &World, name: &str) -> Host {
+    world.host(name).with(&["--cache-size", "256MiB"])
+}
+
 /// A sequence of numbers that looks random and is the same each time.
 struct Numbers(u64);
 
@@ -84,7 +89,7 @@ fn snapshot(host: &Host, volume: &str) -> String {
 
 fn an_imported_file_comes_out_again(kind: StoreKind) {
     let world = World::new(kind);
-    let host = world.host("a");
+    let host = host(&world, "a");
     let (image, copy, again) = (world.path().join("image"), world.path().join("copy"), world.path().join("again"));
     let size = 90 * MIB + 1234;
     let rounded = size.next_multiple_of(4096);
@@ -119,7 +124,7 @@ fn an_imported_file_comes_out_again(kind: StoreKind) {
 
 fn a_pipe_goes_in_and_out(kind: StoreKind) {
     let world = World::new(kind);
-    let host = world.host("a");
+    let host = host(&world, "a");
     let (image, copy) = (world.path().join("image"), world.path().join("copy"));
     let content = sparse_image(&image, 80 * MIB);
     let environment: Vec<String> = host.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -155,7 +160,7 @@ fn objects(world: &World) -> usize {
 
 fn bad_images_leave_nothing(kind: StoreKind) {
     let world = World::new(kind);
-    let host = world.host("a");
+    let host = host(&world, "a");
     let image = world.path().join("image");
     sparse_image(&image, 80 * MIB);
     let import = |file: &str, size: &[&str]| {
@@ -186,7 +191,7 @@ fn bad_images_leave_nothing(kind: StoreKind) {
 
 fn a_killed_import_leaves_a_hidden_volume(kind: StoreKind) {
     let world = World::new(kind);
-    let host = world.host("a");
+    let host = host(&world, "a");
     let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_varved")).with_file_name("varve"));
     command.args(["volumes", "import", "dead", "-"]).envs(host.environment.clone());
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
@@ -214,7 +219,7 @@ fn a_killed_import_leaves_a_hidden_volume(kind: StoreKind) {
 
 fn an_export_replaces_nothing_unasked(kind: StoreKind) {
     let world = World::new(kind);
-    let host = world.host("a");
+    let host = host(&world, "a");
     let volume = host.create("disk", "64MiB");
     let file = world.path().join("precious");
     fs::write(&file, b"precious").unwrap();
@@ -229,7 +234,7 @@ fn an_export_replaces_nothing_unasked(kind: StoreKind) {
 
 fn a_snapshot_is_served_to_two_hosts_while_the_volume_goes_on(kind: StoreKind) {
     let world = World::new(kind);
-    let (first, second) = (world.host("a"), world.host("b"));
+    let (first, second) = (host(&world, "a"), host(&world, "b"));
     let volume = first.create("disk", "64MiB");
     let (one, two) = (first.start(), second.start());
     let mut client = Client::connect(&first.nbd(), &volume).unwrap();
@@ -237,7 +242,8 @@ fn a_snapshot_is_served_to_two_hosts_while_the_volume_goes_on(kind: StoreKind) {
     let mut disk = vec![0; 64 << 20];
     for _ in 0..200 {
         let offset = (numbers.next() % (16_000 * 4096)) as usize;
-        let data = numbers.bytes((numbers.next() % 60_000 + 1) as usize);
+        let length = numbers.next() % 60_000 + 1;
+        let data = numbers.bytes(length as usize);
         client.write(offset as u64, &data).unwrap();
         disk[offset..offset + data.len()].copy_from_slice(&data);
     }
@@ -309,13 +315,14 @@ fn assert_covers(extents: &[(u64, u64, bool)], before: &[u8], after: &[u8], touc
 
 fn a_diff_names_all_that_changed(kind: StoreKind) {
     let world = World::new(kind);
-    let host = world.host("a");
+    let host = host(&world, "a");
     let volume = host.create("disk", "2");
     let daemon = host.start();
     let mut client = Client::connect(&host.nbd(), &volume).unwrap();
     let mut numbers = Numbers(11);
     // The first 32 MiB, and as much behind the first GiB.
-    let place = |number: u64| if number % 2 == 0 { number % (32 * MIB) } else { number % (32 * MIB) + (1 << 30) };
+    let place =
+        |number: u64| if number.is_multiple_of(2) { number % (32 * MIB) } else { number % (32 * MIB) + (1 << 30) };
     let mut disk = vec![0_u8; (1 << 30) + (64 << 20)];
     let mut before: Option<(String, Vec<u8>)> = None;
     let mut touched = vec![false; disk.len() / 4096];
@@ -326,7 +333,7 @@ fn a_diff_names_all_that_changed(kind: StoreKind) {
             let length = numbers.next() % 200_000 + 1;
             let range = offset as usize..(offset + length) as usize;
             touched[range.start / 4096..range.end.div_ceil(4096)].fill(true);
-            if numbers.next() % 4 == 0 {
+            if numbers.next().is_multiple_of(4) {
                 client.ask(Request::WriteZeroes, 0, offset, length as u32, &[]).unwrap();
                 disk[range].fill(0);
             } else {
@@ -376,7 +383,7 @@ fn dirty(host: &Host, export: &str, since: &str) -> Vec<(u64, u64)> {
 
 fn a_dirty_bitmap_names_what_changed(kind: StoreKind) {
     let world = World::new(kind);
-    let host = world.host("a");
+    let host = host(&world, "a");
     let volume = host.create("disk", "3");
     let daemon = host.start();
     let mut client = Client::connect(&host.nbd(), &volume).unwrap();
@@ -419,7 +426,7 @@ fn a_dirty_bitmap_names_what_changed(kind: StoreKind) {
 
 fn qcow2_goes_in_by_the_nbd_address(kind: StoreKind) {
     let world = World::new(kind);
-    let host = world.host("a");
+    let host = host(&world, "a");
     let (image, qcow2) = (world.path().join("image"), world.path().join("disk.qcow2"));
     let content = sparse_image(&image, 80 * MIB);
     let qemu_img = |arguments: &[&str]| run(Command::new("qemu-img").args(arguments)).succeeded();

@@ -96,7 +96,7 @@ fn content(number: u64) -> [u8; 4096] {
 
 async fn write(volume: &Arc<Volume>, number: u64) {
     let change = Change::Write { offset: place(number) * 4096, data: Bytes::copy_from_slice(&content(number)) };
-    VolumeDevice(volume.clone()).change(change).await.unwrap();
+    VolumeDevice::new(volume.clone()).change(change).await.unwrap();
 }
 
 /// Writes blocks `from..to`, each of which becomes a segment.
@@ -110,7 +110,7 @@ async fn write_segments(volume: &Arc<Volume>, from: u64, to: u64) {
 async fn check_blocks(volume: &Arc<Volume>, numbers: impl Iterator<Item = u64>) {
     for number in numbers {
         let mut block = [0; 4096];
-        VolumeDevice(volume.clone()).read(place(number) * 4096, &mut block).await.unwrap();
+        VolumeDevice::new(volume.clone()).read(place(number) * 4096, &mut block).await.unwrap();
         assert!(block == content(number), "write {number} is not there");
     }
 }

@@ -8,6 +8,7 @@ use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::lineage::{Moment, PinHolder};
 use crate::format::manifest::Manifest;
+use crate::limits::NAME_BYTES_MAX;
 use crate::lineage::leftovers::GRACE;
 use crate::lineage::pins;
 use crate::ownership::{self, Loaded};
@@ -24,6 +25,13 @@ const WRITES_AT_ONCE: usize = 16;
 /// Ids for new volumes.
 pub fn new_volumes(count: u32) -> Vec<VolumeId> {
     (0..count).map(|_| VolumeId(clock::random_u64())).collect()
+}
+
+/// The name of a fork that was given none: not its parent's, by which clients of the parent may go on to call it.
+fn name_of_fork(parent: &str) -> String {
+    const SUFFIX: &str = "-fork";
+    let stem = parent.strip_suffix(SUFFIX).unwrap_or(parent);
+    format!("{}{SUFFIX}", &stem[..stem.floor_char_boundary(NAME_BYTES_MAX - SUFFIX.len())])
 }
 
 /// Notes in the parent's manifest that the forks `ids` need `moment`.
@@ -49,7 +57,7 @@ pub async fn create_forks(
     let manifests: Vec<Manifest> = ids
         .iter()
         .map(|&id| {
-            let name = name.unwrap_or(&parent.name).to_owned();
+            let name = name.map_or_else(|| name_of_fork(&parent.name), str::to_owned);
             pins::fork_of(parent, moment, id, name, clock::random_token(), created_at)
         })
         .collect();
@@ -60,4 +68,18 @@ pub async fn create_forks(
     let creations = manifests.into_iter().map(|manifest| ownership::create(store, manifest));
     let created: Vec<Loaded> = stream::iter(creations).buffered(WRITES_AT_ONCE).try_collect().await?;
     Ok(created.into_iter().map(|loaded| loaded.manifest).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fork_does_not_take_its_parents_name() {
+        assert_eq!(name_of_fork("weights"), "weights-fork");
+        assert_eq!(name_of_fork("weights-fork"), "weights-fork");
+        let long = "\u{e9}".repeat(NAME_BYTES_MAX / 2);
+        let name = name_of_fork(&long);
+        assert!(name.len() <= NAME_BYTES_MAX && name.ends_with("-fork"), "{name}");
+    }
 }

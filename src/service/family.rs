@@ -73,7 +73,7 @@ pub struct NewSnapshot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewForks {
-    /// Their name; the origin's, if not said.
+    /// Their name; the origin's with '-fork' behind it, if not said.
     pub name: Option<String>,
     /// How many.
     pub count: u32,

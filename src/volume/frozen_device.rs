@@ -193,10 +193,17 @@ impl BlockDevice for FrozenDevice {
     }
 
     fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Attempt {
-        match self.0.check_range(offset, buffer.len() as u64) {
-            Ok(()) => near::try_read_bytes(offset, buffer, |range, blocks| self.0.try_read_blocks(range, blocks)),
-            Err(error) => Attempt::Failed(error),
+        let length = buffer.len() as u64;
+        if let Err(error) = self.0.check_range(offset, length) {
+            return Attempt::Failed(error);
         }
+        let outcome = near::try_read_bytes(offset, buffer, |range, blocks| self.0.try_read_blocks(range, blocks));
+        // A stream that read-ahead leads must not run to the end of its window before more is fetched.
+        let is_led = self.0.read_ahead.try_lock().is_some_and(|reads| reads.leads(offset));
+        if is_led && matches!(outcome, Attempt::Done) {
+            self.0.note_stream(offset, length);
+        }
+        outcome
     }
 
     async fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

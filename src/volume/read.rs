@@ -44,7 +44,20 @@ impl Volume {
         if let Err(error) = checked {
             return Attempt::Failed(error);
         }
-        near::try_read_bytes(offset, buffer, |range, blocks| self.try_read_blocks(range, blocks))
+        let outcome = near::try_read_bytes(offset, buffer, |range, blocks| self.try_read_blocks(range, blocks));
+        if matches!(outcome, Attempt::Done) {
+            self.note_hit(offset, buffer.len() as u64);
+        }
+        outcome
+    }
+
+    /// Tells read-ahead of a read that found everything at hand: a stream that it leads must not run to the end of its window before
+    /// more is fetched. Reads elsewhere are none of its business, and nobody waits for anybody here.
+    fn note_hit(self: &Arc<Self>, offset: u64, length: u64) {
+        let is_led = self.read_ahead.try_lock().is_some_and(|reads| reads.leads(offset));
+        if is_led {
+            self.note_stream(offset, length);
+        }
     }
 
     pub(super) async fn read_bytes(self: &Arc<Self>, offset: u64, buffer: &mut [u8]) -> Result<()> {

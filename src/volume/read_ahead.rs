@@ -16,6 +16,11 @@ pub struct ReadAhead {
 }
 
 impl ReadAhead {
+    /// True if a read at `offset` goes on from a stream that something was read ahead for.
+    pub fn leads(&self, offset: u64) -> bool {
+        self.streak >= STREAK && offset.abs_diff(self.expected) <= SLACK
+    }
+
     /// Notes a read of `length` bytes at `offset`, and returns the byte range to bring near now, if any.
     pub fn note(&mut self, offset: u64, length: u64, size: u64) -> Option<std::ops::Range<u64>> {
         let end = offset + length;

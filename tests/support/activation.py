@@ -37,12 +37,16 @@ def by_this_script():
     child = os.fork()
     if child == 0:
         os.dup2(listener.fileno(), 3)
+        # It may have been 3 before, and then is still closed by exec.
+        os.set_inheritable(3, True)
         os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
         os.execv(command[0], command)
     handle = nbd.NBD()
-    # The socket listens already: whoever connects waits until the daemon is there.
-    handle.connect_uri(f"nbd://127.0.0.1:{listener.getsockname()[1]}/{export}")
+    # The socket listens already: whoever connects waits until the daemon is there. It must be the daemon's alone, or a daemon that
+    # has failed would be waited for.
+    address = f"nbd://127.0.0.1:{listener.getsockname()[1]}/{export}"
     listener.close()
+    handle.connect_uri(address)
     use(handle)
     del handle
     os.kill(child, signal.SIGTERM)

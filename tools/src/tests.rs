@@ -54,6 +54,8 @@ fn detached(id: u64, name: &str) -> Manifest {
         destroyed_at: None,
         being_made: false,
         schedule: None,
+        snapshotted: Sequence(0),
+        scheduled_at: None,
         origins: Vec::new(),
         pins: Vec::new(),
     }
@@ -309,14 +311,14 @@ async fn destroy_asks_refuses_what_is_attached_and_can_be_undone() {
 
 #[tokio::test]
 async fn purge_says_what_is_gone_and_what_is_next() {
-    let due = |id, after| varve::service::VolumeSummary { purge_after: Some(UnixMillis(after)), ..detached(id, "old") };
-    let context = nowhere(Memory::holding(vec![due(1, NOW.0 - 1), due(2, NOW.0 + 3_600_000), detached(3, "demo")]));
-    let expected = "              Purged: vol_0000000000001
-     Objects deleted: 1
-            Next due: 2026-11-21T05:23:58Z
-";
-    assert_eq!(text(&context, "volumes purge").await, expected);
-    assert_eq!(context.store().await.unwrap().volumes.borrow().len(), 2);
+    let now = varve::clock::now().0;
+    let destroyed = |id, ago| Manifest { destroyed_at: Some(UnixMillis(now - ago)), ..detached(id, "old") };
+    let place = nowhere(vec![destroyed(1, DAY + 1), destroyed(2, DAY / 2), detached(3, "demo")]).await;
+    let said = text(&place, "volumes purge").await;
+    let next = crate::render::moment(UnixMillis(now - DAY / 2 + DAY));
+    assert_eq!(said, format!("         Purged: vol_0000000000001\nObjects deleted: 1\n       Next due: {next}\n"));
+    assert!(message(&place, "volumes show vol_0000000000001").await.contains("there is no volume"));
+    text(&place, "volumes show vol_0000000000002").await;
 }
 
 #[tokio::test]

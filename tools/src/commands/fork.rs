@@ -18,7 +18,7 @@ pub struct Arguments {
     /// Id or name of the volume
     #[arg(value_name = "ID")]
     volume: Target,
-    /// Name of the forks; that of the volume, if not given
+    /// Name of the forks; that of the volume with '-fork' behind it, if not given
     #[arg(long, value_parser = parse_name)]
     name: Option<String>,
     /// How many forks to make
