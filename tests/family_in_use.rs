@@ -125,7 +125,7 @@ fn depth_costs_nothing(kind: StoreKind) {
     let volume = first.create("disk", "64MiB");
     let daemon = first.start();
     let mut expected = noise(SHARED);
-    let mut put = |export: &str, offset: usize, data: &[u8]| {
+    let put = |export: &str, offset: usize, data: &[u8]| {
         Client::connect(&first.nbd(), export).unwrap().write(offset as u64, data).unwrap();
     };
     put(&volume, 0, &expected);
