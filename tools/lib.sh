@@ -57,12 +57,14 @@ qemu-utils           qemu-img --version
 qemu-utils           qemu-io --version
 qemu-utils           qemu-nbd --version
 qemu-system-common   qemu-storage-daemon --version
+qemu-system-x86      qemu-system-x86_64 --version
 fuse3                fusermount3 --version
 e2fsprogs            mkfs.ext4 -V
 e2fsprogs            lsattr -d /
 openssl              openssl version
 xfsprogs             mkfs.xfs -V
 sqlite3              sqlite3 --version
+ccache               ccache --version
 strace               strace --version
 procps               ps --version
 mount                losetup --version

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -261,6 +261,25 @@ impl Host {
             daemon.host.answers()
         });
         daemon
+    }
+
+    /// What the daemon has asked of the store so far.
+    #[track_caller]
+    pub fn store_counts(&self) -> serde_json::Value {
+        self.varve_json(&["status"])["daemon"]["store_counts"].clone()
+    }
+
+    /// Waits until the daemon has left the store alone for so long.
+    #[track_caller]
+    pub fn silence(&self, time: Duration) {
+        let (mut counts, mut since) = (self.store_counts(), Instant::now());
+        process::until("the daemon leaves the store alone", || {
+            let now = self.store_counts();
+            if now != counts {
+                (counts, since) = (now, Instant::now());
+            }
+            since.elapsed() > time
+        });
     }
 
     /// True if a daemon answers `GET /v1/status` on the control socket.

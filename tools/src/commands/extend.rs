@@ -61,8 +61,8 @@ impl Command for Arguments {
         if *clients != 0 {
             text += &format!(
                 "\n{clients} connected clients see the new size when they connect again; new ones see it at once.\n\
-                 QEMU: 'varve volumes detach {id} --force' makes it connect again (give it reconnect-delay=10, so that no request fails\n\
-                 meanwhile); then tell the guest, in the monitor: block_resize DEVICE {size}B\n\
+                 QEMU with reconnect-delay: restart varved, which makes it connect again at the guest's next request without failing any;\n\
+                 then tell the guest, in the monitor: block_resize DEVICE {size}B\n\
                  Linux: unmount, 'nbd-client -d /dev/nbdN', and connect again; then grow the file system (resize2fs, xfs_growfs).\n"
             );
         }
