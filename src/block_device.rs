@@ -131,6 +131,11 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// `done`. Commits that wait together are done together.
     fn commit(&self, done: CommitDone);
 
+    /// As [`BlockDevice::commit`], for a caller who has nothing else to do until `done` is called: the work may be done on its thread.
+    fn commit_here(&self, done: CommitDone) {
+        self.commit(done);
+    }
+
     /// Brings a range near (NBD's CACHE), without returning it.
     ///
     /// # Errors

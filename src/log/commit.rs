@@ -1,4 +1,5 @@
-//! Group commit: one thread that syncs for everybody, and gives space back.
+//! Group commit: one thread that syncs for everybody, and gives space back. A client that sends one request at a time, alone, has its
+//! sync made by the thread that serves it.
 //!
 //! One sync covers everything appended before it began; those who ask while it runs are covered by the next. Clients that
 //! wait for a sync come back together after it, but not at the same moment: so a sync waits, briefly, until as many ask as the
@@ -43,10 +44,18 @@ struct Requests {
     stop: bool,
 }
 
+impl Requests {
+    fn is_any(&self) -> bool {
+        !self.waiting.is_empty() || self.sync_soon || self.tail.is_some() || self.stop
+    }
+}
+
 struct Core {
     shared: Arc<Shared>,
     reader: LogReader,
     requests: Mutex<Requests>,
+    /// Whoever holds it syncs for everybody: the thread, or one who would only wait otherwise.
+    leader: Mutex<Leader>,
     wake: Condvar,
     /// True while `sync_soon` is on its way, so that an appender asks once and not with every batch.
     poked: AtomicBool,
@@ -80,12 +89,13 @@ impl Committer {
             shared,
             reader,
             requests: Mutex::default(),
+            leader: Mutex::new(Leader { superblock, served: 0 }),
             wake: Condvar::new(),
             poked: AtomicBool::new(false),
             space_freed: Mutex::new(None),
             released: Mutex::new(superblock.tail),
         });
-        let mut worker = Worker { core: core.clone(), superblock, served: 0 };
+        let worker = core.clone();
         let thread = thread::Builder::new().name("log-commit".to_owned()).spawn(move || worker.run());
         let thread = thread.context(|| "starting the thread that commits the write log")?;
         Ok(Committer { core, thread: Some(thread) })
@@ -103,6 +113,23 @@ impl Committer {
         }
         self.core.requests.lock().waiting.push(done);
         self.core.wake.notify_one();
+    }
+
+    /// As [`Committer::commit`], for one who has nothing else to do until `done` is called: it syncs itself, on this thread, where nobody else
+    /// is about to, which saves two wake-ups. May wait as long as a sync takes.
+    pub fn commit_here(&self, done: CommitDone) {
+        let core = &self.core;
+        let Some(mut leader) = core.leader.try_lock().filter(|leader| leader.served <= 1) else {
+            return self.commit(done);
+        };
+        if core.requests.lock().is_any() {
+            drop(leader);
+            return self.commit(done);
+        }
+        let result = leader.round(core, None);
+        leader.served = 1;
+        drop(leader);
+        done(result);
     }
 
     /// Everything before this is durable.
@@ -194,40 +221,48 @@ impl Core {
     }
 }
 
-struct Worker {
-    core: Arc<Core>,
+/// What the one who syncs must know.
+struct Leader {
     /// The newest durable one.
     superblock: Superblock,
     /// How many waited for the newest sync.
     served: usize,
 }
 
-impl Worker {
-    fn run(&mut self) {
+impl Core {
+    fn run(&self) {
         loop {
+            self.wait_for_requests();
+            let mut leader = self.leader.lock();
             let (waiting, tail, stop) = {
-                let mut requests = self.core.requests.lock();
-                while requests.waiting.is_empty() && !requests.sync_soon && requests.tail.is_none() && !requests.stop {
-                    self.core.wake.wait(&mut requests);
-                }
-                self.served = self.core.gather(&mut requests, self.served);
+                let mut requests = self.requests.lock();
+                leader.served = self.gather(&mut requests, leader.served);
                 requests.sync_soon = false;
                 (std::mem::take(&mut requests.waiting), requests.tail.take(), requests.stop)
             };
             // Before the end of the log is looked at: whoever is refused by the flag is covered by this sync.
-            self.core.poked.store(false, Ordering::SeqCst);
-            let result = self.round(tail);
+            self.poked.store(false, Ordering::SeqCst);
+            let result = leader.round(self, tail);
             for done in waiting {
                 done(result.clone());
             }
             if stop {
-                return self.stop();
+                return leader.stop(self);
             }
         }
     }
 
-    fn round(&mut self, tail: Option<Tail>) -> Result<()> {
-        let shared = &self.core.shared;
+    fn wait_for_requests(&self) {
+        let mut requests = self.requests.lock();
+        while !requests.is_any() {
+            self.wake.wait(&mut requests);
+        }
+    }
+}
+
+impl Leader {
+    fn round(&mut self, core: &Core, tail: Option<Tail>) -> Result<()> {
+        let shared = &core.shared;
         if let Some(error) = shared.poison_error() {
             return Err(error);
         }
@@ -244,8 +279,7 @@ impl Worker {
             durable_to: synced.max(tail.offset),
             ..self.superblock
         });
-        self.write_and_sync(superblock.as_ref()).map_err(|error| self.core.shared.poison(&error))?;
-        let shared = &self.core.shared;
+        write_and_sync(shared, superblock.as_ref()).map_err(|error| shared.poison(&error))?;
         shared.set_synced(target);
         if let Some(superblock) = superblock {
             // The other copy follows before anything is overwritten: if one copy rots, the other must not name a tail
@@ -255,7 +289,7 @@ impl Worker {
             written.map_err(|error| shared.poison(&error))?;
             self.superblock = superblock;
             shared.set_reusable(superblock.tail);
-            let hook = self.core.space_freed.lock().clone();
+            let hook = core.space_freed.lock().clone();
             if let Some(hook) = hook {
                 hook();
             }
@@ -263,29 +297,28 @@ impl Worker {
         Ok(())
     }
 
-    fn write_and_sync(&self, superblock: Option<&Superblock>) -> Result<()> {
-        let shared = &self.core.shared;
-        if let Some(superblock) = superblock {
-            shared.ring.write_superblock(superblock)?;
-        }
-        shared.warm()?;
-        shared.ring.sync()
-    }
-
     /// Syncs once more, and notes in the superblock up to where everything is durable, so that later damage there is recognised.
-    fn stop(&mut self) {
-        let result = self.round(None).and_then(|()| {
-            let durable_to = self.core.shared.synced();
+    fn stop(&mut self, core: &Core) {
+        let result = self.round(core, None).and_then(|()| {
+            let durable_to = core.shared.synced();
             if durable_to <= self.superblock.durable_to {
                 return Ok(());
             }
             let superblock = Superblock { generation: self.superblock.generation + 1, durable_to, ..self.superblock };
-            self.write_and_sync(Some(&superblock)).map_err(|error| self.core.shared.poison(&error))
+            write_and_sync(&core.shared, Some(&superblock)).map_err(|error| core.shared.poison(&error))
         });
-        let mut waiting = std::mem::take(&mut self.core.requests.lock().waiting);
+        let mut waiting = std::mem::take(&mut core.requests.lock().waiting);
         let result = result.and_then(|()| Err(Error::new(ErrorKind::Stopping, "the write log is being closed")));
         for done in waiting.drain(..) {
             done(result.clone());
         }
     }
+}
+
+fn write_and_sync(shared: &Shared, superblock: Option<&Superblock>) -> Result<()> {
+    if let Some(superblock) = superblock {
+        shared.ring.write_superblock(superblock)?;
+    }
+    shared.warm()?;
+    shared.ring.sync()
 }

@@ -91,6 +91,9 @@ enum End {
     Close,
 }
 
+/// After so many rounds of a single request in a row a client is taken for one that sends one at a time.
+const SINGLES_OF_ONE_AT_A_TIME: u32 = 16;
+
 /// The thread's own part of a connection.
 pub struct Connection {
     session: Arc<Session>,
@@ -110,6 +113,8 @@ pub struct Connection {
     broken: bool,
     /// The newest round was a single request, answered at once: the next may come any moment.
     is_next_near: bool,
+    /// Rounds of a single request in a row: what a client that waits for each answer makes.
+    singles: u32,
     watch: Watch,
 }
 
@@ -129,6 +134,7 @@ impl Connection {
             receiving: None,
             broken: false,
             is_next_near: false,
+            singles: 0,
             watch: Watch::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
         }
     }
@@ -173,6 +179,11 @@ impl Connection {
             let (end, consumed, again) = self.gather();
             let mut requests = std::mem::take(&mut self.requests);
             self.is_next_near = requests.len() == 1;
+            self.singles = match requests.len() {
+                0 => self.singles,
+                1 => self.singles.saturating_add(1),
+                _ => 0,
+            };
             if !requests.is_empty() {
                 self.make_changes(&requests);
                 self.answer_others(&requests);
@@ -280,7 +291,13 @@ impl Connection {
         drop(outcomes);
         self.attempts = attempts;
         if !durable.is_empty() {
-            session.device.commit(answer_all(durable));
+            let answer = answer_all(durable);
+            if self.singles > SINGLES_OF_ONE_AT_A_TIME {
+                session.device.commit_here(answer);
+                self.is_next_near = true;
+            } else {
+                session.device.commit(answer);
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::block_device::{Attempt, BlockDevice, Change, ChangeExtent, CommitDone, Geometry, ResidenceExtent};
 use crate::error::Result;
+use crate::log::Committer;
 use crate::service::Durability;
 use crate::units::{BLOCK_SIZE, SnapshotId};
 use crate::volume::core::Volume;
@@ -49,19 +50,11 @@ impl BlockDevice for VolumeDevice {
     }
 
     fn commit(&self, done: CommitDone) {
-        match self.volume.gate.check() {
-            Ok(()) => self.volume.commit_now(done),
-            Err(Refusal::Closed(error)) => done(Err(error)),
-            Err(Refusal::Doubtful) => {
-                let volume = self.volume.clone();
-                self.volume.shared.runtime.spawn(async move {
-                    match volume.pass_gate().await {
-                        Ok(()) => volume.commit_now(done),
-                        Err(error) => done(Err(error)),
-                    }
-                });
-            }
-        }
+        self.commit_on(done, Committer::commit);
+    }
+
+    fn commit_here(&self, done: CommitDone) {
+        self.commit_on(done, Committer::commit_here);
     }
 
     async fn prefetch(&self, offset: u64, length: u64) -> Result<()> {
@@ -86,14 +79,32 @@ impl BlockDevice for VolumeDevice {
     }
 }
 
+impl VolumeDevice {
+    fn commit_on(&self, done: CommitDone, how: fn(&Committer, CommitDone)) {
+        match self.volume.gate.check() {
+            Ok(()) => self.volume.commit_now(done, how),
+            Err(Refusal::Closed(error)) => done(Err(error)),
+            Err(Refusal::Doubtful) => {
+                let volume = self.volume.clone();
+                self.volume.shared.runtime.spawn(async move {
+                    match volume.pass_gate().await {
+                        Ok(()) => volume.commit_now(done, Committer::commit),
+                        Err(error) => done(Err(error)),
+                    }
+                });
+            }
+        }
+    }
+}
+
 impl Volume {
     /// Commits to the level promised just now. The answer is given only if the volume is still ours as far as it knows.
-    pub(super) fn commit_now(self: &Arc<Self>, done: CommitDone) {
+    fn commit_now(self: &Arc<Self>, done: CommitDone, how: fn(&Committer, CommitDone)) {
         match self.durability() {
             Durability::Store => self.commit_to_store(done),
             Durability::Local => {
                 let volume = self.clone();
-                self.committer.commit(Box::new(move |result| match (result, volume.gate.check()) {
+                let committed: CommitDone = Box::new(move |result| match (result, volume.gate.check()) {
                     (Ok(()), Ok(())) => done(Ok(())),
                     (Ok(()), Err(Refusal::Closed(error))) => done(Err(error)),
                     (Err(error), _) => {
@@ -104,7 +115,8 @@ impl Volume {
                         let waiting = volume.clone();
                         volume.shared.runtime.spawn(async move { done(waiting.pass_gate().await) });
                     }
-                }));
+                });
+                how(&self.committer, committed);
             }
         }
     }
