@@ -62,11 +62,27 @@ fn load(client: &mut Client, acknowledged: &AtomicU64, stop: &AtomicBool) {
     }
 }
 
-/// Begins a command of `varve`, to be killed.
-fn begin(host: &Host, arguments: &[&str]) -> Child {
-    let mut command = Program::new(binary("varve"));
-    command.args(arguments).envs(host.environment.clone());
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+/// Takes a snapshot and makes forks at the same time, over and over, until it is told to stop; then it kills the commands that are under way
+/// if it shall.
+fn command(host: &Host, volume: &str, done: &AtomicU64, stop: &AtomicBool, kills: bool) {
+    let begin = |arguments: &[&str]| -> Child {
+        let mut command = Program::new(binary("varve"));
+        command.args(arguments).envs(host.environment.clone());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    while !stop.load(Ordering::SeqCst) {
+        let snapshot = begin(&["volumes", "snapshots", "create", volume]);
+        let fork = begin(&["volumes", "fork", volume, "-n", "2"]);
+        for mut child in [snapshot, fork] {
+            while child.try_wait().unwrap().is_none() {
+                if kills && stop.load(Ordering::SeqCst) {
+                    child.kill().unwrap();
+                }
+                std::thread::yield_now();
+            }
+        }
+        done.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 fn ids(list: &serde_json::Value) -> BTreeSet<String> {
@@ -126,32 +142,22 @@ fn killed_in_the_middle_of_snapshots_and_forks(kind: StoreKind) {
         assert!((known..=known + 1).contains(&found), "round {round}: {found} after {known} were acknowledged");
         acknowledged.store(found, Ordering::SeqCst);
         let before = seen(&host, &volume);
-        let stop = AtomicBool::new(false);
+        let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
         let kills_command = chance.below(3) == 0;
-        let mut commands = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let writer = scope.spawn(|| load(&mut client, &acknowledged, &stop));
-            let commands = [
-                begin(&host, &["volumes", "snapshots", "create", &volume]),
-                begin(&host, &["volumes", "fork", &volume, "-n", "2"]),
-                begin(&host, &["volumes", "snapshots", "create", &volume]),
-            ];
-            // The place of the kill is by chance: some hundred writes later, wherever the commands are by then.
-            let until = found + 30 + chance.below(600);
-            while acknowledged.load(Ordering::SeqCst) < until && !writer.is_finished() {
-                std::thread::yield_now();
-            }
-            let mut commands = commands;
-            if kills_command {
-                commands.iter_mut().for_each(|command| command.kill().unwrap());
-            }
-            daemon.kill9();
+            let commander = scope.spawn(|| command(&host, &volume, &done, &stop, kills_command));
+            // Where it hits the commands is by chance: some writes after the first of them were done, while the next are under way.
+            let wait = |count: &AtomicU64, until: u64| {
+                while count.load(Ordering::SeqCst) < until && !writer.is_finished() && !commander.is_finished() {
+                    std::thread::yield_now();
+                }
+            };
+            wait(&done, 1);
+            wait(&acknowledged, acknowledged.load(Ordering::SeqCst) + 10 + chance.below(400));
             stop.store(true, Ordering::SeqCst);
-            writer.join().unwrap();
-            commands
+            daemon.kill9();
         });
-        for command in &mut commands {
-            command.wait().unwrap();
-        }
         drop(client);
         let daemon = host.start();
         host.varve(&["volumes", "attach", &volume]).succeeded();
@@ -161,8 +167,9 @@ fn killed_in_the_middle_of_snapshots_and_forks(kind: StoreKind) {
         daemon.stop();
     }
     println!("{rounds} kills: {snapshots} snapshots and {forks} forks were made");
+    assert!(snapshots >= rounds as usize && forks >= rounds as usize, "the kills came before everything");
     let mut daemon = host.start();
     let last = last_write(&Client::connect(&host.nbd(), &volume).unwrap().read_all(), &volume);
-    assert!(last >= 30 * rounds, "only {last} writes were made");
+    assert!(last >= 10 * rounds, "only {last} writes were made");
     daemon.kill9();
 }

@@ -162,8 +162,8 @@ impl SnapshotObject {
 /// # Errors
 /// `Damaged`, naming `what` holds them.
 pub fn check_runs(what: &str, runs: &[SegmentRun]) -> Result<()> {
-    let is_empty = runs.iter().any(|run| run.count == 0);
-    if is_empty || count_segments(runs) > REPLAY_SEGMENTS_MAX {
+    let is_senseless = runs.iter().any(|run| run.count == 0 || run.first.0.checked_add(run.count).is_none());
+    if is_senseless || count_segments(runs) > REPLAY_SEGMENTS_MAX {
         return Err(Error::damaged(format!("{what} is damaged: the segments that it replays make no sense")));
     }
     Ok(())

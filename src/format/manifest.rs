@@ -14,6 +14,8 @@ use crate::service::{Durability, SnapshotSchedule};
 use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentNumber, Sequence, StoreId, Token, UnixMillis, VolumeId};
 
 const KIND: &str = "manifest";
+/// No volume is attached so often.
+const EPOCH_MAX: Epoch = Epoch(u32::MAX / 2);
 const STORE_KIND: &str = "store";
 
 /// A place in a volume's history as the store counts it: the next segment that would follow.
@@ -150,6 +152,9 @@ impl Manifest {
         let size = manifest.size.0;
         if !(VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX).contains(&size) || !size.is_multiple_of(BLOCK_SIZE) {
             return Err(Error::damaged(format!("{what} is damaged: a size of {size} bytes makes no sense")));
+        }
+        if manifest.epoch > EPOCH_MAX {
+            return Err(Error::damaged(format!("{what} is damaged: epoch {} makes no sense", manifest.epoch)));
         }
         if manifest.replay_from.epoch > manifest.epoch.next() {
             return Err(Error::damaged(format!("{what} is damaged: its checkpoint is newer than its epoch")));

@@ -3,12 +3,18 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::stream::{self, StreamExt};
+
 use crate::error::Result;
 use crate::format::lineage::{Moment, push_segment};
 use crate::format::manifest::{Manifest, Position};
+use crate::format::segment::SegmentHeader;
 use crate::segment::fetch_index;
 use crate::store::{Listed, ObjectKey, Store};
 use crate::units::{Epoch, SegmentId, SegmentNumber};
+
+/// Indexes fetched at the same time.
+const FETCHES_AT_ONCE: usize = 32;
 
 /// The objects of a store whose names begin with `prefix`.
 ///
@@ -28,7 +34,7 @@ pub async fn list_all(store: &dyn Store, prefix: &ObjectKey) -> Result<Vec<Liste
 }
 
 /// The newest moment that the store holds of a volume. No request if it was detached in good order; else a listing of what follows
-/// its checkpoint, and one request for each epoch in it.
+/// its checkpoint, and one request for each segment there.
 ///
 /// # Errors
 /// `Damaged`, and what the store says.
@@ -38,13 +44,18 @@ pub async fn current_moment(store: &dyn Store, manifest: &Manifest) -> Result<Mo
         return Ok(moment);
     }
     for (epoch, ids) in segments_behind_checkpoint(store, manifest).await? {
-        let Some(last) = ids.last() else { continue };
-        // The last object of an epoch that is over is its seal; both say how far the epoch came.
-        let index = fetch_index(store, *last).await?;
-        let data = if index.header.seal { &ids[..ids.len() - 1] } else { &ids[..] };
-        data.iter().for_each(|id| push_segment(&mut moment.replay, *id));
-        moment.sequence = moment.sequence.max(index.header.last);
-        moment.position = Position { epoch, number: data.last().map_or(last.number, |id| id.number.next()) };
+        let fetches = ids.into_iter().map(|id| fetch_index(store, id));
+        let mut indexes = stream::iter(fetches).buffered(FETCHES_AT_ONCE);
+        while let Some(index) = indexes.next().await {
+            let SegmentHeader { id, seal, last, .. } = index?.header;
+            moment.sequence = moment.sequence.max(last);
+            moment.position = Position { epoch, number: if seal { id.number } else { id.number.next() } };
+            // What lies behind a seal was put by an owner that had been put out, and is not part of the history.
+            if seal {
+                break;
+            }
+            push_segment(&mut moment.replay, id);
+        }
     }
     Ok(moment)
 }

@@ -31,7 +31,8 @@ pub use forks::{create_forks, new_volumes, pin_forks};
 pub use frozen::{FrozenMap, OccupiedPage};
 pub use leftovers::{GRACE, Remnant, put_right, remnants};
 pub use pins::{
-    find_snapshot, fork_of, only_if_usable, pin, release_fork, roll_back, snapshots, summary, unpin_snapshot,
+    find_snapshot, fork_of, only_if_complete, only_if_usable, pin, release_fork, roll_back, snapshots, summary,
+    unpin_snapshot,
 };
 pub use replay::replayed_indexes;
 pub use snapshots::{FoundSnapshot, delete_objects, destroy, find, forget_expired, put_object, record};

@@ -131,14 +131,27 @@ pub fn only_if_usable(manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a volume whose manifest does not say all that the store holds of it: its late owner did not hand it back, and an attachment since
+/// has failed.
+///
+/// # Errors
+/// `Invalid`, saying what can be done.
+pub fn only_if_complete(manifest: &Manifest) -> Result<()> {
+    if manifest.owner.is_none() && manifest.complete {
+        return Ok(());
+    }
+    let id = manifest.volume;
+    Err(Error::invalid(format!(
+        "volume {id} was not detached in good order: 'varve volumes attach {id}', then 'varve volumes detach {id}' puts that right"
+    )))
+}
+
 /// Makes an older moment of a detached volume its present. Sequence and size stay: the one only grows, the other never shrinks.
 ///
 /// # Errors
 /// `Invalid` if the volume did not end in good order, which an owner must put right first.
 pub fn roll_back(manifest: &mut Manifest, moment: &Moment) -> Result<()> {
-    if manifest.owner.is_some() || !manifest.complete {
-        return Err(Error::invalid(format!("volume {} is not detached in good order", manifest.volume)));
-    }
+    only_if_complete(manifest)?;
     manifest.epoch = manifest.epoch.next();
     manifest.replay_from = Position { epoch: manifest.epoch.next(), number: SegmentNumber(0) };
     manifest.checkpoint = moment.checkpoint;

@@ -129,7 +129,7 @@ impl Admin {
             let Some(destroyed_at) = manifest.destroyed_at else {
                 return Err(Error::invalid(format!("volume {id} is not destroyed")));
             };
-            if destroyed_at.0 + UNDELETE_MILLIS < clock::now().0 {
+            if destroyed_at.0.saturating_add(UNDELETE_MILLIS) < clock::now().0 {
                 return Err(Error::invalid(format!(
                     "volume {id} was destroyed more than 24 hours ago and cannot be brought back"
                 )));
@@ -226,6 +226,6 @@ pub(super) fn summary(manifest: &Manifest) -> VolumeSummary {
             attached_at: owner.attached_at,
         }),
         destroyed_at: manifest.destroyed_at,
-        purge_after: manifest.destroyed_at.map(|at| UnixMillis(at.0 + UNDELETE_MILLIS)),
+        purge_after: manifest.destroyed_at.map(|at| UnixMillis(at.0.saturating_add(UNDELETE_MILLIS))),
     }
 }

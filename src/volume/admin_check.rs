@@ -60,9 +60,12 @@ impl Admin {
     pub async fn leftovers(&self, of: Option<VolumeId>, clean: bool) -> Result<Vec<Leftover>> {
         let mut manifests: BTreeMap<VolumeId, Manifest> = BTreeMap::new();
         for (id, loaded) in ownership::list(&*self.store).await? {
-            // One that cannot be read is a problem of its own, and pins nothing that is known.
-            if let Ok(loaded) = loaded {
-                manifests.insert(id, loaded.manifest);
+            match loaded {
+                Ok(loaded) => drop(manifests.insert(id, loaded.manifest)),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                // What it pins is not known, so nothing may be taken for left over.
+                Err(error) if clean => return Err(error),
+                Err(error) => tracing::warn!(volume = %id, %error, "passed over while looking for leftovers"),
             }
         }
         let now = clock::now();

@@ -200,9 +200,10 @@ fn only_if_detached(manifest: &Manifest) -> Result<()> {
 }
 
 /// Refuses what only an owner can do while there is one, and anything for a volume that is destroyed or not made yet.
-fn only_if_free(manifest: &Manifest, what: &str) -> Result<()> {
+pub(super) fn only_if_free(manifest: &Manifest, what: &str) -> Result<()> {
     if let Some(error) = owned_by_another(manifest, manifest.volume, what) {
         return Err(error);
     }
-    lineage::only_if_usable(manifest)
+    lineage::only_if_usable(manifest)?;
+    lineage::only_if_complete(manifest)
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::clock;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::format::lineage::{Moment, SnapshotRecord};
 use crate::format::manifest::Manifest;
 use crate::lineage::{self, UsageCounter};
@@ -33,7 +33,13 @@ impl Admin {
     ) -> Result<UsageReport> {
         let mut manifests = BTreeMap::new();
         for (id, loaded) in ownership::list(&*self.store).await? {
-            manifests.insert(id, loaded?.manifest);
+            match loaded {
+                Ok(loaded) if loaded.manifest.being_made => {}
+                Ok(loaded) => drop(manifests.insert(id, loaded.manifest)),
+                // It was purged meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
         let mut families: BTreeMap<VolumeId, Vec<&Manifest>> = BTreeMap::new();
         for manifest in manifests.values() {

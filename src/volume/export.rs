@@ -23,7 +23,7 @@ use crate::service::ImageProgress;
 use crate::store::Store;
 use crate::units::{BLOCK_SIZE, ByteLen, SegmentId, SnapshotId, VolumeId};
 use crate::volume::admin::Admin;
-use crate::volume::family::owned_by_another;
+use crate::volume::admin_family::only_if_free;
 use crate::volume::fetch::SegmentIndexCache;
 use crate::volume::shared::IndexWeight;
 
@@ -57,10 +57,7 @@ impl Admin {
     /// `Busy` if somebody owns it; `Invalid` if it is destroyed; `Damaged`, and what the store says.
     pub async fn frozen_volume(&self, id: VolumeId) -> Result<FrozenMap> {
         let manifest = ownership::load(&*self.store, id).await?.manifest;
-        if let Some(error) = owned_by_another(&manifest, id, "take a snapshot of") {
-            return Err(error);
-        }
-        lineage::only_if_usable(&manifest)?;
+        only_if_free(&manifest, "take a snapshot of")?;
         FrozenMap::open(&self.store, &manifest.moment()).await
     }
 

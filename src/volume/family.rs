@@ -99,6 +99,7 @@ impl Volume {
         let object = SnapshotObject { volume: self.id, snapshot: record.clone(), moment: moment.clone() };
         lineage::put_object(&*self.shared.store, &object).await?;
         self.change_manifest(|manifest| {
+            lineage::only_if_usable(manifest)?;
             lineage::pin(manifest, &moment, PinHolder::Snapshot(record.clone()));
             Ok(())
         })
@@ -112,9 +113,11 @@ impl Volume {
     /// # Errors
     /// `Fenced`; what the store says.
     pub(super) async fn fork(&self, new: &NewForks) -> Result<Vec<Manifest>> {
-        let (ids, now) = (ids_for(new)?, clock::now());
+        let ids = ids_for(new)?;
         let moment = self.moment().await?;
+        let now = clock::now();
         let pinned = self.change_manifest(|manifest| {
+            lineage::only_if_usable(manifest)?;
             lineage::pin_forks(manifest, &moment, &ids, now);
             Ok(())
         });

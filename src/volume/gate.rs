@@ -85,6 +85,11 @@ impl Gate {
         self.state.store(CLOSED, Ordering::Release);
     }
 
+    /// True once the gate is closed for good.
+    pub fn is_closed(&self) -> bool {
+        self.state.load(Ordering::Acquire) == CLOSED
+    }
+
     /// Why the gate is closed, if it is.
     pub fn closed(&self) -> Option<Error> {
         self.closed.lock().clone()

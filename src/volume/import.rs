@@ -33,6 +33,7 @@ use crate::units::{
     BLOCK_SIZE, BlockCount, BlockRange, ByteLen, Epoch, Lba, SegmentId, SegmentNumber, Sequence, Token,
 };
 use crate::volume::admin::{Admin, new_manifest, summary};
+use crate::volume::purge;
 
 /// Segments that are packed or uploaded at the same time. With one being cut and one waiting: the memory of an import.
 const UPLOADS_AT_ONCE: usize = 4;
@@ -326,9 +327,23 @@ impl Import {
     async fn undo(mut self, error: Error) -> Result<VolumeSummary> {
         while self.uploads.next().await.is_some() {}
         let volume = self.loaded.manifest.volume;
+        let stays = |why: Error| {
+            let what = "it stays hidden and goes by itself, unless it turns out to be complete";
+            Error::new(
+                error.kind(),
+                format!("{error} (what was made of it, {volume}, could not be removed: {why}; {what})"),
+            )
+        };
         match ownership::load(&*self.store, volume).await {
             Ok(loaded) if !loaded.manifest.being_made => return Ok(summary(&loaded.manifest)),
-            _ => {}
+            // From this swap on, none that is still under way can complete it.
+            Ok(loaded) => {
+                let marked =
+                    ownership::update(&*self.store, &loaded, |manifest| manifest.destroyed_at = Some(purge::MARK));
+                marked.await.map_err(stays)?;
+            }
+            Err(missing) if missing.kind() == ErrorKind::NotFound => {}
+            Err(why) => return Err(stays(why)),
         }
         // One more than there are segments: the seal.
         let segments = (0..=self.next_segment).map(|number| ObjectKey::segment(self.segment(number)));

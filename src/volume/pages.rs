@@ -153,7 +153,11 @@ impl PageTable {
                         residents.postponed.entry(index).or_default().push(postponed);
                         continue;
                     }
-                    Some(page) => page,
+                    Some(page) => {
+                        // RocksDB may be newer than the checkpoint: a page that is empty here may still have to become so there.
+                        self.residents.lock().changed.insert(index);
+                        page
+                    }
                 };
                 if !(page.is_empty() && entry.kind == EntryKind::Zero) {
                     self.change(index, page, |page| apply_entry(page, index, part, entry, segment.header.id));

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::lineage::PinHolder;
 use crate::format::manifest::Manifest;
 use crate::lineage;
 use crate::ownership::{self, Loaded};
@@ -32,11 +33,20 @@ const DELETES_AT_ONCE: usize = 16;
 /// How long a sweep that failed is left alone; and how often the clock is looked at while a volume waits for its day to pass.
 const PATIENCE: Duration = Duration::from_hours(1);
 
-/// When a volume will be due that nothing but time keeps; `None` if it is not destroyed, or pinned.
+/// When a volume will be due that nothing but time keeps; `None` if it is not destroyed, or pinned by what stays.
 pub fn due(manifest: &Manifest) -> Option<UnixMillis> {
     let at = manifest.destroyed_at?;
-    let free = manifest.pins.is_empty() && manifest.owner.is_none();
-    free.then_some(UnixMillis(if at == MARK { 0 } else { at.0 + UNDELETE_MILLIS }))
+    if manifest.owner.is_some() {
+        return None;
+    }
+    let from = if at == MARK { 0 } else { at.0.saturating_add(UNDELETE_MILLIS) };
+    // Snapshots that go by themselves only put it off.
+    let mut holders = manifest.pins.iter().flat_map(|pin| &pin.holders);
+    let due = holders.try_fold(from, |due, holder| match holder {
+        PinHolder::Snapshot(record) => record.expires_at.map(|at| due.max(at.0)),
+        PinHolder::Fork { .. } => None,
+    });
+    due.map(UnixMillis)
 }
 
 /// Removes for good all that may be removed at the time `now`.
@@ -152,7 +162,7 @@ async fn remove_leftovers(store: &dyn Store, id: VolumeId, now: UnixMillis) -> R
         Err(error) => return Err(error),
         Ok(_) => return Ok(0),
     }
-    delete_all(store, &ObjectKey::volume(id), |listed| listed.modified.0 + UNDELETE_MILLIS < now.0).await
+    delete_all(store, &ObjectKey::volume(id), |listed| listed.modified.0.saturating_add(UNDELETE_MILLIS) < now.0).await
 }
 
 /// Deletes the objects under a prefix that `may_go`, and says how many they were.

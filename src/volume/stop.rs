@@ -11,7 +11,10 @@ impl Volume {
     /// Takes no more requests, and lets the uploader finish what is accepted.
     pub(super) fn begin_stop(&self) {
         self.stopping.store(true, Ordering::Release);
+        // Whoever was let through before has appended by now, and the uploader will see it.
+        let writer = self.writer.lock();
         self.gate.close(Error::new(ErrorKind::Stopping, format!("volume {} is being detached", self.id)));
+        drop(writer);
         self.gate_wake.notify_waiters();
         self.space_wake.notify_waiters();
         self.upload_wake.notify_one();

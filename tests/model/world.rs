@@ -1,6 +1,7 @@
 //! A world: volumes and snapshots, what each must hold, and the two hosts that use them.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -44,6 +45,9 @@ pub struct Shot {
     pub data: Vec<u8>,
 }
 
+/// The steps so far.
+pub type Said = Arc<Mutex<Vec<String>>>;
+
 /// How often what was done.
 #[derive(Debug, Default)]
 pub struct Counts(BTreeMap<&'static str, usize>);
@@ -51,6 +55,10 @@ pub struct Counts(BTreeMap<&'static str, usize>);
 impl Counts {
     pub fn note(&mut self, what: &'static str) {
         *self.0.entry(what).or_default() += 1;
+    }
+
+    pub fn add(&mut self, more: &Counts) {
+        more.0.iter().for_each(|(what, count)| *self.0.entry(what).or_default() += count);
     }
 
     /// What should have happened, and did not.
@@ -68,13 +76,13 @@ pub struct World {
     pub disks: Vec<Disk>,
     pub shots: Vec<Shot>,
     pub stamp: u64,
+    said: Said,
     segment_age: Duration,
     segments_per_checkpoint: u64,
 }
 
 impl World {
-    pub fn new(seed: u64, site: Site) -> World {
-        println!("VARVE_TEST_SEED={seed}");
+    pub fn new(seed: u64, site: Site, said: Said) -> World {
         let mut random = StdRng::seed_from_u64(seed);
         let runtime = runtime();
         let store = site.store();
@@ -86,28 +94,31 @@ impl World {
             disks: Vec::new(),
             shots: Vec::new(),
             stamp: seed << 32,
+            said,
             segment_age: Duration::from_millis(random.random_range(1..25)),
             segments_per_checkpoint: random.random_range(2..5),
             random,
         }
     }
 
-    pub fn run(mut self, steps: usize, counts: &mut Counts) {
+    pub fn run(mut self, steps: usize) -> Counts {
+        let mut counts = Counts::default();
         for step in 0..steps {
             let done = self.step();
             counts.note(done);
             if step % LOOK_EVERY == 0 {
-                self.look_at_one(counts);
+                self.look_at_one(&mut counts);
             }
         }
         self.say("the end".into());
-        self.look_at_all(counts);
+        self.look_at_all(&mut counts);
         self.destroy_all();
+        counts
     }
 
-    /// Notes a step, for whoever has to understand a failure: what is printed is shown then.
+    /// Notes a step, for whoever has to understand a failure.
     pub fn say(&self, what: String) {
-        println!("  {what}");
+        self.said.lock().unwrap().push(what);
     }
 
     pub fn admin(&self) -> Admin {
