@@ -154,7 +154,9 @@ fn killed_in_the_middle_of_snapshots_and_forks(kind: StoreKind) {
                 }
             };
             wait(&done, 1);
-            wait(&acknowledged, acknowledged.load(Ordering::SeqCst) + 10 + chance.below(400));
+            // As many as the first commands took, at most: so that the next are at their beginning, in their middle, or just done.
+            let now = acknowledged.load(Ordering::SeqCst);
+            wait(&acknowledged, now + chance.below(now - found + 10));
             stop.store(true, Ordering::SeqCst);
             daemon.kill9();
         });
