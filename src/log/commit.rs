@@ -1,28 +1,22 @@
 //! Group commit: one thread that syncs for everybody, and gives space back. A client that sends one request at a time, alone, has its
 //! sync made by the thread that serves it.
 //!
-//! One sync covers everything appended before it began; those who ask while it runs are covered by the next. Clients that
-//! wait for a sync come back together after it, but not at the same moment: so a sync waits, briefly, until as many ask as the
-//! one before it served, or else the first would get one of its own and all others wait for two. A release
+//! One sync covers everything appended before it began; those who ask while it runs are covered by the next. It begins at once, without
+//! waiting for more to ask: half of the clients then work while the other half's sync runs. A release
 //! travels with a sync: the superblock with the new tail is written before it, and the space counts as free after it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
 use super::LogReader;
 use super::shared::Shared;
 use crate::block_device::CommitDone;
-use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::log::Superblock;
 use crate::units::{ByteLen, LogOffset, Sequence};
-
-/// How long a sync waits for those who asked together with the ones that wait already: less than a sync takes.
-const GATHER: Duration = Duration::from_micros(60);
 
 /// Called on the committing thread whenever space has become free. It must be quick.
 pub type SpaceFreed = Arc<dyn Fn() + Send + Sync>;
@@ -207,20 +201,6 @@ impl Drop for Committer {
     }
 }
 
-impl Core {
-    /// If anybody waits at all, waits a moment until `expected` do. Returns how many it became.
-    fn gather(&self, requests: &mut MutexGuard<'_, Requests>, expected: usize) -> usize {
-        let until = clock::uptime() + GATHER;
-        while (1..expected).contains(&requests.waiting.len()) && !requests.stop {
-            let left = until.saturating_sub(clock::uptime());
-            if left.is_zero() || self.wake.wait_for(requests, left).timed_out() {
-                break;
-            }
-        }
-        requests.waiting.len()
-    }
-}
-
 /// What the one who syncs must know.
 struct Leader {
     /// The newest durable one.
@@ -236,7 +216,7 @@ impl Core {
             let mut leader = self.leader.lock();
             let (waiting, tail, stop) = {
                 let mut requests = self.requests.lock();
-                leader.served = self.gather(&mut requests, leader.served);
+                leader.served = requests.waiting.len();
                 requests.sync_soon = false;
                 (std::mem::take(&mut requests.waiting), requests.tail.take(), requests.stop)
             };
