@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, StreamExt};
 
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -45,7 +45,7 @@ pub fn pin_forks(parent: &mut Manifest, moment: &Moment, ids: &[VolumeId], creat
 ///
 /// # Errors
 /// `Conflict` if that took so long since they were pinned (a host that slept, say) that they were put away as left over; what the store
-/// says. Some of the forks may have been made then.
+/// says. Those of the forks that were made nevertheless are named.
 pub async fn create_forks(
     store: &dyn Store,
     parent: &Manifest,
@@ -66,8 +66,24 @@ pub async fn create_forks(
         return Err(Error::new(ErrorKind::Conflict, message));
     }
     let creations = manifests.into_iter().map(|manifest| ownership::create(store, manifest));
-    let created: Vec<Loaded> = stream::iter(creations).buffered(WRITES_AT_ONCE).try_collect().await?;
-    Ok(created.into_iter().map(|loaded| loaded.manifest).collect())
+    let created: Vec<Result<Loaded>> = stream::iter(creations).buffered(WRITES_AT_ONCE).collect().await;
+    let mut made = Vec::with_capacity(created.len());
+    let mut failed = None;
+    for result in created {
+        match result {
+            Ok(loaded) => made.push(loaded.manifest),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    match failed {
+        None => Ok(made),
+        Some(error) if made.is_empty() => Err(error),
+        // Those that were made are whole volumes: whoever asked must know them, to use or to destroy them.
+        Some(error) => {
+            let ids: Vec<String> = made.iter().map(|manifest| manifest.volume.to_string()).collect();
+            Err(Error::new(error.kind(), format!("{error}; made before that: {}", ids.join(", "))))
+        }
+    }
 }
 
 #[cfg(test)]
