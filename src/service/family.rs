@@ -146,6 +146,10 @@ pub struct UsageReport {
     pub written: ByteLen,
     /// Bytes of all objects of the families looked at.
     pub stored: ByteLen,
+    /// Of these, bytes to which one volume or snapshot alone refers.
+    pub unique: ByteLen,
+    /// Of these, bytes to which several of a family refer, each counted once.
+    pub shared: ByteLen,
     /// Of these, segments to which nobody refers any more: what cleaning would free.
     pub dead: ByteLen,
     /// Of these, block maps and manifests.

@@ -146,7 +146,8 @@ pub trait Service: Send + Sync + 'static {
     /// `NotFound`; `Busy`, saying by whom; what the store says.
     async fn attach(&self, volume: VolumeId, takeover: bool) -> Result<AttachReport>;
 
-    /// Uploads what is left and hands the volume back. Refused while clients are connected, unless `force`, which disconnects them.
+    /// Uploads what is left and hands the volume back. Refused while clients are connected, unless `force`: what
+    /// they ask from then on is answered with ESHUTDOWN.
     ///
     /// # Errors
     /// `NotFound` if it is not attached here; `Busy`; what the store says.

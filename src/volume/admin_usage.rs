@@ -97,7 +97,10 @@ impl Admin {
             }
         }
         let (usages, dead) = counter.finish(&segments);
+        let unique: u64 = usages.iter().map(|usage| usage.unique.0).sum();
         report.dead.0 += dead.0;
+        report.unique.0 += unique;
+        report.shared.0 += segments.values().sum::<u64>().saturating_sub(dead.0 + unique);
         for (disk, usage) in counted.into_iter().zip(usages) {
             let Counted { manifest, snapshot, moment } = disk;
             if snapshot.is_none() {

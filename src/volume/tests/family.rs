@@ -250,6 +250,8 @@ fn usage_tells_what_is_shared_from_what_is_not() {
     assert!(origin.unique.0 > 0 && fork.unique.0 > 0);
     assert_eq!(origin.shared, fork.shared);
     assert!(origin.shared.0 > 0);
-    let sum = origin.unique.0 + fork.unique.0 + origin.shared.0 + report.dead.0 + report.metadata.0;
+    let sum = report.unique.0 + report.shared.0 + report.dead.0 + report.metadata.0;
     assert!(sum.abs_diff(report.stored.0) <= 2, "{sum} of {}", report.stored);
+    assert_eq!(report.unique.0, origin.unique.0 + fork.unique.0);
+    assert!(report.shared.0.abs_diff(origin.shared.0) <= 2);
 }

@@ -19,7 +19,7 @@ pub struct Arguments {
     /// Id or name of the volume
     #[arg(value_name = "ID")]
     volume: Target,
-    /// Also if clients are connected: disconnects them
+    /// Also if clients are connected: what they ask from then on fails
     #[arg(long, short)]
     force: bool,
 }

@@ -60,6 +60,8 @@ impl Command for Arguments {
             .line("Provisioned", render::size(report.provisioned))
             .line("Written", render::size(report.written))
             .line("Stored", render::size(report.stored))
+            .line("Of that unique", render::size(report.unique))
+            .line("Of that shared", render::size(report.shared))
             .line("Of that dead", render::size(report.dead))
             .line("Of that metadata", render::size(report.metadata))
             .finish();
