@@ -223,12 +223,18 @@ fn a_hundred_forks(kind: StoreKind) {
     let ids: Vec<&str> = text.lines().filter_map(|line| line.trim_start().strip_prefix("ID: ")).collect();
     assert_eq!(ids.len(), 100, "{text}");
     assert_eq!(host.varve_json(&["volumes", "list"]).as_array().map(Vec::len), Some(101));
-    for (number, id) in ids.iter().enumerate() {
+    let use_one = |number: usize, id: &str| {
         put(&host, id, 0, number as u8 + 1);
         assert_eq!(bytes(&host, id, 8), [number as u8 + 1, 0, 0, 0, 0, 0, 0, 7]);
         // A hundred write logs would fill the disk. The daemon may still count the client that has just gone.
         process::until("a fork is detached", || host.varve(&["volumes", "detach", id]).status.success());
-    }
+    };
+    std::thread::scope(|scope| {
+        for lane in 0..8 {
+            let (ids, use_one) = (&ids, &use_one);
+            scope.spawn(move || (lane..100).step_by(8).for_each(|number| use_one(number, ids[number])));
+        }
+    });
     assert_eq!(bytes(&host, ids[42], 8), [43, 0, 0, 0, 0, 0, 0, 7]);
     assert_eq!(bytes(&host, &volume, 8), [0, 0, 0, 0, 0, 0, 0, 7]);
     daemon.stop();

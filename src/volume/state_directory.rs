@@ -38,6 +38,7 @@ struct StateFile {
 }
 
 /// What a state directory is opened with.
+#[derive(Clone, Debug)]
 pub struct StateSettings {
     /// The directory.
     pub path: PathBuf,

@@ -1,8 +1,10 @@
 //! A world: one volume, its store, and the hosts that it lives on, one after the other.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -296,11 +298,21 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
+/// Copies a folder that RocksDB may still be closing, at a moment at which nothing in it changes: no death leaves a mixture of two.
 fn copy(from: &Path, to: &Path) {
-    let Ok(entries) = std::fs::read_dir(from) else { return };
-    std::fs::create_dir_all(to).unwrap();
-    for entry in entries.map(Result::unwrap).filter(|entry| entry.file_name() != "LOCK") {
-        // A file that a compaction has just removed makes a copy that RocksDB finds damaged: that happens too.
-        let _ = std::fs::copy(entry.path(), to.join(entry.file_name()));
+    let files = || -> BTreeMap<OsString, (u64, SystemTime)> {
+        let entries = std::fs::read_dir(from).into_iter().flatten().map(Result::unwrap);
+        let entries = entries.filter(|entry| entry.file_name() != "LOCK");
+        let told = entries.filter_map(|entry| Some((entry.file_name(), entry.metadata().ok()?)));
+        told.map(|(name, file)| (name, (file.len(), file.modified().unwrap()))).collect()
+    };
+    loop {
+        let before = files();
+        std::fs::create_dir_all(to).unwrap();
+        let is_whole = before.keys().all(|name| std::fs::copy(from.join(name), to.join(name)).is_ok());
+        if is_whole && files() == before {
+            return;
+        }
+        std::fs::remove_dir_all(to).unwrap();
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use varve::disk::Disk;
+use varve::error::ErrorKind;
 use varve::service::{Durability, NewVolume};
 use varve::store::Store;
 use varve::units::{ByteLen, VolumeId};
@@ -35,6 +36,9 @@ impl Default for Setup {
     }
 }
 
+/// A minute's worth.
+const TRIES_WHILE_BUSY: usize = 6000;
+
 /// Starts an engine with its state in `path` on `disk`, as a host has one. The store must have its header.
 pub async fn start(disk: Arc<dyn Disk>, path: &Path, store: Arc<dyn Store>, setup: Setup) -> Arc<Fleet> {
     let header = root::read(&*store).await.unwrap();
@@ -49,7 +53,15 @@ pub async fn start(disk: Arc<dyn Disk>, path: &Path, store: Arc<dyn Store>, setu
             control: path.join("control.sock").display().to_string(),
         },
     };
-    let shared = state_directory::open_on(disk, settings, store, header.store, Handle::current()).unwrap();
+    // The engine before this one may still be closing its index in the same process.
+    let mut tries = 0;
+    let shared = loop {
+        match state_directory::open_on(disk.clone(), settings.clone(), store.clone(), header.store, Handle::current()) {
+            Err(error) if error.kind() == ErrorKind::Busy && tries < TRIES_WHILE_BUSY => tries += 1,
+            opened => break opened.unwrap(),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
     Fleet::start(shared, Duration::from_hours(1), PurgeTimer::default())
 }
 
