@@ -12,14 +12,7 @@ out=${1:-$repository/suite-out/$(date +%Y%m%d-%H%M%S)}
 rounds=${ROUNDS:-3} size_mib=${SIZE_MIB:-2048} parallel=${PARALLEL:-8} memory_size=${MEMORY_SIZE:-256MiB}
 goal=0.7
 
-ensure build_needs
-ensure test_needs
-ensure_rust
-build
-export PATH="$CARGO_TARGET_DIR/release:$PATH"
-
-work=$(mktemp -d "${WORK_DIR:-/var/tmp}/varve-bench.XXXXXX")
-trap cleanup EXIT
+begin_bench
 mkdir -p "$out" "$work/minio"
 export MINIO_ROOT_USER=varve-bench MINIO_ROOT_PASSWORD=varve-bench-secret
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')

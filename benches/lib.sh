@@ -7,6 +7,17 @@
 # Processes to be ended with the script, in this order.
 servers=()
 
+# Installs and builds what is needed, and makes the directory $work, which goes with the script.
+begin_bench() {
+    ensure build_needs
+    ensure test_needs
+    ensure_rust
+    build
+    export PATH="$CARGO_TARGET_DIR/release:$PATH"
+    work=$(mktemp -d "${WORK_DIR:-/var/tmp}/varve-bench.XXXXXX")
+    trap cleanup EXIT
+}
+
 # Ends what was started and removes the directory $work.
 cleanup() {
     local server

@@ -24,14 +24,7 @@ if [ ${#jobs[@]} = 0 ]; then
         rand-write-16k-q32 mixed-70r-4k-q32 sync-write-4k-q1 sync-write-4k-4jobs)
 fi
 
-ensure build_needs
-ensure test_needs
-ensure_rust
-build
-export PATH="$CARGO_TARGET_DIR/release:$PATH"
-
-work=$(mktemp -d "${WORK_DIR:-/var/tmp}/varve-bench.XXXXXX")
-trap cleanup EXIT
+begin_bench
 mkdir -p "$out" "$work/store" "$work/state"
 export VARVE_STORE="file://$work/store" VARVE_STATE="$work/state" VARVE_CONTROL="$work/control.sock"
 volume=$(varve volumes create bench --size 100 | grep ID | awk '{ print $2 }')

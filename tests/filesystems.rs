@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use support::daemon::{StoreKind, World, both_stores};
 use support::database::{Writer, check_database};
 use support::disk::{BlockDisk, Bridge, FileSystem, Mount, script_in};
-use support::process::shell;
+use support::process::{repository, shell};
 
 both_stores!(
     ext4_keeps_a_source_tree,
@@ -31,7 +31,7 @@ const CRATES: [&str; 8] = ["tokio", "syn", "serde", "axum", "rustls", "clap", "r
 
 /// A tree with thousands of files: this repository's sources and those of some crates.
 fn source_tree(into: &Path) {
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let repository = repository();
     fs::create_dir_all(into).unwrap();
     shell("cp -a \"$1\" \"$2\"", &[&repository.join("src").display().to_string(), &into.display().to_string()])
         .succeeded();

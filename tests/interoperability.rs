@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::Command;
 
 use support::daemon::{Daemon, Host, StoreKind, World, binary, both_stores};
-use support::process::{run, shell};
+use support::process::{repository, run, shell};
 
 both_stores!(
     nbdinfo_shows_everything,
@@ -185,7 +185,7 @@ fn fio_verifies(kind: StoreKind) {
 fn libnbd_features(kind: StoreKind) {
     let world = World::new(kind);
     let (host, daemon, volume) = served(&world);
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/features.py");
+    let script = repository().join("tests/support/features.py");
     let mut command = Command::new("/usr/bin/python3");
     let text = run(command.arg(script).arg(host.nbd()).arg(&volume)).succeeded();
     assert_eq!(text.trim(), "ok");
@@ -222,7 +222,7 @@ fn sockets_from_systemd(kind: StoreKind) {
     let world = World::new(kind);
     let host = world.host("a");
     let volume = host.create("disk", "256MiB");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/activation.py");
+    let script = repository().join("tests/support/activation.py");
     for handed in ["unix", "tcp"] {
         let mut python = Command::new("/usr/bin/python3");
         python.arg(&script).args([handed, "disk"]).arg(binary("varved")).envs(host.environment.clone());

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use support::daemon::{Daemon, Host, StoreKind, World, both_stores};
-use support::process::{self, Outcome, text_of};
+use support::process::{self, Outcome, repository, text_of};
 
 both_stores!(
     a_live_database_restored_next_to_the_original,
@@ -35,7 +35,7 @@ fn recipe(readme: &str, name: &str) -> String {
 }
 
 fn readme() -> String {
-    text_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))
+    text_of(&repository().join("README.md"))
 }
 
 #[test]
@@ -75,7 +75,7 @@ impl Kitchen {
         let mut shell = Command::new("bash");
         shell
             .args(["-euo", "pipefail", "-c", script])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .current_dir(repository())
             .envs(self.host.environment.clone())
             .env("TMPDIR", &self.folder)
             .env("PATH", format!("{folder}:{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
+use crate::disk::DIRECT_BYTES;
 use crate::format::cache::{CHUNK_BYTES, HEADER_BYTES, RING_START, RingPosition, Slot, encode_entry, entry_bytes};
 use crate::units::FrameId;
 
@@ -20,24 +21,41 @@ pub struct ChunkBuffer {
     ring: u64,
     chunk: u64,
     bytes: Vec<u8>,
+    /// Where the chunk begins in `bytes`: at a place from which a disk takes it without a copy.
+    start: usize,
     entries: HashMap<FrameId, (Slot, usize)>,
 }
 
 impl ChunkBuffer {
-    /// An empty chunk, by its number in the stream of a ring.
-    pub fn new(ring: u64, chunk: u64) -> Self {
-        ChunkBuffer { ring, chunk, bytes: Vec::with_capacity(CHUNK_BYTES as usize), entries: HashMap::new() }
+    /// An empty chunk, by its number in the stream of a ring; in the memory of one that is not needed any more, if there is one.
+    pub fn new(old: Option<ChunkBuffer>, ring: u64, chunk: u64) -> Self {
+        let mut bytes = old.map_or_else(|| Vec::with_capacity(CHUNK_BYTES as usize + DIRECT_BYTES), |old| old.bytes);
+        bytes.clear();
+        // It never grows beyond its capacity, and so stays where it is.
+        let start = bytes.as_ptr().align_offset(DIRECT_BYTES).min(DIRECT_BYTES);
+        bytes.resize(start, 0);
+        ChunkBuffer { ring, chunk, bytes, start, entries: HashMap::new() }
+    }
+
+    fn length(&self) -> u64 {
+        (self.bytes.len() - self.start) as u64
+    }
+
+    /// Nothing is added any more: fills it up to what a disk takes past the page cache.
+    pub fn seal(&mut self) {
+        let length = self.bytes().len().next_multiple_of(DIRECT_BYTES);
+        self.bytes.resize(self.start + length, 0);
     }
 
     /// True if a frame of `length` stored bytes fits.
     pub fn has_room(&self, length: usize) -> bool {
-        entry_bytes(length).is_some_and(|bytes| self.bytes.len() as u64 + bytes <= CHUNK_BYTES)
+        entry_bytes(length).is_some_and(|bytes| self.length() + bytes <= CHUNK_BYTES)
     }
 
     /// Adds a frame, for which there must be room, and returns the bytes that it takes.
     pub fn append(&mut self, frame: FrameId, stored: &[u8]) -> u64 {
         assert!(self.has_room(stored.len()), "the caller looks for room");
-        let position = RingPosition(RingPosition::of_chunk(self.chunk).0 + self.bytes.len() as u64);
+        let position = RingPosition(RingPosition::of_chunk(self.chunk).0 + self.length());
         let slot = encode_entry(self.ring, position, frame, stored, &mut self.bytes);
         self.entries.insert(frame, (slot, stored.len()));
         slot.bytes()
@@ -46,7 +64,7 @@ impl ChunkBuffer {
     /// A frame's slot and bytes.
     pub fn get(&self, frame: FrameId) -> Option<(Slot, Bytes)> {
         let &(slot, length) = self.entries.get(&frame)?;
-        let start = (slot.position.0 % CHUNK_BYTES) as usize + HEADER_BYTES;
+        let start = self.start + (slot.position.0 % CHUNK_BYTES) as usize + HEADER_BYTES;
         Some((slot, Bytes::copy_from_slice(&self.bytes[start..start + length])))
     }
 
@@ -62,7 +80,7 @@ impl ChunkBuffer {
 
     /// True if nothing was added.
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.length() == 0
     }
 
     /// Its number in the stream.
@@ -72,7 +90,7 @@ impl ChunkBuffer {
 
     /// Its bytes so far.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.bytes[self.start..]
     }
 
     /// What it holds, as the index of slots keeps it.

@@ -66,7 +66,12 @@ pub(super) fn open(
         index,
         is_warm,
         buffers: RwLock::new(Buffers::default()),
-        writer: Mutex::new(Writer { superblock: superblock.number, credit: credit_max(geometry.chunks), crowded: 0 }),
+        writer: Mutex::new(Writer {
+            superblock: superblock.number,
+            credit: credit_max(geometry.chunks),
+            crowded: 0,
+            spare: None,
+        }),
         counters: Counters::default(),
     };
     let written_end = ring.find_end(superblock.next_chunk).context(describe)?;

@@ -111,6 +111,8 @@ pub(super) struct Writer {
     pub credit: u64,
     /// Chunks opened in a row of which more than half was kept.
     pub crowded: u32,
+    /// A chunk's memory, to be used again: fresh memory costs more than what is put into it.
+    pub spare: Option<ChunkBuffer>,
 }
 
 /// The parts of a ring that is open.

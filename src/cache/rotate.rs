@@ -60,15 +60,17 @@ impl Ring {
         let full = {
             let mut buffers = self.buffers.write();
             // An empty chunk need not be written; it is opened again.
-            let Some(full) = buffers.active.take().filter(|chunk| !chunk.is_empty()).map(Arc::new) else {
+            let Some(mut full) = buffers.active.take().filter(|chunk| !chunk.is_empty()) else {
                 return Ok(());
             };
+            full.seal();
+            let full = Arc::new(full);
             buffers.sealed = Some(Arc::clone(&full));
             full
         };
         let offset = self.geometry.file_offset(RingPosition::of_chunk(full.chunk()));
         self.file
-            .write_at(&[IoSlice::new(full.bytes())], offset)
+            .write_around(full.bytes(), offset)
             .context(|| format!("writing {} bytes at {offset} of the read cache's file", full.bytes().len()))?;
         self.index.apply(&full.slots(), &[])?;
         let written_end = {
@@ -77,6 +79,7 @@ impl Ring {
             buffers.written_end = full.chunk() + 1;
             buffers.written_end
         };
+        writer.spare = Arc::try_unwrap(full).ok();
         if written_end.is_multiple_of(superblock_every(self.geometry.chunks)) {
             self.write_superblock(writer)?;
         }
@@ -88,7 +91,7 @@ impl Ring {
         if next >= CHUNKS_MAX {
             return Err(Error::new(ErrorKind::Full, "the read cache's ring has no positions left: delete its file"));
         }
-        let mut chunk = ChunkBuffer::new(self.identity, next);
+        let mut chunk = ChunkBuffer::new(writer.spare.take(), self.identity, next);
         let replaced = next.checked_sub(self.geometry.chunks);
         if let Some(replaced) = replaced {
             self.keep_what_is_hot(writer, replaced, &mut chunk)?;

@@ -1,4 +1,4 @@
-//! Real files, through the page cache.
+//! Real files, through the page cache unless it is to be passed by.
 //!
 //! Owns: how a request of any length becomes system calls. A short read or write is carried on with, an interrupted one
 //! repeated; every other error is passed up as it is, and no sync is ever repeated. Files are for their owner only
@@ -7,15 +7,15 @@
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::{Deref, Range};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Disk, DiskFile, OpenMode};
+use super::{DIRECT_BYTES, Disk, DiskFile, OpenMode};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The most buffers that Linux takes in one call (IOV_MAX).
@@ -29,6 +29,26 @@ pub struct HostDisk;
 #[derive(Debug)]
 pub struct HostFile {
     fd: OwnedFd,
+    /// The same file past the page cache, once somebody wants that; `None` if it cannot be had.
+    direct: OnceLock<Option<OwnedFd>>,
+}
+
+impl HostFile {
+    fn direct(&self) -> Option<&OwnedFd> {
+        let open = || {
+            // By its descriptor: the file may have another name by now.
+            let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+            rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT, Mode::empty()).ok()
+        };
+        self.direct.get_or_init(open).as_ref()
+    }
+}
+
+fn is_aligned(bytes: &[u8], offset: u64) -> bool {
+    let address = bytes.as_ptr().addr();
+    address.is_multiple_of(DIRECT_BYTES)
+        && bytes.len().is_multiple_of(DIRECT_BYTES)
+        && offset.is_multiple_of(DIRECT_BYTES as u64)
 }
 
 /// Repeats a system call for as long as it is interrupted.
@@ -97,6 +117,19 @@ impl DiskFile for HostFile {
         })
     }
 
+    fn write_around(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if is_aligned(bytes, offset)
+            && let Some(direct) = self.direct()
+        {
+            match rustix::io::pwrite(direct, bytes, offset) {
+                Ok(count) if count == bytes.len() => return Ok(()),
+                // Interrupted, cut short, or not as this file system wants it: the ordinary way does the whole, or says what is wrong.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        self.write_at(&[IoSlice::new(bytes)], offset)
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         // Interrupted or not: a sync that did not say "done" has failed, for good.
         rustix::fs::fdatasync(&self.fd).map_err(io::Error::from)
@@ -115,7 +148,7 @@ impl Disk for HostDisk {
         };
         let flags = flags | OFlags::RDWR | OFlags::CLOEXEC;
         let fd = uninterrupted(|| rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR))?;
-        Ok(Arc::new(HostFile { fd }))
+        Ok(Arc::new(HostFile { fd, direct: OnceLock::new() }))
     }
 
     fn create_directory(&self, path: &Path) -> io::Result<()> {
@@ -198,6 +231,27 @@ mod tests {
         let mut beyond = [0; 2];
         let error = file.read_at(&mut [IoSliceMut::new(&mut beyond)], (1 << 20) - 1).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn what_goes_past_the_page_cache_is_read_through_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = HostDisk.open(&directory.path().join("f"), OpenMode::CreateNew).unwrap();
+        file.allocate(64 << 10).unwrap();
+        let buffer: Vec<u8> = (0..3 * DIRECT_BYTES).map(|index| (index / 7) as u8).collect();
+        let start = buffer.as_ptr().align_offset(DIRECT_BYTES);
+        let mut back = vec![0; DIRECT_BYTES];
+        // Aligned in every way, then each way of not being so.
+        for (from, length, offset) in
+            [(start, 4096, 8192), (start + 1, 4096, 8192), (start, 4095, 8192), (start, 4096, 8191)]
+        {
+            file.write_at(&[IoSlice::new(&vec![1; 32 << 10])], 0).unwrap();
+            file.read_at(&mut [IoSliceMut::new(&mut back)], 8192).unwrap();
+            file.write_around(&buffer[from..from + length], offset).unwrap();
+            let mut back = vec![0; length];
+            file.read_at(&mut [IoSliceMut::new(&mut back)], offset).unwrap();
+            assert_eq!(back, buffer[from..from + length]);
+        }
     }
 
     #[test]

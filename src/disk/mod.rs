@@ -15,6 +15,9 @@ pub mod host;
 pub mod image;
 pub mod simulated;
 
+/// What writes past the page cache are aligned to: enough for any disk.
+pub const DIRECT_BYTES: usize = 4096;
+
 /// An open file.
 pub trait DiskFile: Send + Sync + 'static {
     /// Length in bytes.
@@ -34,6 +37,15 @@ pub trait DiskFile: Send + Sync + 'static {
     /// # Errors
     /// What the operating system says; an unknown part may have been written.
     fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
+
+    /// As [`DiskFile::write_at`], but past the page cache where that is possible, for what is not read again soon: copying into fresh
+    /// pages costs more than the disk does. Possible if the bytes in memory, their length and `offset` are multiples of [`DIRECT_BYTES`].
+    ///
+    /// # Errors
+    /// As [`DiskFile::write_at`].
+    fn write_around(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_at(&[IoSlice::new(bytes)], offset)
+    }
 
     /// Makes everything written before this call durable.
     ///

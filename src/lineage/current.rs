@@ -10,28 +10,11 @@ use crate::format::lineage::{Moment, push_segment};
 use crate::format::manifest::{Manifest, Position};
 use crate::format::segment::SegmentHeader;
 use crate::segment::fetch_index;
-use crate::store::{Listed, ObjectKey, Store};
+use crate::store::{ObjectKey, Store, list_all};
 use crate::units::{Epoch, SegmentId, SegmentNumber};
 
 /// Indexes fetched at the same time.
 const FETCHES_AT_ONCE: usize = 32;
-
-/// The objects of a store whose names begin with `prefix`.
-///
-/// # Errors
-/// What the store says.
-pub async fn list_all(store: &dyn Store, prefix: &ObjectKey) -> Result<Vec<Listed>> {
-    let mut objects = Vec::new();
-    let mut after = None;
-    loop {
-        let page = store.list(prefix, after.as_ref()).await?;
-        objects.extend(page.objects);
-        match page.next {
-            Some(next) => after = Some(next),
-            None => return Ok(objects),
-        }
-    }
-}
 
 /// The newest moment that the store holds of a volume. No request if it was detached in good order; else a listing of what follows
 /// its checkpoint, and one request for each segment there.

@@ -11,10 +11,9 @@ use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::lineage::{Moment, Pin, PinHolder, SnapshotObject, SnapshotRecord};
 use crate::format::manifest::Manifest;
-use crate::lineage::current::list_all;
 use crate::lineage::{pins, snapshots};
 use crate::ownership;
-use crate::store::{ByteRange, ObjectKey, Store};
+use crate::store::{ByteRange, ObjectKey, Store, list_all};
 use crate::units::{SnapshotId, UnixMillis, VolumeId};
 
 /// What is younger may be under way.

@@ -25,14 +25,14 @@ mod replay;
 mod snapshots;
 mod usage;
 
-pub use current::{current_moment, list_all};
+pub use current::current_moment;
 pub use diff::{ChangedExtent, MapView, changes_within, diff};
 pub use forks::{create_forks, new_volumes, pin_forks};
 pub use frozen::{FrozenMap, OccupiedPage};
 pub use leftovers::{GRACE, Remnant, put_right, remnants};
 pub use pins::{
-    find_snapshot, fork_of, only_if_complete, only_if_usable, pin, release_fork, roll_back, snapshots, summary,
-    unpin_snapshot,
+    expired, find_snapshot, fork_of, only_if_complete, only_if_usable, pin, release_fork, roll_back, snapshots,
+    summary, unpin_snapshots,
 };
 pub use replay::replayed_indexes;
 pub use snapshots::{FoundSnapshot, delete_objects, destroy, find, forget_expired, put_object, record};

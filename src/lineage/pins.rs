@@ -23,9 +23,14 @@ pub fn pin(manifest: &mut Manifest, moment: &Moment, holder: PinHolder) {
     manifest.pins.push(Pin { moment: moment.clone(), holders: vec![holder] });
 }
 
-/// Lets go of a snapshot; false if nothing pinned it.
-pub fn unpin_snapshot(manifest: &mut Manifest, id: SnapshotId) -> bool {
-    unpin(manifest, |holder| matches!(holder, PinHolder::Snapshot(record) if record.id == id))
+/// The snapshots whose time is over, oldest first.
+pub fn expired(manifest: &Manifest, now: UnixMillis) -> Vec<SnapshotId> {
+    snapshots(manifest).into_iter().filter(|(record, _)| record.is_expired(now)).map(|(record, _)| record.id).collect()
+}
+
+/// Lets go of several snapshots.
+pub fn unpin_snapshots(manifest: &mut Manifest, ids: &[SnapshotId]) {
+    unpin(manifest, |holder| matches!(holder, PinHolder::Snapshot(record) if ids.contains(&record.id)));
 }
 
 /// Lets go of a fork; false if nothing pinned it.

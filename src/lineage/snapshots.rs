@@ -69,7 +69,7 @@ pub async fn destroy(store: &dyn Store, id: SnapshotId) -> Result<FoundSnapshot>
     let volume = found.volume.manifest.volume;
     ownership::change(store, volume, |manifest| {
         // Somebody else may have destroyed it meanwhile, which is as good.
-        pins::unpin_snapshot(manifest, id);
+        pins::unpin_snapshots(manifest, &[id]);
         Ok(())
     })
     .await?;
@@ -82,20 +82,11 @@ pub async fn destroy(store: &dyn Store, id: SnapshotId) -> Result<FoundSnapshot>
 /// # Errors
 /// `Conflict` if somebody else changed the manifest; what the store says.
 pub async fn forget_expired(store: &dyn Store, loaded: Loaded, now: UnixMillis) -> Result<Loaded> {
-    let expired: Vec<SnapshotId> = pins::snapshots(&loaded.manifest)
-        .into_iter()
-        .filter(|(record, _)| record.is_expired(now))
-        .map(|(record, _)| record.id)
-        .collect();
+    let expired = pins::expired(&loaded.manifest, now);
     if expired.is_empty() {
         return Ok(loaded);
     }
-    let updated = ownership::update(store, &loaded, |manifest| {
-        for id in &expired {
-            pins::unpin_snapshot(manifest, *id);
-        }
-    })
-    .await?;
+    let updated = ownership::update(store, &loaded, |manifest| pins::unpin_snapshots(manifest, &expired)).await?;
     tracing::info!(volume = %updated.manifest.volume, count = expired.len(), "expired snapshots are gone");
     delete_objects(store, &expired).await;
     Ok(updated)

@@ -12,4 +12,4 @@ mod overlay;
 mod page;
 
 pub use overlay::{LogOverlay, LogPlace, OverlayPlace};
-pub use page::{MapPage, PageExtent, PageIndex, PagePlace, SegmentPlace};
+pub use page::{MapPage, PageExtent, PageIndex, PagePlace, SegmentPlace, join_places};

@@ -82,6 +82,18 @@ pub struct PagePlace {
     pub place: Option<SegmentPlace>,
 }
 
+/// Joins what a lookup found on both sides of a page's edge, where it lies together: neighbours are fetched by one request.
+pub fn join_places(places: &mut Vec<PagePlace>) {
+    places.dedup_by(|next, kept| {
+        let continued = kept.place.map(|place| place.plus(kept.range.count.0 as u32));
+        let joins = kept.range.end() == next.range.start && continued == next.place;
+        if joins {
+            kept.range.count.0 += next.range.count.0;
+        }
+        joins
+    });
+}
+
 /// One page of the block map.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MapPage {
@@ -275,6 +287,28 @@ mod tests {
     fn place(number: u64, block: u32) -> SegmentPlace {
         let segment = SegmentId { volume: VolumeId(1), epoch: Epoch(1), number: SegmentNumber(number) };
         SegmentPlace { segment, block }
+    }
+
+    #[test]
+    fn neighbours_are_joined_and_others_are_not() {
+        let run =
+            |start: u64, count: u64, place| PagePlace { range: BlockRange::new(Lba(start), BlockCount(count)), place };
+        let mut places = vec![
+            run(0, 4, Some(place(1, 10))),
+            run(4, 2, Some(place(1, 14))),
+            run(6, 1, Some(place(1, 17))),
+            run(7, 1, Some(place(2, 18))),
+            run(8, 3, None),
+            run(11, 1, None),
+        ];
+        join_places(&mut places);
+        let wanted = [
+            run(0, 6, Some(place(1, 10))),
+            run(6, 1, Some(place(1, 17))),
+            run(7, 1, Some(place(2, 18))),
+            run(8, 4, None),
+        ];
+        assert_eq!(places, wanted);
     }
 
     fn assert_equals_model(page: &MapPage, model: &[Option<SegmentPlace>]) {

@@ -212,3 +212,20 @@ pub trait Store: Send + Sync + 'static {
     /// The address for people and messages, without secrets: `file:///...` or `s3://bucket/prefix`.
     fn address(&self) -> &str;
 }
+
+/// All objects whose names begin with `prefix`, sorted: for where there are not more than memory may hold.
+///
+/// # Errors
+/// What the store says.
+pub async fn list_all(store: &dyn Store, prefix: &ObjectKey) -> StoreResult<Vec<Listed>> {
+    let mut objects = Vec::new();
+    let mut after = None;
+    loop {
+        let page = store.list(prefix, after.as_ref()).await?;
+        objects.extend(page.objects);
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(objects),
+        }
+    }
+}

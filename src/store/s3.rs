@@ -31,7 +31,7 @@ use aws_sdk_s3::error::BoxError;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_smithy_http_client::{Builder, tls};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{
     ByteRange, Condition, ETag, Fetched, Listed, Listing, ObjectKey, Operation, Store, StoreError, StoreErrorKind,
@@ -40,10 +40,12 @@ use super::{
 use crate::limits::OBJECT_BYTES_MAX;
 use crate::units::UnixMillis;
 
+mod bodies;
 mod checksum;
 mod classify;
 mod range;
 
+use bodies::{Bodies, Body};
 use classify::{sdk_failure, stream_failure};
 use range::expected_part;
 
@@ -76,6 +78,7 @@ pub struct S3Store {
     /// Whether the bodies of writes are part of the signature.
     sign_bodies: bool,
     address: String,
+    bodies: Bodies,
 }
 
 impl S3Store {
@@ -130,7 +133,14 @@ impl S3Store {
         let address = format!("s3://{bucket}{}{prefix}", if prefix.is_empty() { "" } else { "/" });
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         let sign_bodies = endpoint.is_some_and(is_open_to_tampering);
-        S3Store { client: aws_sdk_s3::Client::from_conf(config), bucket: bucket.into(), prefix, sign_bodies, address }
+        S3Store {
+            client: aws_sdk_s3::Client::from_conf(config),
+            bucket: bucket.into(),
+            prefix,
+            sign_bodies,
+            address,
+            bodies: Bodies::default(),
+        }
     }
 
     fn name(&self, key: &ObjectKey) -> String {
@@ -148,27 +158,25 @@ impl S3Store {
             self.malformed(Operation::Get, key, &format!("{arrived} bytes of the body arrived instead of {length}"))
         };
         let length = usize::try_from(length).map_err(|_| wrong(0))?;
-        let mut collected = BytesMut::new();
+        let mut collected: Option<Body> = None;
         let mut first = Bytes::new();
         loop {
             let next = body.try_next().await.map_err(|error| stream_failure(&self.address, key, &error))?;
             let Some(chunk) = next else { break };
-            let arrived = first.len() + collected.len() + chunk.len();
+            let arrived = first.len() + collected.as_ref().map_or(0, Body::len) + chunk.len();
             if arrived > length {
                 return Err(wrong(arrived as u64));
             }
             // A body that comes in one piece is passed on as it is.
-            if first.is_empty() && collected.is_empty() {
+            if first.is_empty() && collected.is_none() {
                 first = chunk;
                 continue;
             }
-            if collected.is_empty() {
-                collected.reserve(length);
-                collected.extend_from_slice(&std::mem::take(&mut first));
-            }
-            collected.extend_from_slice(&chunk);
+            let body = collected.get_or_insert_with(|| self.bodies.buffer(length));
+            body.extend(&std::mem::take(&mut first));
+            body.extend(&chunk);
         }
-        let bytes = if collected.is_empty() { first } else { collected.freeze() };
+        let bytes = collected.map_or(first, Body::into_bytes);
         if bytes.len() != length {
             return Err(wrong(bytes.len() as u64));
         }

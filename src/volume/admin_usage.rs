@@ -9,7 +9,7 @@ use crate::format::manifest::Manifest;
 use crate::lineage::{self, UsageCounter};
 use crate::ownership;
 use crate::service::{DiskUsageSummary, UsageReport};
-use crate::store::ObjectKey;
+use crate::store::{self, ObjectKey};
 use crate::units::{ByteLen, SegmentId, VolumeId};
 use crate::volume::admin::Admin;
 
@@ -88,7 +88,7 @@ impl Admin {
         let mut segments: HashMap<SegmentId, u64> = HashMap::new();
         let mut volumes = BTreeSet::new();
         for manifest in family.iter().filter(|manifest| volumes.insert(manifest.volume)) {
-            for object in lineage::list_all(&*self.store, &ObjectKey::volume(manifest.volume)).await? {
+            for object in store::list_all(&*self.store, &ObjectKey::volume(manifest.volume)).await? {
                 report.stored.0 += object.length;
                 match object.key.parse_segment() {
                     Some(id) => drop(segments.insert(id, object.length)),

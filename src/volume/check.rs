@@ -14,7 +14,7 @@ use crate::limits::PAGE_BLOCKS;
 use crate::map::{MapPage, PageIndex};
 use crate::segment::{fetch_index, open_frame, parse_object_tail};
 use crate::service::{CheckProblem, CheckProgress, CheckReport};
-use crate::store::{ByteRange, ObjectKey, Store};
+use crate::store::{ByteRange, ObjectKey, Store, list_all};
 use crate::units::{BLOCK_SIZE, BlockRange, ByteLen, SegmentId, SegmentNumber, VolumeId};
 
 /// At most this many block ranges are named for one object.
@@ -112,18 +112,12 @@ async fn survey(
 /// # Errors
 /// What the store says.
 pub async fn remains(store: &dyn Store, volume: VolumeId) -> Result<CheckReport> {
-    let (mut report, mut after) = (CheckReport::default(), None);
-    loop {
-        let page = store.list(&ObjectKey::volume(volume), after.as_ref()).await?;
-        for object in &page.objects {
-            let what = "is left of a volume that was removed: 'varve volumes purge' removes it once it is a day old";
-            note(&mut report, object.key.to_string(), what.to_owned(), None);
-        }
-        match page.next {
-            Some(next) => after = Some(next),
-            None => return Ok(report),
-        }
+    let mut report = CheckReport::default();
+    for object in list_all(store, &ObjectKey::volume(volume)).await? {
+        let what = "is left of a volume that was removed: 'varve volumes purge' removes it once it is a day old";
+        note(&mut report, object.key.to_string(), what.to_owned(), None);
     }
+    Ok(report)
 }
 
 /// An error that belongs into the report; one that means that nothing can be said stays an error.

@@ -13,6 +13,7 @@ use crate::units::{BLOCK_SIZE, SnapshotId};
 use crate::volume::core::Volume;
 use crate::volume::frozen_device::Compared;
 use crate::volume::gate::Refusal;
+use crate::volume::near::ReadsAhead;
 
 /// An attached volume, as one client's block device.
 pub struct VolumeDevice {

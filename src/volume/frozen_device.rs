@@ -16,10 +16,11 @@ use crate::block_device::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::{self, FrozenMap};
+use crate::map::join_places;
 use crate::store::Store;
 use crate::units::{BLOCK_SIZE, BlockRange, SnapshotId};
 use crate::volume::fetch::{self, Piece};
-use crate::volume::near::{self, Loads, Residences};
+use crate::volume::near::{self, Loads, ReadsAhead, Residences, WholeBlocks};
 use crate::volume::read_ahead::ReadAhead;
 use crate::volume::shared::Shared;
 
@@ -135,6 +136,7 @@ impl Inner {
     async fn read_blocks(&self, range: BlockRange, buffer: &mut [u8]) -> Result<()> {
         let mut places = Vec::new();
         self.map.lookup(range, &mut places).await?;
+        join_places(&mut places);
         let mut pieces = Vec::new();
         let mut rest = buffer;
         for found in places {
@@ -147,17 +149,23 @@ impl Inner {
         }
         fetch::fetch(&self.shared, pieces).await
     }
+}
 
-    fn note_stream(self: &Arc<Self>, offset: u64, length: u64) {
-        let range = self.read_ahead.lock().note(offset, length, self.map.size().0);
-        if let Some(range) = range {
-            let disk = self.clone();
-            self.shared.runtime.spawn(async move {
-                if let Err(error) = disk.bring_near(range.start, range.end - range.start).await {
-                    tracing::debug!(snapshot = %disk.id, %error, "reading ahead failed");
-                }
-            });
-        }
+impl ReadsAhead for Inner {
+    fn name(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn size(&self) -> u64 {
+        self.map.size().0
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn reads(&self) -> &Mutex<ReadAhead> {
+        &self.read_ahead
     }
 
     async fn bring_near(&self, offset: u64, length: u64) -> Result<()> {
@@ -167,6 +175,7 @@ impl Inner {
             let part = near::NEAR_STEP_BYTES.min(offset + length - at);
             let mut places = Vec::new();
             self.map.lookup(BlockRange::covering(at, part), &mut places).await?;
+            join_places(&mut places);
             for found in places {
                 if let Some(place) = found.place {
                     loads.begin(&self.shared, place, found.range.count.0);
@@ -197,11 +206,11 @@ impl BlockDevice for FrozenDevice {
         if let Err(error) = self.0.check_range(offset, length) {
             return Attempt::Failed(error);
         }
-        let outcome = near::try_read_bytes(offset, buffer, |range, blocks| self.0.try_read_blocks(range, blocks));
-        // A stream that read-ahead leads must not run to the end of its window before more is fetched.
-        let is_led = self.0.read_ahead.try_lock().is_some_and(|reads| reads.leads(offset));
-        if is_led && matches!(outcome, Attempt::Done) {
-            self.0.note_stream(offset, length);
+        let mut blocks = WholeBlocks::around(offset, buffer);
+        let outcome = self.0.try_read_blocks(blocks.range, blocks.bytes());
+        blocks.finish();
+        if matches!(outcome, Attempt::Done) {
+            self.0.note_hit(offset, length);
         }
         outcome
     }
@@ -210,14 +219,9 @@ impl BlockDevice for FrozenDevice {
         self.0.check_range(offset, buffer.len() as u64)?;
         near::check_read_length(buffer.len())?;
         self.0.note_stream(offset, buffer.len() as u64);
-        let range = BlockRange::covering(offset, buffer.len() as u64);
-        if near::is_whole(offset, buffer.len()) {
-            return self.0.read_blocks(range, buffer).await;
-        }
-        let mut blocks = vec![0; range.count.bytes().0 as usize];
-        self.0.read_blocks(range, &mut blocks).await?;
-        let start = (offset - range.start.byte_offset()) as usize;
-        buffer.copy_from_slice(&blocks[start..start + buffer.len()]);
+        let mut blocks = WholeBlocks::around(offset, buffer);
+        self.0.read_blocks(blocks.range, blocks.bytes()).await?;
+        blocks.finish();
         Ok(())
     }
 

@@ -85,11 +85,6 @@ impl Gate {
         self.state.store(CLOSED, Ordering::Release);
     }
 
-    /// True once the gate is closed for good.
-    pub fn is_closed(&self) -> bool {
-        self.state.load(Ordering::Acquire) == CLOSED
-    }
-
     /// Why the gate is closed, if it is.
     pub fn closed(&self) -> Option<Error> {
         self.closed.lock().clone()
@@ -100,7 +95,7 @@ impl Gate {
     /// # Errors
     /// The reason.
     pub fn ensure_not_closed(&self) -> Result<()> {
-        self.closed().map_or(Ok(()), Err)
+        if self.state.load(Ordering::Acquire) == CLOSED { Err(self.reason()) } else { Ok(()) }
     }
 
     fn reason(&self) -> Error {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream::{self, FuturesOrdered, StreamExt};
+use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -40,7 +40,6 @@ const UPLOADS_AT_ONCE: usize = 4;
 /// Pages (1 MiB of volume each) that may gather before they go into a checkpoint.
 const PAGES_KEPT: usize = 16 << 10;
 /// Objects deleted at the same time.
-const DELETIONS_AT_ONCE: usize = 16;
 const EPOCH: Epoch = Epoch(1);
 
 /// Blocks for one segment, in order, and how far the image was read for them.
@@ -323,42 +322,25 @@ impl Import {
         Ok(summary(&loaded.manifest))
     }
 
-    /// Deletes what was made, unless the volume turns out to be complete although an error was heard last.
+    /// Removes what was made, unless the volume turns out to be complete although an error was heard last.
     async fn undo(mut self, error: Error) -> Result<VolumeSummary> {
         while self.uploads.next().await.is_some() {}
         let volume = self.loaded.manifest.volume;
-        let stays = |why: Error| {
-            let what = "it stays hidden and goes by itself, unless it turns out to be complete";
-            Error::new(
-                error.kind(),
-                format!("{error} (what was made of it, {volume}, could not be removed: {why}; {what})"),
-            )
-        };
-        match ownership::load(&*self.store, volume).await {
+        let removed = match ownership::load(&*self.store, volume).await {
             Ok(loaded) if !loaded.manifest.being_made => return Ok(summary(&loaded.manifest)),
-            // From this swap on, none that is still under way can complete it.
-            Ok(loaded) => {
-                let marked =
-                    ownership::update(&*self.store, &loaded, |manifest| manifest.destroyed_at = Some(purge::MARK));
-                marked.await.map_err(stays)?;
+            // It marks the manifest first: from then on, no swap that is still under way can complete it.
+            Ok(loaded) => purge::purge(&*self.store, loaded).await.map(drop),
+            Err(missing) if missing.kind() == ErrorKind::NotFound => Ok(()),
+            Err(why) => Err(why),
+        };
+        Err(match removed {
+            Ok(()) => error,
+            Err(why) => {
+                let what = "it stays hidden and goes by itself, unless it turns out to be complete";
+                let left = format!("what was made of it, {volume}, could not be removed: {why}; {what}");
+                Error::new(error.kind(), format!("{error} ({left})"))
             }
-            Err(missing) if missing.kind() == ErrorKind::NotFound => {}
-            Err(why) => return Err(stays(why)),
-        }
-        // One more than there are segments: the seal.
-        let segments = (0..=self.next_segment).map(|number| ObjectKey::segment(self.segment(number)));
-        let maps = (0..self.next_map_object).map(|number| ObjectKey::map_object(volume, EPOCH, number));
-        let keys: Vec<ObjectKey> = segments.chain(maps).collect();
-        let store = &*self.store;
-        let deletions: Vec<_> = keys.iter().map(|key| store.delete(key)).collect();
-        let mut deleted: Vec<_> = stream::iter(deletions).buffer_unordered(DELETIONS_AT_ONCE).collect().await;
-        if deleted.iter().all(Result::is_ok) {
-            deleted.push(store.delete(&ObjectKey::manifest(volume)).await);
-        }
-        let left = deleted.into_iter().find_map(Result::err).map(|why| {
-            format!(" (what was made of it, {volume}, could not be removed: {why}; it stays hidden and goes by itself)")
-        });
-        Err(Error::new(error.kind(), format!("{error}{}", left.unwrap_or_default())))
+        })
     }
 }
 

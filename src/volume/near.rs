@@ -3,14 +3,16 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use crate::block_device::{Attempt, ChangeExtent, Residence, ResidenceExtent};
+use crate::block_device::{ChangeExtent, Residence, ResidenceExtent};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{FRAME_BLOCKS, REQUEST_BYTES_MAX};
 use crate::map::SegmentPlace;
 use crate::units::{BLOCK_SIZE, BlockRange, FrameId, Lba};
 use crate::volume::fetch;
+use crate::volume::read_ahead::ReadAhead;
 use crate::volume::shared::Shared;
 
 /// How much of a disk one query looks at, so that it ends soon on a large and empty one.
@@ -42,26 +44,76 @@ pub fn check_read_length(length: usize) -> Result<()> {
     Ok(())
 }
 
-/// Reads bytes by reading blocks.
-pub fn try_read_bytes(
+/// The whole blocks around the bytes that a read asks for: its own buffer, if these are whole blocks.
+pub struct WholeBlocks<'a> {
+    /// The blocks.
+    pub range: BlockRange,
     offset: u64,
-    buffer: &mut [u8],
-    read_blocks: impl FnOnce(BlockRange, &mut [u8]) -> Attempt,
-) -> Attempt {
-    let range = BlockRange::covering(offset, buffer.len() as u64);
-    if is_whole(offset, buffer.len()) {
-        return read_blocks(range, buffer);
-    }
-    let mut blocks = vec![0; range.count.bytes().0 as usize];
-    let outcome = read_blocks(range, &mut blocks);
-    let start = (offset - range.start.byte_offset()) as usize;
-    buffer.copy_from_slice(&blocks[start..start + buffer.len()]);
-    outcome
+    buffer: &'a mut [u8],
+    own: Option<Vec<u8>>,
 }
 
-/// True if these bytes are whole blocks.
-pub fn is_whole(offset: u64, length: usize) -> bool {
-    offset.is_multiple_of(BLOCK_SIZE) && (length as u64).is_multiple_of(BLOCK_SIZE)
+impl<'a> WholeBlocks<'a> {
+    /// Room for the blocks around the bytes from `offset` on that `buffer` is for.
+    pub fn around(offset: u64, buffer: &'a mut [u8]) -> Self {
+        let length = buffer.len() as u64;
+        let range = BlockRange::covering(offset, length);
+        let is_whole = offset.is_multiple_of(BLOCK_SIZE) && length.is_multiple_of(BLOCK_SIZE);
+        let own = (!is_whole).then(|| vec![0; range.count.bytes().0 as usize]);
+        WholeBlocks { range, offset, buffer, own }
+    }
+
+    /// Where the blocks go.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        self.own.as_deref_mut().unwrap_or(self.buffer)
+    }
+
+    /// Puts what was asked for into the read's buffer.
+    pub fn finish(self) {
+        if let Some(own) = self.own {
+            let start = (self.offset - self.range.start.byte_offset()) as usize;
+            self.buffer.copy_from_slice(&own[start..start + self.buffer.len()]);
+        }
+    }
+}
+
+/// A disk that reads ahead of those who read in order.
+pub trait ReadsAhead: Send + Sync + Sized + 'static {
+    /// What it is called.
+    fn name(&self) -> String;
+
+    /// Its size, in bytes.
+    fn size(&self) -> u64;
+
+    /// What it shares with the other disks of the daemon.
+    fn shared(&self) -> &Arc<Shared>;
+
+    /// Its newest stream of reads.
+    fn reads(&self) -> &Mutex<ReadAhead>;
+
+    /// Brings a range into the memory part of the cache.
+    fn bring_near(&self, offset: u64, length: u64) -> impl Future<Output = Result<()>> + Send;
+
+    /// Notes a read that goes to segments, and reads ahead of it in the background if it is one of a sequence.
+    fn note_stream(self: &Arc<Self>, offset: u64, length: u64) {
+        let size = self.size();
+        let Some(range) = self.reads().lock().note(offset, length, size) else { return };
+        let disk = self.clone();
+        self.shared().runtime.spawn(async move {
+            if let Err(error) = disk.bring_near(range.start, range.end - range.start).await {
+                tracing::debug!(disk = %disk.name(), %error, "reading ahead failed");
+            }
+        });
+    }
+
+    /// Tells read-ahead of a read that found everything at hand: a stream that it leads must not run to the end of its window before
+    /// more is fetched. Reads elsewhere are none of its business, and nobody waits for anybody here.
+    fn note_hit(self: &Arc<Self>, offset: u64, length: u64) {
+        let is_led = self.reads().try_lock().is_some_and(|reads| reads.leads(offset));
+        if is_led {
+            self.note_stream(offset, length);
+        }
+    }
 }
 
 /// The part of `buffer`, which holds `range`, that holds `run`.

@@ -118,8 +118,11 @@ async fn sweep_volume(store: &dyn Store, loaded: Loaded, now: UnixMillis, swept:
     }
 }
 
-/// Removes a volume that is due. Returns how many objects that were.
-async fn purge(store: &dyn Store, loaded: Loaded) -> Result<u64> {
+/// Removes a volume that is due, or that was never finished. Returns how many objects that were.
+///
+/// # Errors
+/// `Conflict` if somebody changed its manifest meanwhile; what the store says.
+pub async fn purge(store: &dyn Store, loaded: Loaded) -> Result<u64> {
     let id = loaded.manifest.volume;
     let loaded = if loaded.manifest.destroyed_at == Some(MARK) {
         loaded
@@ -132,7 +135,7 @@ async fn purge(store: &dyn Store, loaded: Loaded) -> Result<u64> {
         release_pin(store, origin.volume, id).await?;
     }
     store.delete(&manifest_key).await?;
-    tracing::info!(volume = %id, objects, "removed for good: it was destroyed more than a day ago");
+    tracing::info!(volume = %id, objects, "removed for good");
     Ok(objects + 1)
 }
 

@@ -5,16 +5,20 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::block_device::{Attempt, ChangeExtent, Residence, ResidenceExtent};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::{self, FrozenMap};
 use crate::log::LogRead;
-use crate::map::{LogPlace, OverlayPlace, PagePlace, SegmentPlace};
+use crate::map::{LogPlace, OverlayPlace, PagePlace, SegmentPlace, join_places};
 use crate::units::BlockRange;
 use crate::volume::core::Volume;
 use crate::volume::fetch::{self, Piece};
 use crate::volume::gate::Refusal;
-use crate::volume::near::{self, Loads, Residences};
+use crate::volume::near::{self, Loads, ReadsAhead, Residences, WholeBlocks};
+use crate::volume::read_ahead::ReadAhead;
+use crate::volume::shared::Shared;
 
 /// How often a read looks up again because the log gave a place back, before it is called damaged.
 const LOOKUPS_MAX: usize = 100;
@@ -44,20 +48,14 @@ impl Volume {
         if let Err(error) = checked {
             return Attempt::Failed(error);
         }
-        let outcome = near::try_read_bytes(offset, buffer, |range, blocks| self.try_read_blocks(range, blocks));
+        let length = buffer.len() as u64;
+        let mut blocks = WholeBlocks::around(offset, buffer);
+        let outcome = self.try_read_blocks(blocks.range, blocks.bytes());
+        blocks.finish();
         if matches!(outcome, Attempt::Done) {
-            self.note_hit(offset, buffer.len() as u64);
+            self.note_hit(offset, length);
         }
         outcome
-    }
-
-    /// Tells read-ahead of a read that found everything at hand: a stream that it leads must not run to the end of its window before
-    /// more is fetched. Reads elsewhere are none of its business, and nobody waits for anybody here.
-    fn note_hit(self: &Arc<Self>, offset: u64, length: u64) {
-        let is_led = self.read_ahead.try_lock().is_some_and(|reads| reads.leads(offset));
-        if is_led {
-            self.note_stream(offset, length);
-        }
     }
 
     pub(super) async fn read_bytes(self: &Arc<Self>, offset: u64, buffer: &mut [u8]) -> Result<()> {
@@ -65,14 +63,9 @@ impl Volume {
         self.check_range(offset, buffer.len() as u64)?;
         near::check_read_length(buffer.len())?;
         self.note_stream(offset, buffer.len() as u64);
-        let range = BlockRange::covering(offset, buffer.len() as u64);
-        if near::is_whole(offset, buffer.len()) {
-            return self.read_blocks(range, buffer).await;
-        }
-        let mut blocks = vec![0; range.count.bytes().0 as usize];
-        self.read_blocks(range, &mut blocks).await?;
-        let start = (offset - range.start.byte_offset()) as usize;
-        buffer.copy_from_slice(&blocks[start..start + buffer.len()]);
+        let mut blocks = WholeBlocks::around(offset, buffer);
+        self.read_blocks(blocks.range, blocks.bytes()).await?;
+        blocks.finish();
         Ok(())
     }
 
@@ -120,6 +113,7 @@ impl Volume {
                 return false;
             }
         }
+        join_places(places);
         runs.extend(places.drain(..).map(from_page));
         true
     }
@@ -132,6 +126,7 @@ impl Volume {
         for run in below {
             self.pages.lookup(run, &mut places).await?;
         }
+        join_places(&mut places);
         runs.extend(places.into_iter().map(from_page));
         runs.sort_by_key(|(run, _)| run.start);
         Ok(runs)
@@ -176,35 +171,6 @@ impl Volume {
             tracing::error!(volume = %self.id, %error, "the write log is damaged");
         }
         error
-    }
-
-    /// Notes a read that goes to segments, and reads ahead of it in the background if it is one of a sequence.
-    pub(super) fn note_stream(self: &Arc<Self>, offset: u64, length: u64) {
-        let range = self.read_ahead.lock().note(offset, length, self.size_bytes());
-        if let Some(range) = range {
-            let volume = self.clone();
-            self.shared.runtime.spawn(async move {
-                if let Err(error) = volume.bring_near(range.start, range.end - range.start).await {
-                    tracing::debug!(volume = %volume.id, %error, "reading ahead failed");
-                }
-            });
-        }
-    }
-
-    /// Brings a range into the memory part of the cache.
-    pub(super) async fn bring_near(&self, offset: u64, length: u64) -> Result<()> {
-        let mut at = offset;
-        let mut loads = Loads::default();
-        while at < offset + length {
-            let part = near::NEAR_STEP_BYTES.min(offset + length - at);
-            for (run, source) in self.gather_waiting(BlockRange::covering(at, part)).await? {
-                if let Source::Segment(place) = source {
-                    loads.begin(&self.shared, place, run.count.0);
-                }
-            }
-            at += part;
-        }
-        loads.finish().await
     }
 
     /// Says where the bytes of a range are.
@@ -259,6 +225,39 @@ impl Volume {
         changed.extend(compared);
         changed.sort_by_key(|run| run.start);
         Ok(near::change_extents(offset, offset + length, looked, &changed, extents_max))
+    }
+}
+
+impl ReadsAhead for Volume {
+    fn name(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn size(&self) -> u64 {
+        self.size_bytes()
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn reads(&self) -> &Mutex<ReadAhead> {
+        &self.read_ahead
+    }
+
+    async fn bring_near(&self, offset: u64, length: u64) -> Result<()> {
+        let mut at = offset;
+        let mut loads = Loads::default();
+        while at < offset + length {
+            let part = near::NEAR_STEP_BYTES.min(offset + length - at);
+            for (run, source) in self.gather_waiting(BlockRange::covering(at, part)).await? {
+                if let Source::Segment(place) = source {
+                    loads.begin(&self.shared, place, run.count.0);
+                }
+            }
+            at += part;
+        }
+        loads.finish().await
     }
 }
 

@@ -61,9 +61,7 @@ impl Volume {
         }
         if !due.expired.is_empty() {
             self.change_manifest(|manifest| {
-                for id in &due.expired {
-                    lineage::unpin_snapshot(manifest, *id);
-                }
+                lineage::unpin_snapshots(manifest, &due.expired);
                 Ok(())
             })
             .await?;
@@ -75,8 +73,7 @@ impl Volume {
 }
 
 fn due(manifest: &Manifest, accepted: Sequence, now: UnixMillis) -> Due {
-    let snapshots = lineage::snapshots(manifest);
-    let expired = snapshots.iter().filter(|(record, _)| record.is_expired(now)).map(|(record, _)| record.id).collect();
+    let expired = lineage::expired(manifest, now);
     let is_written = accepted > manifest.snapshotted;
     let latest = manifest.scheduled_at.unwrap_or(manifest.created_at);
     let retention_seconds = manifest.schedule.filter(|schedule| {

@@ -156,9 +156,7 @@ impl Volume {
     /// Appends records and makes them the newest content of their blocks. Returns how many found room.
     fn append(&self, writer: &mut Appender, records: &[NewRecord<'_>]) -> Result<usize> {
         // Looked at again under the lock under which the end of the attachment closes it: what is appended from then on would be lost.
-        if self.gate.is_closed() {
-            self.gate.ensure_not_closed()?;
-        }
+        self.gate.ensure_not_closed()?;
         let mut places: Vec<Appended> = Vec::with_capacity(records.len());
         let fitted = match writer.append(records, &mut places) {
             Ok(fitted) => fitted,

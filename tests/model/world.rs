@@ -223,7 +223,7 @@ impl World {
             }
         });
         self.purge();
-        let left = self.runtime.block_on(varve::lineage::list_all(&*self.site.store(), &ObjectKey::everything()));
+        let left = self.runtime.block_on(varve::store::list_all(&*self.site.store(), &ObjectKey::everything()));
         let left: Vec<String> = left.unwrap().into_iter().map(|object| object.key.to_string()).collect();
         assert!(left.len() == 1 && !left[0].contains('/'), "all is destroyed, and this is left: {left:?}");
     }

@@ -131,14 +131,7 @@ impl World {
             let (volume, report) = self.attach(&fleet, id, before).await;
             self.deaths.replayed += u64::from(report.replayed_records > 0);
             let holding = [0, 5, 9, 10][self.random.random_range(0..4)];
-            let mut life = Life {
-                fleet,
-                volume,
-                store: &self.store,
-                record: &mut self.record,
-                random: &mut self.random,
-                stamp: &mut self.stamp,
-            };
+            let mut life = self.begin(fleet, volume);
             let disk = life.read_all().await;
             after(before, life.record, &disk, &report);
             life.store.hold(holding);
@@ -168,33 +161,30 @@ impl World {
         runtime.block_on(async {
             let fleet = self.start(line.clone()).await;
             let (volume, report) = self.attach(&fleet, id, before).await;
-            let life = Life {
-                fleet,
-                volume,
-                store: &self.store,
-                record: &mut self.record,
-                random: &mut self.random,
-                stamp: &mut self.stamp,
-            };
+            let life = self.begin(fleet, volume);
             let disk = life.read_all().await;
             after(before, life.record, &disk, &report);
             life.detach().await;
             self.die(Death::Host);
             let fleet = self.start(line.clone()).await;
             let (volume, _) = self.attach(&fleet, id, Death::Detach).await;
-            let life = Life {
-                fleet,
-                volume,
-                store: &self.store,
-                record: &mut self.record,
-                random: &mut self.random,
-                stamp: &mut self.stamp,
-            };
+            let life = self.begin(fleet, volume);
             assert!(life.read_all().await == life.record.current, "seed {}: the store lacks something", self.seed);
             let report = Admin::new(line).check(id, false, &mut |_| ()).await.unwrap();
             assert!(report.problems.is_empty(), "seed {}: {report:?}", self.seed);
         });
         runtime.shutdown_timeout(Duration::from_secs(5));
+    }
+
+    fn begin(&mut self, fleet: Arc<Fleet>, volume: Arc<Volume>) -> Life<'_> {
+        Life {
+            fleet,
+            volume,
+            store: &self.store,
+            record: &mut self.record,
+            random: &mut self.random,
+            stamp: &mut self.stamp,
+        }
     }
 
     async fn start(&self, line: Arc<dyn Store>) -> Arc<Fleet> {

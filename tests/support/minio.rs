@@ -164,7 +164,8 @@ impl Drop for Minio {
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
-        let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/minio");
+        let folder = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo test says where the package is");
+        let tool = Path::new(&folder).join("tools/minio");
         let output = Command::new(tool).arg("path").stderr(Stdio::inherit()).output().unwrap();
         assert!(output.status.success(), "tools/minio path failed: {}", output.status);
         PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())

@@ -3,9 +3,14 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+/// The repository that is tested. Asked for at run time: a build that is kept may have been made from another clone.
+pub fn repository() -> PathBuf {
+    PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo test says where the package is"))
+}
 
 /// Longer than anything a test runs takes on two busy cores.
 pub const PATIENCE: Duration = Duration::from_secs(180);

@@ -55,9 +55,7 @@ pub async fn or_change<T>(
         Ok(answer) => return Ok(answer),
         Err(error) => error,
     };
-    if matches!(error, CallError::Failed(_)) && !error.is_not_found() {
-        return Err(error.into());
-    }
+    let error = not_here(error)?;
     match detached(context.store().await.context(|| &error)?).await {
         Err(busy) if busy.kind() == ErrorKind::Busy => {
             only_if_detached(context, id, error, verb).await?;
@@ -68,14 +66,23 @@ pub async fn or_change<T>(
     }
 }
 
+/// Lets an answer pass that only says that the volume is not attached to a daemon here.
+///
+/// # Errors
+/// The answer, if it says something else.
+fn not_here(error: CallError) -> Result<CallError> {
+    match error {
+        CallError::Failed(_) if !error.is_not_found() => Err(error.into()),
+        _ => Ok(error),
+    }
+}
+
 /// Succeeds if the daemon here does not have the volume because nobody has.
 ///
 /// # Errors
 /// Who has it and what can be done; or the error of the call if it says something else.
 async fn only_if_detached(context: &Context, id: VolumeId, error: CallError, verb: &str) -> Result<()> {
-    if matches!(error, CallError::Failed(_)) && !error.is_not_found() {
-        return Err(error.into());
-    }
+    let error = not_here(error)?;
     let volume = context.store().await.context(|| &error)?.volume(id).await?;
     match (volume.state, &volume.owner) {
         (VolumeState::Detached, _) => Ok(()),

@@ -4,9 +4,9 @@
 
 use super::*;
 use crate::clock;
-use crate::lineage::{self, Remnant, list_all};
+use crate::lineage::{self, Remnant};
 use crate::ownership;
-use crate::store::{Counts, Effect, Gate, Matching, ObjectKey, Retry, RetryPolicy, StoreErrorKind};
+use crate::store::{Counts, Effect, Gate, Matching, ObjectKey, Retry, RetryPolicy, StoreErrorKind, list_all};
 use crate::units::UnixMillis;
 use crate::volume::purge;
 
