@@ -142,6 +142,11 @@ impl ReadCache {
         self.ring.read(frame)
     }
 
+    /// As [`ReadCache::read_stored`], but only if that takes no waiting for the disk.
+    pub fn try_read_stored(&self, frame: FrameId) -> Option<Bytes> {
+        self.ring.try_read(frame)
+    }
+
     /// Forgets a frame of the disk part, since what it holds could not be decoded.
     pub fn discard_stored(&self, frame: FrameId) {
         self.ring.discard(frame);

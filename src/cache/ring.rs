@@ -177,6 +177,11 @@ impl RingCache {
         self.guarded(|ring| ring.read(frame)).flatten()
     }
 
+    /// A frame, if that takes no waiting for the disk; it may be there nevertheless.
+    pub fn try_read(&self, frame: FrameId) -> Option<Bytes> {
+        self.guarded(|ring| ring.try_read(frame)).flatten()
+    }
+
     /// Forgets a frame.
     pub fn discard(&self, frame: FrameId) {
         self.guarded(|ring| {
@@ -276,13 +281,43 @@ impl Ring {
     fn read(&self, frame: FrameId) -> Result<Option<Bytes>> {
         let found = self.find(frame)?;
         match &found {
-            Some(bytes) => {
-                count(&self.counters.hits);
-                self.counters.hit_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            }
+            Some(bytes) => self.note_hit(bytes),
             None => count(&self.counters.misses),
         }
         Ok(found)
+    }
+
+    /// As `read`, but only what takes no waiting for the disk: whatever is unusual is left to `read`.
+    fn try_read(&self, frame: FrameId) -> Result<Option<Bytes>> {
+        let buffered = self.buffers.read().get(frame);
+        let found = match buffered {
+            Some(found) => Some(found),
+            None => self.try_read_slot(frame)?,
+        };
+        Ok(found.map(|(slot, bytes)| {
+            self.marks.set(slot);
+            self.note_hit(&bytes);
+            bytes
+        }))
+    }
+
+    fn try_read_slot(&self, frame: FrameId) -> Result<Option<(Slot, Bytes)>> {
+        let slot = self.index.get(frame)?.and_then(Slot::unpacked);
+        let Some(slot) = slot.filter(|&slot| self.buffers.read().is_readable(slot)) else { return Ok(None) };
+        let mut bytes = vec![0; slot.bytes() as usize];
+        let offset = self.geometry.file_offset(slot.position);
+        if !self.file.try_read_at(&mut bytes, offset).context(|| describe_read(slot, offset))? {
+            return Ok(None);
+        }
+        Ok(match self.confirm(frame, slot, bytes) {
+            SlotRead::Whole(bytes) => Some((slot, bytes)),
+            SlotRead::Mismatch => None,
+        })
+    }
+
+    fn note_hit(&self, bytes: &Bytes) {
+        count(&self.counters.hits);
+        self.counters.hit_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     }
 
     fn find(&self, frame: FrameId) -> Result<Option<Bytes>> {
@@ -317,14 +352,17 @@ impl Ring {
     fn read_slot(&self, frame: FrameId, slot: Slot) -> Result<SlotRead> {
         let mut bytes = vec![0; slot.bytes() as usize];
         let offset = self.geometry.file_offset(slot.position);
-        self.file
-            .read_at(&mut [IoSliceMut::new(&mut bytes)], offset)
-            .context(|| format!("reading {} bytes at {offset} of the read cache's file", slot.bytes()))?;
+        self.file.read_at(&mut [IoSliceMut::new(&mut bytes)], offset).context(|| describe_read(slot, offset))?;
+        Ok(self.confirm(frame, slot, bytes))
+    }
+
+    /// Whether the bytes of a slot are what the index says.
+    fn confirm(&self, frame: FrameId, slot: Slot, bytes: Vec<u8>) -> SlotRead {
         let entry = decode_entry(self.identity, slot.position, &bytes);
-        Ok(match entry.filter(|entry| entry.frame == frame && entry.slot == slot) {
+        match entry.filter(|entry| entry.frame == frame && entry.slot == slot) {
             Some(entry) => SlotRead::Whole(Bytes::from(bytes).slice(entry.payload)),
             None => SlotRead::Mismatch,
-        })
+        }
     }
 
     /// Forgets a frame: wherever it is, or only if the index still says `packed`.
@@ -372,4 +410,8 @@ impl Ring {
         let buffers = self.buffers.read();
         statistics.used = ByteLen((buffers.written_end - buffers.oldest) * crate::format::cache::CHUNK_BYTES);
     }
+}
+
+fn describe_read(slot: Slot, offset: u64) -> String {
+    format!("reading {} bytes at {offset} of the read cache's file", slot.bytes())
 }

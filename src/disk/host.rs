@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::{DIRECT_BYTES, Disk, DiskFile, OpenMode};
 use crate::error::{Error, ErrorKind, Result};
@@ -108,6 +108,16 @@ impl DiskFile for HostFile {
             0 => rustix::io::preadv(&self.fd, &mut buffers[run], at),
             _ => rustix::io::pread(&self.fd, &mut buffers[run.start][within..], at),
         })
+    }
+
+    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        let wanted = buffer.len();
+        match rustix::io::preadv2(&self.fd, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) {
+            Ok(count) => Ok(count == wanted),
+            // Not in the page cache, or not as this file system can.
+            Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
@@ -231,6 +241,17 @@ mod tests {
         let mut beyond = [0; 2];
         let error = file.read_at(&mut [IoSliceMut::new(&mut beyond)], (1 << 20) - 1).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn what_is_in_the_page_cache_needs_no_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = HostDisk.open(&directory.path().join("f"), OpenMode::CreateNew).unwrap();
+        file.write_at(&[IoSlice::new(&[7; 8192])], 0).unwrap();
+        let mut buffer = [0; 4096];
+        assert!(file.try_read_at(&mut buffer, 4096).unwrap());
+        assert_eq!(buffer, [7; 4096]);
+        assert!(!file.try_read_at(&mut buffer, 8000).unwrap(), "part of it lies behind the end");
     }
 
     #[test]

@@ -32,6 +32,15 @@ pub trait DiskFile: Send + Sync + 'static {
     /// `UnexpectedEof` past the end of the file, or what the operating system says.
     fn read_at(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<()>;
 
+    /// Fills the buffer from byte `offset` on if that takes no waiting for the disk, and says whether it did; if not, the buffer may hold
+    /// anything. A disk that cannot tell never does.
+    ///
+    /// # Errors
+    /// As [`DiskFile::read_at`].
+    fn try_read_at(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+
     /// Writes all the buffers, one after the other, from byte `offset` on.
     ///
     /// # Errors

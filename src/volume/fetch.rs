@@ -32,18 +32,29 @@ pub struct Piece<'a> {
     pub buffer: &'a mut [u8],
 }
 
-/// Copies the blocks of `piece` from frames in memory, if all of them are there.
+/// Copies the blocks of `piece` from frames that are at hand without waiting, if all of them are.
 pub fn try_copy(shared: &Shared, place: SegmentPlace, buffer: &mut [u8]) -> bool {
     let mut block = u64::from(place.block);
     let mut rest = buffer;
     while !rest.is_empty() {
         let id = FrameId { segment: place.segment, frame: (block / FRAME_BLOCKS) as u32 };
-        let Some(frame) = shared.cache.get(id) else { return false };
+        let Some(frame) = shared.cache.get(id).or_else(|| bring_at_once(shared, id)) else { return false };
         let Some(copied) = copy_from_frame(&frame, block, rest) else { return false };
         block += (copied as u64) / BLOCK_SIZE;
         rest = &mut rest[copied..];
     }
     true
+}
+
+/// Brings a frame from the disk part of the cache into memory, if nobody has to wait for that: neither for the disk nor for another who
+/// fetches it. Handing the request to a task costs more than reading and decoding a frame.
+fn bring_at_once(shared: &Shared, id: FrameId) -> Option<Bytes> {
+    let entry = *shared.segment_indexes.get(&id.segment)?.frames.get(id.frame as usize)?;
+    let Claim::Lead(lead) = shared.cache.claim(id) else { return None };
+    let stored = shared.cache.try_read_stored(id)?;
+    let plain = open_frame(id.segment, id.frame, &entry, &stored).ok()?;
+    lead.fill(plain.clone());
+    Some(plain)
 }
 
 /// Copies what of the blocks from `block` on lies in this frame, and returns how many bytes that were.
