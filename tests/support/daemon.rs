@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -336,6 +336,19 @@ impl Daemon {
         let status =
             status.unwrap_or_else(|| panic!("varved did not stop within {PATIENCE:?} of SIGTERM:\n{}", self.said()));
         assert!(status.success(), "varved stopped with {status}:\n{}", self.said());
+    }
+
+    /// Asks it to stop, and does not wait.
+    #[track_caller]
+    pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    /// Waits for its end, whatever the reason.
+    #[track_caller]
+    pub fn end(&mut self) -> ExitStatus {
+        process::wait(&mut self.child, PATIENCE)
+            .unwrap_or_else(|| panic!("varved did not end within {PATIENCE:?}:\n{}", self.said()))
     }
 
     /// Pauses every thread of it; returns when all have stopped, so that no answer comes any more.
