@@ -232,12 +232,14 @@ fn kills() -> u64 {
 fn killed_at_counted_points(kind: StoreKind) {
     let world = World::new(kind);
     // Segments follow each other quickly, so that their PUTs are many.
-    let mut host = world.host("a").with(&["--log-size", "128MiB", "--segment-age", "50ms"]);
-    let endpoint = host.environment.iter().find(|(name, _)| name == "AWS_ENDPOINT_URL").cloned();
-    let proxy = endpoint.map(|(_, endpoint)| FaultProxy::start(&endpoint));
-    if let Some(proxy) = &proxy {
-        host = host.with_environment("AWS_ENDPOINT_URL", &proxy.endpoint());
-    }
+    let host = world.host("a").with(&["--log-size", "128MiB", "--segment-age", "50ms"]);
+    let (host, proxy) = match kind {
+        StoreKind::Directory => (host, None),
+        StoreKind::Minio => {
+            let (host, proxy) = FaultProxy::before(host);
+            (host, Some(proxy))
+        }
+    };
     let volume = host.create("crash", SIZE_ARGUMENT);
     let mut trial = Trial { host, volume, proxy, history: History::new(SIZE), chance: Chance::new(77) };
     let points = points(kind);

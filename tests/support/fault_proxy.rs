@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use super::daemon::Host;
+
 /// What happens to a request.
 #[derive(Clone)]
 pub enum Fault {
@@ -94,6 +96,13 @@ impl FaultProxy {
             }
         });
         FaultProxy { shared, address }
+    }
+
+    /// A host, and a proxy between it and its store, which is an S3 server.
+    pub fn before(host: Host) -> (Host, FaultProxy) {
+        let endpoint = host.environment.iter().find(|(name, _)| name == "AWS_ENDPOINT_URL");
+        let proxy = FaultProxy::start(&endpoint.expect("a host of an S3 store").1);
+        (host.with_environment("AWS_ENDPOINT_URL", &proxy.endpoint()), proxy)
     }
 
     /// The URL that clients are given.
@@ -237,10 +246,13 @@ impl Shared {
         let mut head: Vec<&String> = request.head.iter().filter(|line| !is(line, "connection")).collect();
         let close = "Connection: close".to_owned();
         head.push(&close);
-        server.write_all(&on_the_wire(&head, &request.body))?;
+        // A server that refuses a request by its head does not read the body: then writing fails, and so does reading once the answer is read.
+        let sent = server.write_all(&on_the_wire(&head, &request.body));
         let mut bytes = Vec::new();
-        server.read_to_end(&mut bytes)?;
-        Message::of_answer(&bytes, request.method() == "HEAD")
+        match server.read_to_end(&mut bytes).and(sent) {
+            Err(error) if bytes.is_empty() => Err(error),
+            _ => Message::of_answer(&bytes, request.method() == "HEAD"),
+        }
     }
 }
 
