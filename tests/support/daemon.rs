@@ -116,6 +116,18 @@ impl World {
         block_on(async { request.send().await.unwrap().body.collect().await.unwrap().to_vec() })
     }
 
+    /// The names of all objects; those of a directory store are files.
+    pub fn names(&self) -> Vec<String> {
+        if self.kind == StoreKind::Directory {
+            let store = self.path().join("store").display().to_string();
+            let found = process::shell("cd \"$1\" && find . -mindepth 1", &[&store]).succeeded();
+            return found.lines().map(str::to_owned).collect();
+        }
+        let request = self.s3().list_objects_v2().bucket(self.bucket().0);
+        let page = block_on(async { request.send().await.unwrap() });
+        page.contents().iter().filter_map(|object| object.key().map(str::to_owned)).collect()
+    }
+
     fn bucket(&self) -> (&str, &str) {
         self.store.trim_start_matches("s3://").split_once('/').unwrap()
     }
