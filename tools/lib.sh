@@ -66,6 +66,7 @@ xfsprogs             mkfs.xfs -V
 sqlite3              sqlite3 --version
 ccache               ccache --version
 strace               strace --version
+faketime             faketime --version
 procps               ps --version
 mount                losetup --version
 util-linux           fstrim --version
