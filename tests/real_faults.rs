@@ -20,6 +20,7 @@ use support::daemon::{Daemon, Host, StoreKind, World};
 use support::fault_proxy::{Fault, FaultProxy};
 use support::history::{Chance, History, Load};
 use support::process;
+use varve::limits::STORE_FETCHES_AT_ONCE;
 
 const SIZE: u64 = 16 << 20;
 const SIZE_ARGUMENT: &str = "16MiB";
@@ -220,6 +221,40 @@ fn a_refused_read_is_an_error_of_its_blocks_until_access_is_back() {
     client.write(0, &[0; 512]).expect("a write of a whole sector does not need the store");
     site.proxy.end(rule);
     client.ask(support::client::Command::Read, 0, 1 << 20, 1 << 20, &[]).expect("access is back");
+    drop(client);
+    daemon.stop();
+}
+
+/// What a daemon has open besides its fetches: files, sockets, uploads, clients.
+const OTHER_DESCRIPTORS: usize = 64;
+const READS: u64 = 1000;
+
+/// However many scattered reads there are, the connections to the store stay within a bound.
+#[test]
+fn a_burst_of_reads_takes_a_bounded_number_of_connections() {
+    let mut site = Site::new(57);
+    let daemon = site.host.start();
+    let mut load = site.load();
+    site.write(&mut load, &daemon, 3000);
+    load.finish(&mut site.history);
+    drop(load);
+    daemon.stop();
+    std::fs::remove_dir_all(site.host.state()).unwrap();
+    let daemon = site.host.start();
+    let mut client = site.connect();
+    let rule = site.proxy.add("GET", "/segments/", 0, u64::MAX, Fault::Delay(LATE));
+    for _ in 0..READS {
+        let offset = site.chance.below(SIZE / 4096) * 4096;
+        client.send(support::client::Command::Read, 0, offset, 512, &[]).unwrap();
+    }
+    let mut most = 0;
+    for _ in 0..READS {
+        assert_eq!(client.answer().unwrap().error, 0);
+        most = most.max(std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count());
+    }
+    assert!(site.proxy.hits(rule) > 200, "only {} fetches: that is no burst", site.proxy.hits(rule));
+    assert!(most <= STORE_FETCHES_AT_ONCE + OTHER_DESCRIPTORS, "{most} descriptors");
+    println!("{} fetches, {most} descriptors at most", site.proxy.hits(rule));
     drop(client);
     daemon.stop();
 }

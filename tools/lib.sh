@@ -63,7 +63,10 @@ e2fsprogs            mkfs.ext4 -V
 e2fsprogs            lsattr -d /
 openssl              openssl version
 xfsprogs             mkfs.xfs -V
+btrfs-progs          mkfs.btrfs --version
 sqlite3              sqlite3 --version
+postgresql           ls /usr/lib/postgresql/*/bin/pg_amcheck
+postgresql-contrib   ls /usr/share/postgresql/*/extension/amcheck.control
 ccache               ccache --version
 strace               strace --version
 faketime             faketime --version
