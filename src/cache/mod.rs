@@ -120,6 +120,11 @@ impl ReadCache {
         self.memory.claim(frame)
     }
 
+    /// How much of what is new to the memory part stays at least, before newer frames push it out.
+    pub fn room_for_the_new(&self) -> ByteLen {
+        self.memory.room_for_the_new()
+    }
+
     /// Puts a plain frame into memory that was not claimed (read-ahead, or what was just packed). `bytes` should own
     /// its memory: a slice of a longer buffer keeps all of that alive, which the budget does not see.
     pub fn insert_plain(&self, frame: FrameId, bytes: Bytes) {

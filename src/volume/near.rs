@@ -12,7 +12,7 @@ use crate::limits::{FRAME_BLOCKS, REQUEST_BYTES_MAX};
 use crate::map::SegmentPlace;
 use crate::units::{BLOCK_SIZE, BlockRange, FrameId, Lba};
 use crate::volume::fetch;
-use crate::volume::read_ahead::ReadAhead;
+use crate::volume::read_ahead::{self, ReadAhead};
 use crate::volume::shared::Shared;
 
 /// How much of a disk one query looks at, so that it ends soon on a large and empty one.
@@ -97,7 +97,9 @@ pub trait ReadsAhead: Send + Sync + Sized + 'static {
     /// Notes a read that goes to segments, and reads ahead of it in the background if it is one of a sequence.
     fn note_stream(self: &Arc<Self>, offset: u64, length: u64) {
         let size = self.size();
-        let Some(range) = self.reads().lock().note(offset, length, size) else { return };
+        // What is brought near must still be there when the reader comes.
+        let window = read_ahead::WINDOW_MAX.min(self.shared().cache.room_for_the_new().0 / 2);
+        let Some(range) = self.reads().lock().note(offset, length, size, window) else { return };
         let disk = self.clone();
         self.shared().runtime.spawn(async move {
             if let Err(error) = disk.bring_near(range.start, range.end - range.start).await {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use crate::cache::ReadCache;
 use crate::disk::Disk;
@@ -16,6 +17,9 @@ use crate::units::{ByteLen, FrameId, SegmentId, StoreId};
 use crate::volume::fetch::SegmentIndexCache;
 use crate::volume::frozen_device::FrozenMaps;
 use crate::volume::pages::PageBudget;
+
+/// Stored frames that may wait for the disk part of the cache, in KiB.
+pub const INSERTIONS_KIB_MAX: usize = 24 << 10;
 
 /// How the engine is set up.
 #[derive(Clone, Debug)]
@@ -44,6 +48,8 @@ pub struct Shared {
     pub index: Arc<Index>,
     /// The read cache.
     pub cache: Arc<ReadCache>,
+    /// Room for stored frames on their way into the disk part of the cache, in KiB.
+    pub insertions: Arc<Semaphore>,
     /// Indexes of segments, in memory.
     pub segment_indexes: SegmentIndexCache,
     /// Maps of the snapshots in use.

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use crate::cache::{CacheSettings, ReadCache};
 use crate::disk::host::{HostDisk, LockGuard, lock_exclusive};
@@ -27,7 +28,7 @@ use crate::units::{ByteLen, StoreId};
 use crate::volume::fetch::SegmentIndexCache;
 use crate::volume::frozen_device::FrozenMaps;
 use crate::volume::pages::PageBudget;
-use crate::volume::shared::{EngineSettings, IndexWeight, Packers, Shared, SlotsInIndex};
+use crate::volume::shared::{EngineSettings, INSERTIONS_KIB_MAX, IndexWeight, Packers, Shared, SlotsInIndex};
 
 /// How the memory of a daemon is divided: blocks of the read cache, map pages, segment indexes, RocksDB.
 const MEMORY_SHARES: [u64; 4] = [8, 4, 2, 2];
@@ -95,6 +96,7 @@ pub fn open_on(
         volumes_directory,
         index,
         cache,
+        insertions: Arc::new(Semaphore::new(INSERTIONS_KIB_MAX)),
         segment_indexes: SegmentIndexCache::with_weighter(1024, share(2).0, IndexWeight),
         frozen_maps: FrozenMaps::default(),
         page_budget: Arc::new(PageBudget::new(usize::try_from(share(1).0).unwrap_or(usize::MAX))),
