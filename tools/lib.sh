@@ -58,6 +58,11 @@ qemu-utils           qemu-io --version
 qemu-utils           qemu-nbd --version
 qemu-system-common   qemu-storage-daemon --version
 qemu-system-x86      qemu-system-x86_64 --version
+busybox-static       busybox --help
+cpio                 cpio --version
+kmod                 depmod --version
+xz-utils             xz --version
+dpkg                 dpkg --version
 fuse3                fusermount3 --version
 e2fsprogs            mkfs.ext4 -V
 e2fsprogs            lsattr -d /
