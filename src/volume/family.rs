@@ -142,6 +142,16 @@ impl Volume {
                 }
                 Err(error) if error.kind() == ErrorKind::Conflict => {
                     let current = ownership::load(&*self.shared.store, self.id).await?;
+                    let (found, known) = (current.manifest.generation, loaded.manifest.generation);
+                    if found < known {
+                        let error = Error::damaged(format!(
+                            "the manifest of volume {} was put back to an older version (change {found}; this owner knows change {known}): \
+                             snapshots and forks made since are missing in it. Put the newest version back, then attach again",
+                            self.id
+                        ));
+                        self.fail(&error);
+                        return Err(error);
+                    }
                     if current.manifest.epoch != self.epoch {
                         let by = current.manifest.owner.map_or_else(|| "nobody".to_owned(), |owner| owner.host);
                         let error = self.fenced(&by);

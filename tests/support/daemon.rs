@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::minio::Minio;
+pub use super::process::binary;
 use super::process::{self, Outcome, PATIENCE, tail, text_of};
 
 /// Every test is run on both.
@@ -39,13 +40,6 @@ macro_rules! both_stores {
     };
 }
 pub(crate) use both_stores;
-
-/// The folder of the built binaries: `varve` lies beside `varved`.
-pub fn binary(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_varved")).with_file_name(name);
-    assert!(path.exists(), "{} is not built: cargo build --release --workspace", path.display());
-    path
-}
 
 /// A store and the folder that everything of a test lies in; gone when dropped.
 pub struct World {

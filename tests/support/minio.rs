@@ -33,6 +33,7 @@ pub struct Minio {
     watcher: Child,
     port: u16,
     directory: PathBuf,
+    scheme: &'static str,
 }
 
 impl Minio {
@@ -44,18 +45,31 @@ impl Minio {
 
     /// Starts a server of one's own.
     pub fn start() -> Minio {
-        let directory = tempfile::Builder::new().prefix("varve-minio-").tempdir().unwrap().keep();
+        Minio::start_in(fresh_directory(), "http")
+    }
+
+    /// Starts a server that speaks TLS, with the key and the certificate in these PEM files.
+    pub fn start_with_tls(key: &Path, certificate: &Path) -> Minio {
+        let directory = fresh_directory();
+        let certificates = directory.join("certs");
+        std::fs::create_dir(&certificates).unwrap();
+        std::fs::copy(key, certificates.join("private.key")).unwrap();
+        std::fs::copy(certificate, certificates.join("public.crt")).unwrap();
+        Minio::start_in(directory, "https")
+    }
+
+    fn start_in(directory: PathBuf, scheme: &'static str) -> Minio {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let watcher = watch(&directory);
         let server = serve(&directory, port);
-        let minio = Minio { server: Mutex::new(server), watcher, port, directory };
+        let minio = Minio { server: Mutex::new(server), watcher, port, directory, scheme };
         minio.wait_until_ready();
         minio
     }
 
     /// The URL of the server.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("{}://127.0.0.1:{}", self.scheme, self.port)
     }
 
     /// Where the server keeps its files: a directory for each bucket, in it one for each object.
@@ -144,11 +158,16 @@ impl Minio {
         }
     }
 
+    /// How it begins to answer a plain request for its health.
+    fn ready_answer(&self) -> &'static str {
+        if self.scheme == "http" { " 200 " } else { "sent an HTTP request to an HTTPS server" }
+    }
+
     fn is_ready(&self) -> bool {
         let Ok(mut connection) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
         let asked = connection.write_all(b"GET /minio/health/cluster HTTP/1.0\r\nHost: localhost\r\n\r\n");
         let mut answer = String::new();
-        asked.is_ok() && connection.read_to_string(&mut answer).is_ok() && answer.contains(" 200 ")
+        asked.is_ok() && connection.read_to_string(&mut answer).is_ok() && answer.contains(self.ready_answer())
     }
 }
 
@@ -159,6 +178,10 @@ impl Drop for Minio {
         let _ = self.watcher.wait();
         let _ = self.server.lock().map(|mut server| server.wait());
     }
+}
+
+fn fresh_directory() -> PathBuf {
+    tempfile::Builder::new().prefix("varve-minio-").tempdir().unwrap().keep()
 }
 
 fn binary() -> &'static Path {
@@ -176,6 +199,8 @@ fn serve(directory: &Path, port: u16) -> Child {
     let log = std::fs::File::options().create(true).append(true).open(directory.join("log")).unwrap();
     let server = Command::new(binary())
         .args(["server", "--quiet", "--address", &format!("127.0.0.1:{port}")])
+        .arg("--certs-dir")
+        .arg(directory.join("certs"))
         .arg(directory.join("data"))
         .env("MINIO_ROOT_USER", KEY_ID)
         .env("MINIO_ROOT_PASSWORD", SECRET)

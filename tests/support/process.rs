@@ -12,6 +12,13 @@ pub fn repository() -> PathBuf {
     PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo test says where the package is"))
 }
 
+/// The folder of the built binaries: `varve` lies beside `varved`.
+pub fn binary(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_varved")).with_file_name(name);
+    assert!(path.exists(), "{} is not built: cargo build --release --workspace", path.display());
+    path
+}
+
 /// Longer than anything a test runs takes on two busy cores.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 

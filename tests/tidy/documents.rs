@@ -81,3 +81,37 @@ pub fn named_tests_exist(path: &str, text: &str, read: &dyn Fn(&str) -> Option<S
     let gone = named_tests(text).into_iter().filter(|(_, file, function)| !is_there(file, function));
     gone.map(|(line, file, function)| format!("{path}:{line}: there is no test {function} in {file}")).collect()
 }
+
+/// The rows of the catalogue of faults, by letter: how many there are.
+const FAULTS: [(&str, u32); 9] =
+    [("L", 12), ("C", 4), ("S", 7), ("O", 14), ("X", 6), ("W", 4), ("T", 1), ("N", 11), ("P", 3)];
+/// Faults that nothing in varve can meet: no multipart upload is made, and no delete or write rests on such a condition.
+const NOT_MET: [&str; 3] = ["O11", "O12", "O13"];
+
+/// The page names a test for every fault of the catalogue: in a row of a table whose first cell begins with the faults that it is about.
+pub fn every_fault_has_a_test(path: &str, text: &str) -> Vec<String> {
+    let rows: Vec<(Vec<&str>, bool)> = prose(text)
+        .into_iter()
+        .filter_map(|(_, line)| {
+            let (faults, shown) = line.strip_prefix("| ")?.split_once(" | ")?;
+            let named = faults.split([',', ' ']).take_while(|word| word.is_empty() || is_fault(word));
+            Some((named.filter(|word| !word.is_empty()).collect(), !named_tests(shown).is_empty()))
+        })
+        .collect();
+    let all = FAULTS.iter().flat_map(|(letter, count)| (1..=*count).map(move |number| format!("{letter}{number}")));
+    all.filter_map(|fault| {
+        let about: Vec<bool> =
+            rows.iter().filter(|(named, _)| named.contains(&fault.as_str())).map(|(_, has_test)| *has_test).collect();
+        match about[..] {
+            [] => Some(format!("{path} does not speak of fault {fault}")),
+            _ if about.contains(&true) || NOT_MET.contains(&fault.as_str()) => None,
+            _ => Some(format!("{path} names no test for fault {fault}")),
+        }
+    })
+    .collect()
+}
+
+fn is_fault(word: &str) -> bool {
+    let letter = word.get(..1).unwrap_or_default();
+    FAULTS.iter().any(|(known, _)| *known == letter) && word[1..].parse::<u32>().is_ok()
+}

@@ -173,3 +173,8 @@ fn every_promise_names_tests_that_exist() {
     let text = |path: &str| fs::read_to_string(repository().join(path)).ok();
     report(documents::named_tests_exist("design/promises.md", &page, &text));
 }
+
+#[test]
+fn every_fault_of_the_catalogue_has_a_test() {
+    report(documents::every_fault_has_a_test("design/promises.md", &read("design/promises.md")));
+}

@@ -174,3 +174,16 @@ fn a_named_test_that_does_not_exist_is_found() {
     let faults = documents::named_tests_exist("page", page, &read);
     assert_eq!(faults.len(), 2, "{faults:?}");
 }
+
+#[test]
+fn a_fault_without_a_test_is_noticed() {
+    let all: Vec<String> = ["L", "C", "S", "O", "X", "W", "T", "N", "P"]
+        .iter()
+        .flat_map(|letter| (1..=14).map(move |number| format!("{letter}{number}")))
+        .collect();
+    let page = format!("| {} a fault | `tests/a.rs::b` |\n", all.join(", "));
+    assert_eq!(documents::every_fault_has_a_test("page", &page).len(), 0);
+    let untested = page.replace("L3, ", "").replace("C2, ", "") + "| L3 stale records | open |\n";
+    let faults = documents::every_fault_has_a_test("page", &untested);
+    assert_eq!(faults, ["page names no test for fault L3", "page does not speak of fault C2"]);
+}

@@ -10,7 +10,7 @@
 //! | quota (MinIO: 400), disk full (MinIO: 500 or 507) | `Full` |
 //! | other 4xx, 3xx, 501 | `Rejected` |
 //! | other 5xx, no answer | a write: `OutcomeUnknown`; else `Unavailable` |
-//! | could not connect, or not even begin | `Unavailable`, or `Denied` without credentials |
+//! | could not connect, or not even begin | `Unavailable`, or `Denied` without credentials or with a certificate that is not trusted |
 
 use std::error::Error as StdError;
 
@@ -117,6 +117,11 @@ where
 {
     if sources(error).any(|source| source.to_string().contains("credential")) {
         let remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile with AWS_PROFILE";
+        return (StoreErrorKind::Denied, remedy);
+    }
+    if sources(error).any(|source| source.to_string().contains("invalid peer certificate")) {
+        let remedy = "the server is not who it says, by its certificate: check AWS_ENDPOINT_URL, and name the file of its authority with \
+                      SSL_CERT_FILE if that is one of your own";
         return (StoreErrorKind::Denied, remedy);
     }
     if sources(error).any(never_connected) {

@@ -19,6 +19,7 @@ mod crashes;
 mod export_log;
 mod family;
 mod frozen;
+mod manifest;
 mod purge;
 
 const LOG_BYTES: ByteLen = ByteLen(4 << 20);
