@@ -18,6 +18,9 @@ pub const LOG_BYTES_MIN: u64 = 128 << 20;
 pub const SEGMENT_BYTES_TARGET: u64 = 24 << 20;
 /// Longest object that a reader accepts as a segment.
 pub const SEGMENT_OBJECT_BYTES_MAX: u64 = 128 << 20;
+/// Fetches from an S3 store that one process has under way at a time. Each has a connection and so a descriptor, and those that were used are
+/// kept for a while: without a bound, a burst of scattered reads takes hundreds, and the usual limit of a process is 1024.
+pub const STORE_FETCHES_AT_ONCE: usize = 128;
 /// Longest object that is fetched as a whole: twice the longest segment. A longer one is none of ours, and is
 /// refused before memory is taken for it.
 pub const OBJECT_BYTES_MAX: u64 = 2 * SEGMENT_OBJECT_BYTES_MAX;

@@ -58,14 +58,23 @@ qemu-utils           qemu-io --version
 qemu-utils           qemu-nbd --version
 qemu-system-common   qemu-storage-daemon --version
 qemu-system-x86      qemu-system-x86_64 --version
+busybox-static       busybox --help
+cpio                 cpio --version
+kmod                 depmod --version
+xz-utils             xz --version
+dpkg                 dpkg --version
 fuse3                fusermount3 --version
 e2fsprogs            mkfs.ext4 -V
 e2fsprogs            lsattr -d /
 openssl              openssl version
 xfsprogs             mkfs.xfs -V
+btrfs-progs          mkfs.btrfs --version
 sqlite3              sqlite3 --version
+postgresql           ls /usr/lib/postgresql/*/bin/pg_amcheck
+postgresql-contrib   ls /usr/share/postgresql/*/extension/amcheck.control
 ccache               ccache --version
 strace               strace --version
+faketime             faketime --version
 procps               ps --version
 mount                losetup --version
 util-linux           fstrim --version

@@ -7,7 +7,8 @@
 //! One request per call: the SDK's own retries and deadlines are off, since a wrapper above decides about both and has
 //! to know what each try did. A body is returned only if its length is what was announced and asked for: a MinIO with rot on
 //! its disk answers 206 with no bytes. With each body goes its CRC32C, which the server verifies before it stores anything;
-//! where neither TLS nor the loopback device protects the way, the body is signed as well. Conditions are the store's (`If-None-Match: *`, `If-Match`); whether it honours
+//! where neither TLS nor the loopback device protects the way, the body is signed as well. Fetches have a bound together, and so have the connections
+//! that they leave open. Conditions are the store's (`If-None-Match: *`, `If-Match`); whether it honours
 //! them is found out by the probe. DELETE is unconditional, since MinIO ignores its conditions. To Tigris every request
 //! carries the header that asks for the one consistent answer.
 //!
@@ -32,12 +33,13 @@ use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_smithy_http_client::{Builder, tls};
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::{
     ByteRange, Condition, ETag, Fetched, Listed, Listing, ObjectKey, Operation, Store, StoreError, StoreErrorKind,
     StoreResult,
 };
-use crate::limits::OBJECT_BYTES_MAX;
+use crate::limits::{OBJECT_BYTES_MAX, STORE_FETCHES_AT_ONCE};
 use crate::units::UnixMillis;
 
 mod bodies;
@@ -79,6 +81,7 @@ pub struct S3Store {
     sign_bodies: bool,
     address: String,
     bodies: Bodies,
+    fetches: Semaphore,
 }
 
 impl S3Store {
@@ -140,6 +143,7 @@ impl S3Store {
             sign_bodies,
             address,
             bodies: Bodies::default(),
+            fetches: Semaphore::new(STORE_FETCHES_AT_ONCE),
         }
     }
 
@@ -259,12 +263,15 @@ impl Store for S3Store {
             ByteRange::Part { offset, length } => Some(format!("bytes={offset}-{}", offset.saturating_add(length - 1))),
             ByteRange::Suffix(length) => Some(format!("bytes=-{length}")),
         };
+        // It is never closed, so there is always a place in the end.
+        let place = self.fetches.acquire().await.ok();
         let request = self.client.get_object().bucket(&self.bucket).key(self.name(key)).set_range(header);
         let answer = match request.send().await {
             Ok(answer) => answer,
             Err(error) if classify::is_range_outside(&error) => {
                 // The end of an empty object is nothing; anything else that is outside of an object is an error.
                 if let ByteRange::Suffix(_) = range {
+                    drop(place);
                     let whole = self.get(key, ByteRange::Full).await?;
                     if whole.object_length == 0 {
                         return Ok(whole);

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -108,6 +108,18 @@ impl World {
         let (bucket, prefix) = self.bucket();
         let request = self.s3().get_object().bucket(bucket).key(format!("{prefix}/{key}"));
         block_on(async { request.send().await.unwrap().body.collect().await.unwrap().to_vec() })
+    }
+
+    /// The names of all objects; those of a directory store are files.
+    pub fn names(&self) -> Vec<String> {
+        if self.kind == StoreKind::Directory {
+            let store = self.path().join("store").display().to_string();
+            let found = process::shell("cd \"$1\" && find . -mindepth 1", &[&store]).succeeded();
+            return found.lines().map(str::to_owned).collect();
+        }
+        let request = self.s3().list_objects_v2().bucket(self.bucket().0);
+        let page = block_on(async { request.send().await.unwrap() });
+        page.contents().iter().filter_map(|object| object.key().map(str::to_owned)).collect()
     }
 
     fn bucket(&self) -> (&str, &str) {
@@ -330,6 +342,19 @@ impl Daemon {
         let status =
             status.unwrap_or_else(|| panic!("varved did not stop within {PATIENCE:?} of SIGTERM:\n{}", self.said()));
         assert!(status.success(), "varved stopped with {status}:\n{}", self.said());
+    }
+
+    /// Asks it to stop, and does not wait.
+    #[track_caller]
+    pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    /// Waits for its end, whatever the reason.
+    #[track_caller]
+    pub fn end(&mut self) -> ExitStatus {
+        process::wait(&mut self.child, PATIENCE)
+            .unwrap_or_else(|| panic!("varved did not end within {PATIENCE:?}:\n{}", self.said()))
     }
 
     /// Pauses every thread of it; returns when all have stopped, so that no answer comes any more.

@@ -17,6 +17,7 @@ const CLEANUP: Duration = Duration::from_secs(20);
 pub enum FileSystem {
     Ext4,
     Xfs,
+    Btrfs,
 }
 
 /// An export as a loop device.
@@ -60,6 +61,7 @@ impl BlockDisk {
         match kind {
             FileSystem::Ext4 => shell("mkfs.ext4 -qF \"$1\"", &[&self.device]),
             FileSystem::Xfs => shell("mkfs.xfs -qf \"$1\"", &[&self.device]),
+            FileSystem::Btrfs => shell("mkfs.btrfs -qf \"$1\"", &[&self.device]),
         }
         .succeeded();
     }
@@ -70,6 +72,7 @@ impl BlockDisk {
         match kind {
             FileSystem::Ext4 => shell("e2fsck -fn \"$1\"", &[&self.device]),
             FileSystem::Xfs => shell("xfs_repair -n \"$1\"", &[&self.device]),
+            FileSystem::Btrfs => shell("btrfs check --readonly \"$1\"", &[&self.device]),
         }
         .succeeded();
     }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::client::{Client, Command};
+use super::client::{Client, Command, FUA};
 
 /// The unit of the record, smaller than varve's block: writes begin and end within blocks.
 pub const SECTOR: u64 = 512;
@@ -248,11 +248,21 @@ pub struct Load {
     clients: Vec<(Client, HashMap<u64, usize>)>,
     depth: usize,
     sectors_max: u64,
+    /// One write in so many is durable when it is acknowledged; 0: none.
+    one_durable_in: u64,
 }
 
 impl Load {
     pub fn new(clients: Vec<Client>, depth: usize, sectors_max: u64) -> Load {
-        Load { clients: clients.into_iter().map(|client| (client, HashMap::new())).collect(), depth, sectors_max }
+        let clients = clients.into_iter().map(|client| (client, HashMap::new())).collect();
+        Load { clients, depth, sectors_max, one_durable_in: 0 }
+    }
+
+    /// Asks for FUA with one write in so many.
+    #[must_use]
+    pub fn with_durable(mut self, one_in: u64) -> Load {
+        self.one_durable_in = one_in;
+        self
     }
 
     /// Sends or receives once, on a connection chosen by chance. False if a connection has broken.
@@ -262,8 +272,9 @@ impl Load {
         let (client, in_flight) = &mut self.clients[choice];
         if in_flight.len() < self.depth {
             let index = history.next_write(chance, self.sectors_max);
+            let durable = self.one_durable_in > 0 && chance.below(self.one_durable_in) == 0;
             // Broken or not, the write may have arrived: it counts as sent.
-            let sent = history.send(index, client, 0);
+            let sent = history.send(index, client, if durable { FUA } else { 0 });
             if let Ok(cookie) = sent {
                 in_flight.insert(cookie, index);
             }

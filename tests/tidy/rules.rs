@@ -21,6 +21,8 @@ pub const INTEGER_BYTES: &[Exception] = &[
     exception("src/format/", "this is what the room is for"),
     exception("src/nbd/protocol.rs", "the protocol's own byte layout, which is no format of ours"),
     exception("src/store/s3.rs", "the checksum header of S3"),
+    exception("tools/src/torture/client.rs", "the protocol's own byte layout, from the client's side"),
+    exception("tools/src/torture/record.rs", "stamps the blocks of a disk that is only there to be judged"),
 ];
 
 /// Where the time is asked for.

@@ -9,7 +9,7 @@ use varve::settings::SharedArguments;
 
 use crate::commands::{
     Command as _, attach, check, create, destroy, detach, diff, dump, export, extend, fork, import, list, purge,
-    rescue, restore, show, snapshots, status, sync, undelete, update, usage,
+    rescue, restore, show, snapshots, status, sync, torture, undelete, update, usage,
 };
 use crate::context::Context;
 use crate::render::Report;
@@ -68,6 +68,8 @@ commands! {
         Dump(dump::Arguments),
         /// Show the daemon and what is attached to it
         Status(status::Arguments),
+        /// Prove the promises on this store and this disk: kill, pause and wipe daemons of its own, in scratch space that is removed at the end
+        Torture(torture::Arguments),
     }
 }
 

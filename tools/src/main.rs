@@ -8,6 +8,7 @@
 //! | `target` | a volume or snapshot as people name it |
 //! | `owner` | who has a volume, and what can be done about it |
 //! | `schedule` | when snapshots are taken by themselves, in words |
+//! | `torture/` | daemons that are killed, paused and lose their disks, and the judgement of what is left |
 //! | `image` | what import, export and diff have in common |
 //! | `render` | blocks, tables, JSON, sizes and times |
 //!
@@ -25,6 +26,7 @@ mod schedule;
 mod target;
 #[cfg(test)]
 mod tests;
+mod torture;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;

@@ -31,6 +31,7 @@ pub mod show;
 pub mod snapshots;
 pub mod status;
 pub mod sync;
+pub mod torture;
 pub mod undelete;
 pub mod update;
 pub mod usage;

@@ -1,0 +1,231 @@
+//! What goes on while the daemon is killed below it, again and again, with QEMU's reconnecting client between: files on ext4, xfs and btrfs that
+//! are compared with a model, and PostgreSQL under pgbench, which must keep every transaction and find its indexes sound.
+#![cfg(test)]
+
+#[allow(dead_code, reason = "each test file uses a part of the support")]
+mod support {
+    pub mod client;
+    pub mod daemon;
+    pub mod disk;
+    pub mod exerciser;
+    pub mod history;
+    pub mod minio;
+    pub mod process;
+}
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use support::daemon::{Daemon, Host, StoreKind, World, both_stores};
+use support::disk::{BlockDisk, Bridge, FileSystem, Mount};
+use support::exerciser::Exerciser;
+use support::process::{self, shell, text_of};
+
+/// Deaths of the daemon below each of them.
+const KILLS: u64 = 5;
+/// Operations on files between two deaths.
+const OPERATIONS: u64 = 150;
+
+both_stores!(files_on_ext4, files_on_xfs, files_on_btrfs, postgresql_keeps_every_transaction);
+
+fn files_on_ext4(kind: StoreKind) {
+    files_ride_over(kind, FileSystem::Ext4);
+}
+
+fn files_on_xfs(kind: StoreKind) {
+    files_ride_over(kind, FileSystem::Xfs);
+}
+
+fn files_on_btrfs(kind: StoreKind) {
+    files_ride_over(kind, FileSystem::Btrfs);
+}
+
+/// A volume behind the reconnecting client, mounted.
+struct Site {
+    host: Host,
+    daemon: Daemon,
+    system: FileSystem,
+    // In the order in which they are let go.
+    disk: BlockDisk,
+    bridge: Bridge,
+    world: World,
+}
+
+impl Site {
+    fn make(kind: StoreKind, system: FileSystem) -> Site {
+        let world = World::new(kind);
+        let host = world.host("a");
+        let volume = host.create("disk", "1GiB");
+        let daemon = host.start();
+        let bridge = Bridge::start(&host.nbd(), &volume);
+        let disk = BlockDisk::attach(&bridge.uri());
+        disk.make(system);
+        Site { host, daemon, system, disk, bridge, world }
+    }
+
+    fn kill(&mut self) {
+        self.daemon.kill9();
+        self.daemon = self.host.start();
+    }
+
+    /// Unmounts, checks the file system, and mounts it again.
+    fn check(&self, mount: Mount) -> Mount {
+        mount.unmount();
+        self.disk.check(self.system);
+        self.disk.mount()
+    }
+
+    fn end(self, mount: Mount) {
+        mount.unmount();
+        self.disk.detach();
+        drop(self.bridge);
+        self.daemon.stop();
+        drop(self.world);
+    }
+}
+
+fn files_ride_over(kind: StoreKind, system: FileSystem) {
+    let mut site = Site::make(kind, system);
+    let mount = site.disk.mount();
+    let path = mount.path.join("exercised");
+    let mut exerciser = Exerciser::new(&path, 71);
+    let (done, enough) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let exercising = scope.spawn(|| {
+            while !enough.load(Ordering::SeqCst) {
+                exerciser.step();
+                done.store(exerciser.done, Ordering::SeqCst);
+            }
+        });
+        for kill in 1..=KILLS {
+            process::until("the exerciser goes on", || {
+                exercising.is_finished() || done.load(Ordering::SeqCst) >= kill * OPERATIONS
+            });
+            site.kill();
+        }
+        let goal = done.load(Ordering::SeqCst) + OPERATIONS;
+        process::until("the exerciser goes on", || exercising.is_finished() || done.load(Ordering::SeqCst) >= goal);
+        enough.store(true, Ordering::SeqCst);
+    });
+    exerciser.check();
+    let wanted = exerciser.content().to_vec();
+    drop(exerciser);
+    let mount = site.check(mount);
+    assert!(std::fs::read(&path).unwrap() == wanted, "the file is not what was written to it");
+    site.end(mount);
+}
+
+/// Transactions of each of the four clients of pgbench.
+const TRANSACTIONS: u64 = 1000;
+const CLIENTS: u64 = 4;
+
+/// A PostgreSQL on a mounted disk, reached through a Unix socket.
+struct Postgres {
+    server: Child,
+    programs: PathBuf,
+    sockets: String,
+}
+
+/// A command as the user `postgres`: the server refuses to run as root.
+fn as_postgres(program: &Path) -> Command {
+    let mut command = Command::new("runuser");
+    command.args(["-u", "postgres", "--"]).arg(program).current_dir("/");
+    command
+}
+
+impl Postgres {
+    fn start(mount: &Path, log: &Path) -> Postgres {
+        let programs = shell("dirname \"$(ls /usr/lib/postgresql/*/bin/initdb | sort -V | tail -n 1)\"", &[]);
+        let programs = PathBuf::from(programs.succeeded().trim());
+        let sockets = mount.join("sockets").display().to_string();
+        let data = mount.join("data");
+        let folder = mount.parent().unwrap().display().to_string();
+        let script = "chmod 755 \"$1\"; mkdir -p \"$2\" \"$3\"; chown postgres \"$2\" \"$3\"; chmod 700 \"$2\"";
+        shell(script, &[&folder, &data.display().to_string(), &sockets]).succeeded();
+        if !data.join("PG_VERSION").exists() {
+            let mut command = as_postgres(&programs.join("initdb"));
+            process::run(command.args(["--auth=trust", "--data-checksums", "-D"]).arg(&data)).succeeded();
+        }
+        let output = std::fs::File::options().create(true).append(true).open(log).unwrap();
+        let mut command = as_postgres(&programs.join("postgres"));
+        command.args(["-c", "listen_addresses=", "-c", "shared_buffers=16MB", "-k", &sockets, "-D"]).arg(&data);
+        command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
+        let server = command.spawn().unwrap();
+        let postgres = Postgres { server, programs, sockets };
+        process::until("PostgreSQL answers", || {
+            process::run(&mut postgres.client("pg_isready", &["-q"])).status.success()
+        });
+        postgres
+    }
+
+    fn client(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = as_postgres(&self.programs.join(program));
+        command.args(["-h", &self.sockets]).args(arguments);
+        command
+    }
+
+    fn query(&self, query: &str) -> String {
+        let text = process::run(&mut self.client("psql", &["-X", "-A", "-t", "-c", query, "postgres"])).succeeded();
+        text.trim().to_owned()
+    }
+
+    fn stop(mut self, data: &Path) {
+        let mut command = as_postgres(&self.programs.join("pg_ctl"));
+        process::run(command.args(["stop", "-m", "fast", "-D"]).arg(data)).succeeded();
+        assert!(process::wait(&mut self.server, process::PATIENCE).is_some(), "PostgreSQL does not stop");
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // runuser passes the signal on.
+        let _ = Command::new("kill").args(["-QUIT", &self.server.id().to_string()]).stderr(Stdio::null()).status();
+        let _ = process::wait(&mut self.server, process::PATIENCE);
+    }
+}
+
+fn postgresql_keeps_every_transaction(kind: StoreKind) {
+    let mut site = Site::make(kind, FileSystem::Ext4);
+    let mount = site.disk.mount();
+    let log = site.world.path().join("postgres.log");
+    let data = mount.path.join("data");
+    let postgres = Postgres::start(&mount.path, &log);
+    process::run(&mut postgres.client("pgbench", &["-i", "-q", "-s", "2", "postgres"])).succeeded();
+    postgres.query("CREATE EXTENSION amcheck");
+
+    let progress = site.world.path().join("pgbench.log");
+    let output = std::fs::File::create(&progress).unwrap();
+    let (clients, transactions) = (CLIENTS.to_string(), TRANSACTIONS.to_string());
+    let arguments = ["-n", "-c", &clients, "-t", &transactions, "--progress=1", "postgres"];
+    let mut pgbench = postgres.client("pgbench", &arguments);
+    let mut pgbench = pgbench.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap();
+    let mut kills = 0;
+    while pgbench.try_wait().unwrap().is_none() {
+        let goal = CLIENTS * TRANSACTIONS * (kills + 1) / (KILLS + 2);
+        process::until("transactions go on", || pgbench.try_wait().unwrap().is_some() || history_of(&postgres) >= goal);
+        if pgbench.try_wait().unwrap().is_none() {
+            site.kill();
+            kills += 1;
+        }
+    }
+    let said = text_of(&progress);
+    assert!(pgbench.wait().unwrap().success(), "{said}\n{}", text_of(&log));
+    assert!(kills >= KILLS, "pgbench was done after {kills} kills\n{said}");
+    postgres.stop(&data);
+
+    // From the disk, by a server that has none of it in memory.
+    let mount = site.check(mount);
+    let postgres = Postgres::start(&mount.path, &log);
+    assert_eq!(history_of(&postgres), CLIENTS * TRANSACTIONS, "transactions are missing");
+    let sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history) \
+                AND (SELECT sum(bbalance) FROM pgbench_branches) = (SELECT sum(tbalance) FROM pgbench_tellers)";
+    assert_eq!(postgres.query(sums), "t", "balances do not add up");
+    process::run(&mut postgres.client("pg_amcheck", &["--heapallindexed", "--parent-check", "postgres"])).succeeded();
+    postgres.stop(&data);
+    site.end(mount);
+}
+
+fn history_of(postgres: &Postgres) -> u64 {
+    postgres.query("SELECT count(*) FROM pgbench_history").parse().unwrap()
+}
