@@ -35,6 +35,7 @@ use crate::volume::read_ahead::ReadAhead;
 use crate::volume::rescue;
 use crate::volume::schedule::ScheduleState;
 use crate::volume::shared::Shared;
+use crate::work;
 
 /// A volume that was just attached, and how that went.
 pub struct Opened {
@@ -137,8 +138,8 @@ fn new_owner(shared: &Shared, resumes: Option<Token>) -> Owner {
     Owner {
         token: clock::random_token(),
         resumes,
-        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        pid: std::process::id(),
+        host: work::host_name(),
+        pid: work::process_id(),
         control: shared.settings.control.clone(),
         attached_at: clock::now(),
     }

@@ -189,13 +189,18 @@ impl PageTable {
     /// What RocksDB says.
     pub fn write_back(&self) -> Result<()> {
         loop {
-            let mut residents = self.residents.lock();
-            let dirty = residents.pages.iter().filter(|(_, resident)| resident.dirty).map(|(&index, _)| index);
-            let batch: Vec<PageIndex> = dirty.take(WRITE_BACK_PAGES).collect();
-            if batch.is_empty() {
+            let mut dirty: Vec<PageIndex> = {
+                let residents = self.residents.lock();
+                residents.pages.iter().filter(|(_, resident)| resident.dirty).map(|(&index, _)| index).collect()
+            };
+            if dirty.is_empty() {
                 return Ok(());
             }
-            self.write_back_batch(&mut residents, &batch)?;
+            // The same order in every process, so that a simulated history is the same.
+            dirty.sort_unstable();
+            for batch in dirty.chunks(WRITE_BACK_PAGES) {
+                self.write_back_batch(&mut self.residents.lock(), batch)?;
+            }
         }
     }
 

@@ -29,7 +29,7 @@ impl Volume {
             if Arc::strong_count(self) <= 1 {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            crate::clock::sleep(Duration::from_millis(10)).await;
         }
     }
 }

@@ -256,7 +256,7 @@ impl Volume {
         if self.committer.free().0 < 2 * RECORD_BYTES_MAX {
             self.upload_wake.notify_one();
             // Bounded, since other writers may take the room that came free without another wake-up.
-            let _ = tokio::time::timeout(FULL_LOG_LOOK, woken).await;
+            let _ = clock::timeout(FULL_LOG_LOOK, woken).await;
         }
         Ok(false)
     }
