@@ -16,8 +16,12 @@ mod finale;
 mod host;
 #[path = "simulation/journal.rs"]
 mod journal;
+#[path = "simulation/mutants.rs"]
+mod mutants;
 #[path = "simulation/network.rs"]
 mod network;
+#[path = "simulation/points.rs"]
+mod points;
 #[path = "simulation/record.rs"]
 mod record;
 #[path = "simulation/runs.rs"]
@@ -26,6 +30,8 @@ mod runs;
 mod world;
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use runs::{Plan, history, run};
 
@@ -52,4 +58,83 @@ fn one_seed_is_one_history() {
     assert_eq!(digests[0], digests[1]);
     let different: std::collections::BTreeSet<_> = digests[0].values().collect();
     assert_eq!(different.len() as u64, TWICE, "and another seed is another history");
+}
+
+/// Points and endings that are tried at least.
+const POINTS_MIN: usize = 500;
+const ENDINGS_MIN: usize = 5000;
+
+/// Runs jobs on all cores, and returns what they panicked with.
+fn all_cores<T: Sync>(jobs: &[T], run: impl Fn(&T) + Sync, name: impl Fn(&T) -> String + Sync) -> Vec<String> {
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(job))) {
+                        let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+                        failed.lock().unwrap().push(format!("{}: {text}", name(job)));
+                    }
+                }
+            });
+        }
+    });
+    failed.into_inner().unwrap()
+}
+
+#[test]
+fn any_point_of_a_history_may_be_its_last() {
+    let (mut points, mut endings) = (0, 0);
+    for script in points::Script::ALL {
+        let (captured, requests) = points::capture(script);
+        let jobs: Vec<(&points::Point, points::Ending)> =
+            captured.iter().flat_map(|point| point.endings().into_iter().map(move |ending| (point, ending))).collect();
+        println!("{script:?}: {requests} requests, {} points, {} endings", captured.len(), jobs.len());
+        let failed = all_cores(
+            &jobs,
+            |(point, ending)| point.go_on(*ending),
+            |(point, ending)| format!("{script:?}, {} {ending:?}", point.what),
+        );
+        assert!(
+            failed.is_empty(),
+            "{} of {} failed:\n{}",
+            failed.len(),
+            jobs.len(),
+            failed[..failed.len().min(9)].join("\n")
+        );
+        points += captured.len();
+        endings += jobs.len();
+    }
+    println!("{points} points, {endings} endings");
+    assert!(points >= POINTS_MIN && endings >= ENDINGS_MIN, "{points} points, {endings} endings");
+}
+
+#[test]
+fn any_request_may_fail_or_lose_its_answer() {
+    let mut jobs = Vec::new();
+    for script in points::Script::ALL {
+        let (_, requests) = points::capture(script);
+        jobs.extend((1..=requests).flat_map(|number| [(script, number, false), (script, number, true)]));
+    }
+    let failed = all_cores(
+        &jobs,
+        |(script, number, is_applied)| points::lose_one(*script, *number, *is_applied),
+        |job| format!("{job:?}"),
+    );
+    println!("{} requests failed, or lost their answers", jobs.len());
+    assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed[..failed.len().min(9)].join("\n"));
+    assert!(jobs.len() >= POINTS_MIN, "only {} requests", jobs.len());
+}
+
+#[test]
+fn every_deliberate_bug_is_found() {
+    let mut unseen = Vec::new();
+    for mutant in mutants::all() {
+        match mutant.hunt() {
+            Some((seed, failure)) => println!("{}: seed {seed}: {}", mutant.name, failure.lines().next().unwrap_or("")),
+            None => unseen.push(mutant.name),
+        }
+    }
+    assert!(unseen.is_empty(), "no history found that {unseen:?}");
 }

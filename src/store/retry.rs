@@ -175,7 +175,10 @@ impl Store for Retry {
             };
             if let (StoreErrorKind::PreconditionFailed, Some(unknown)) = (&error.kind, &unknown) {
                 return match self.find_ours(&mut tries, key, &body).await {
-                    Ok(Some(etag)) => Ok(etag),
+                    Ok(Some(etag)) => {
+                        tracing::debug!(%key, "an earlier try took effect");
+                        Ok(etag)
+                    }
                     Ok(None) => Err(error),
                     Err(reading) => Err(undecided(unknown, &reading)),
                 };

@@ -97,6 +97,13 @@ impl Fleet {
         let slot = self.slot(id);
         let mut attached = slot.attached.lock().await;
         if let Some(current) = &*attached {
+            if !client {
+                // Who asks for an attachment by name is told how things are, also by an owner that was put out and does not know it yet. If
+                // the store does not say, the attachment stands.
+                if let Err(error) = current.volume.confirm_ownership().await {
+                    tracing::info!(volume = %id, %error, "ownership is not confirmed");
+                }
+            }
             match current.volume.gate.closed() {
                 None => {
                     if client {

@@ -183,6 +183,9 @@ fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) 
             });
         }
     };
+    if let Ending::Torn { records_beyond } = recovered.ending() {
+        tracing::info!(volume = %id, end = %recovered.end(), records_beyond, "the write log ends in a torn write, which was never durable and is cut");
+    }
     let identity = recovered.identity();
     if identity.volume != id || identity.store != shared.store_id {
         return Err(Error::invalid(format!(

@@ -218,6 +218,7 @@ impl Volume {
             if self.append(&mut self.writer.lock(), std::slice::from_ref(record))? == 1 {
                 return Ok(true);
             }
+            tracing::debug!(volume = %self.id, "writers wait for the full log");
             woken.await;
         }
     }

@@ -31,8 +31,9 @@ use crate::units::UnixMillis;
 
 /// When a world begins, by the wall clock: some day in 2026.
 const BEGINNING: u64 = 1_780_000_000_000;
-/// A run that lasts longer than this in its own time hangs.
-const TIME_MAX: Duration = Duration::from_secs(400 * 86_400);
+/// A run that lasts longer than this in its own time, or takes more steps, hangs.
+const TIME_MAX: Duration = Duration::from_secs(60 * 86_400);
+const STEPS_MAX: u64 = 20_000_000;
 
 /// How many worlds there are: as long as there is none, a look at this is all that the simulated world costs.
 static WORLDS: AtomicUsize = AtomicUsize::new(0);
@@ -105,6 +106,7 @@ struct State {
     timers: RefCell<BTreeMap<(Duration, u64), Waker>>,
     timer_next: Cell<u64>,
     hosts: RefCell<BTreeMap<HostId, Host>>,
+    steps: Cell<u64>,
     /// Whose code runs.
     host: Cell<HostId>,
     /// Tasks that are to be dropped as soon as they have returned.
@@ -310,6 +312,8 @@ impl State {
 
     fn step(&self) {
         let id = self.draw();
+        self.steps.set(self.steps.get() + 1);
+        assert!(self.steps.get() < STEPS_MAX, "the simulated world hangs: it goes round in circles");
         let taken = self.tasks.borrow_mut().remove(&id);
         let Some(mut entry) = taken else { return };
         {
@@ -363,6 +367,7 @@ impl World {
             timers: RefCell::default(),
             timer_next: Cell::default(),
             hosts: RefCell::default(),
+            steps: Cell::default(),
             host: Cell::default(),
             stopped: RefCell::default(),
             mutation: Cell::new(mutation),

@@ -11,7 +11,7 @@ use varve::work::simulated::Join;
 use super::client::{Client, Wish};
 use super::host::within;
 use super::record::{BLOCK, SECTOR, Step};
-use super::world::{Snapshot, Subject, World};
+use super::world::{Fork, Snapshot, Subject, World};
 
 /// Changes that may be under way on one volume.
 const UNDER_WAY_MAX: usize = 4;
@@ -49,7 +49,11 @@ impl World {
                 self.second_owner(which, host).await;
             }
             18 => self.verify_some_snapshot().await,
-            19..=30 => self.pass(3000).await,
+            19 => {
+                let host = self.some_host();
+                self.stop(host).await;
+            }
+            20..=30 => self.pass(3000).await,
             31..=34 => self.haunt(which).await,
             _ => self.use_volume(which).await,
         }
@@ -174,7 +178,7 @@ impl World {
         })
     }
 
-    async fn snapshot(&mut self, which: usize, client: Client, host: u32) -> Option<Join<()>> {
+    pub async fn snapshot(&mut self, which: usize, client: Client, host: u32) -> Option<Join<()>> {
         let name = format!("s{}", self.next_number());
         let (service, family) = (self.host(host).service().await, self.family.clone());
         let id = self.subjects[which].id;
@@ -201,20 +205,21 @@ impl World {
         }))
     }
 
-    async fn fork(&mut self, which: usize, client: Client, host: u32) -> Option<Join<()>> {
+    pub async fn fork(&mut self, which: usize, client: Client, host: u32) -> Option<Join<()>> {
         if self.subjects.len() >= self.subjects_max {
             return None;
         }
         let name = format!("f{}", self.next_number());
         let (service, family) = (self.host(host).service().await, self.family.clone());
-        let id = self.subjects[which].id;
+        let (id, sectors_max) = (self.subjects[which].id, self.subjects[which].sectors_max);
         Some(self.hosts[host as usize - 1].run(async move {
             let expected = client.record.lock().unwrap().moment();
-            family.lock().unwrap().forks.insert(name.clone(), (None, expected));
+            let asked = Fork { id: None, expected, sectors_max };
+            family.lock().unwrap().forks.insert(name.clone(), asked);
             match service.fork(id, NewForks { name: Some(name.clone()), count: 1 }).await {
                 Ok(made) => {
                     if let Some(known) = family.lock().unwrap().forks.get_mut(&name) {
-                        known.0 = made.first().map(|made| made.id);
+                        known.id = made.first().map(|made| made.id);
                     }
                 }
                 Err(error) => client.met("a fork", &error),
@@ -242,11 +247,11 @@ impl World {
     pub fn adopt(&mut self) {
         let mut family = self.family.lock().unwrap();
         let known: Vec<String> =
-            family.forks.iter().filter(|(_, (id, _))| id.is_some()).map(|(name, _)| name.clone()).collect();
+            family.forks.iter().filter(|(_, fork)| fork.id.is_some()).map(|(name, _)| name.clone()).collect();
         for name in known {
-            if let Some((Some(id), expected)) = family.forks.remove(&name) {
+            if let Some(Fork { id: Some(id), expected, sectors_max }) = family.forks.remove(&name) {
                 self.journal.hit("family: fork");
-                self.subjects.push(Subject::new(id, expected));
+                self.subjects.push(Subject { sectors_max, ..Subject::new(id, expected) });
             }
         }
     }

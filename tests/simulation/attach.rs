@@ -24,6 +24,7 @@ impl World {
     /// Attaches a volume to a host; from another owner, if need be, it is taken over.
     pub async fn bring_up(&mut self, which: usize, number: u32) {
         let (mut takeover, mut why) = (false, String::new());
+        self.quiet(which, number).await;
         self.let_go(which, number);
         for attempt in 0..ATTEMPTS {
             if attempt >= ATTEMPTS_STIRRED {
@@ -32,6 +33,7 @@ impl World {
             }
             if self.subjects[which].home != Some(number) {
                 self.rival(which);
+                self.show_scene();
             }
             let (fleet, id) = (self.host(number).fleet().await, self.subjects[which].id);
             let attaching = self.hosts[number as usize - 1].run(async move { fleet.attach(id, takeover, false).await });
@@ -78,11 +80,28 @@ impl World {
         }
     }
 
+    /// Waits until nothing is under way in an attachment that may live on under the next one's name.
+    async fn quiet(&mut self, which: usize, number: u32) {
+        let subject = &self.subjects[which];
+        let is_here = subject.home == Some(number) || subject.ghosts.iter().any(|ghost| ghost.host == number);
+        if !is_here || self.hosts[number as usize - 1].fleet.is_none() {
+            return;
+        }
+        self.calm(number);
+        for _ in 0..200 {
+            if self.subjects[which].record.lock().unwrap().under_way() == 0 {
+                return;
+            }
+            clock::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
     /// What this world knows of an attachment on this host is over.
     fn let_go(&mut self, which: usize, number: u32) {
         let subject = &mut self.subjects[which];
         if let Some(attached) = subject.attached.take_if(|attached| attached.host == number) {
             attached.client.excuses.leaving.store(true, Ordering::SeqCst);
+            attached.client.excuses.rival.store(true, Ordering::SeqCst);
             subject.record.lock().unwrap().died();
         }
         subject.ghosts.retain(|ghost| ghost.host != number);
@@ -124,8 +143,8 @@ impl World {
         let disk = read.unwrap_or_else(|fault| panic!("volume {which}, just attached: {fault}"));
         self.branches(report);
         let subject = &mut self.subjects[which];
-        let is_own =
-            is_home && !subject.has_rivals && !report.taken_over && !(takeover && subject.floor == Floor::Stored);
+        let is_given_up = takeover && subject.floor == Floor::Stored;
+        let is_own = is_home && !subject.has_rivals && !report.taken_over && !is_given_up;
         let floor = if is_own { subject.floor } else { Floor::Stored };
         let why = format!("volume {which}, attached to host {number} as {floor:?}");
         let mut record = subject.record.lock().unwrap().clone();
@@ -152,6 +171,7 @@ impl World {
         let client = super::client::Client { record, ..attached.client };
         subject.attached = Some(Attached { client, ..attached });
         (subject.home, subject.floor, subject.has_rivals) = (Some(number), Floor::Acknowledged, false);
+        self.show_scene();
         self.look();
         true
     }
@@ -186,14 +206,18 @@ impl World {
 
     /// Hands a volume back, if that can be done now.
     pub async fn detach(&mut self, which: usize) -> bool {
-        let Some(Attached { host, client, .. }) = self.subjects[which].attached.take() else { return false };
+        let Some(Attached { host, client, life }) = self.subjects[which].attached.take() else { return false };
         client.excuses.leaving.store(true, Ordering::SeqCst);
         let (record, id) = (client.record.clone(), self.subjects[which].id);
         drop(client);
         let fleet = self.host(host).fleet().await;
         let detaching = self.host(host).run(async move { fleet.detach(id, true).await });
         let done = within(PATIENCE, detaching).await;
-        record.lock().unwrap().died();
+        if done.is_some() {
+            record.lock().unwrap().died();
+        } else {
+            self.subjects[which].leaving = Some(life);
+        }
         let said = done.as_ref().map(|done| done.as_ref().map(kind_of));
         self.journal.note(format_args!("detaching volume {which} from host {host}: {said:?}"));
         if !matches!(done, Some(Ok(Ok(())))) {
@@ -207,6 +231,7 @@ impl World {
         self.journal.hit("owner: detached");
         record.lock().unwrap().stored_all();
         self.subjects[which].home = None;
+        self.show_scene();
         true
     }
 

@@ -32,7 +32,6 @@ struct State {
     random: StdRng,
     /// Of ten thousand operations, how many fail.
     trouble: u32,
-    failures: u64,
     capture: Option<Capture>,
     broken: Option<Broken>,
     owed: Owed,
@@ -49,18 +48,13 @@ pub struct FaultyDisk {
 impl FaultyDisk {
     pub fn new(inner: SimulatedDisk, seed: u64, journal: Journal, broken: Option<Broken>) -> FaultyDisk {
         let random = StdRng::seed_from_u64(seed);
-        let state = State { random, trouble: 0, failures: 0, capture: None, broken, owed: None };
+        let state = State { random, trouble: 0, capture: None, broken, owed: None };
         FaultyDisk { inner, journal, state: Arc::new(Mutex::new(state)) }
     }
 
     /// From now on, of ten thousand operations this many fail.
     pub fn trouble(&self, trouble: u32) {
         self.state.lock().unwrap().trouble = trouble;
-    }
-
-    /// How many operations have failed.
-    pub fn failures(&self) -> u64 {
-        self.state.lock().unwrap().failures
     }
 
     pub fn capture(&self, capture: Option<Capture>) {
@@ -84,7 +78,6 @@ impl FaultyDisk {
         if trouble == 0 || state.random.random_range(0..10_000) >= trouble {
             return false;
         }
-        state.failures += 1;
         drop(state);
         self.journal.hit(fault);
         self.journal.note(format_args!("{fault} of {}", path.display()));

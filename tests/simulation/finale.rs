@@ -41,7 +41,7 @@ impl World {
         self.stir();
     }
 
-    async fn verify_snapshot(&mut self, host: u32, id: SnapshotId, expected: &Expected, name: &str) {
+    pub async fn verify_snapshot(&mut self, host: u32, id: SnapshotId, expected: &Expected, name: &str) {
         let exports = FleetExports(self.host(host).fleet().await);
         let sectors = expected.stamps.len();
         let reading = self.host(host).run(async move {

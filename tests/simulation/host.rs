@@ -76,7 +76,7 @@ impl Host {
         Host {
             number,
             lives: 0,
-            id: HostId(0),
+            id: HostId(number * 1000),
             disk,
             faulty,
             twin,
@@ -133,6 +133,20 @@ impl Host {
         self.resume();
         simulated::kill(self.id);
         self.fleet = None;
+    }
+
+    /// The daemon stops in good order, after it has handed back what it can.
+    pub async fn stop(&mut self) {
+        if let Some(fleet) = self.fleet.take() {
+            let stopping = self.run(async move {
+                let left = fleet.detach_all(Duration::from_secs(60)).await;
+                drop(fleet);
+                left
+            });
+            // What could not be handed back is in the logs.
+            drop(within(Duration::from_secs(400), stopping).await);
+        }
+        self.kill(None, usize::MAX);
     }
 
     /// The host is gone for good: another one takes its place.

@@ -133,10 +133,6 @@ impl Network {
         (state.trouble, state.rot) = (trouble, rot);
     }
 
-    pub fn is_troubled(&self) -> bool {
-        self.state.lock().unwrap().trouble > 0
-    }
-
     /// Cuts a host off, or connects it again.
     pub fn cut(&self, host: HostId, is_cut: bool) {
         self.state.lock().unwrap().cut.insert(host, is_cut);

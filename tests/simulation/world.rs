@@ -24,6 +24,7 @@ use super::record::{Expected, Floor, Record, SECTOR};
 
 /// Deaths and other blows that hosts are dealt.
 pub const BLOWS: &[&str] = &[
+    "host: stopped",
     "host: killed",
     "host: power loss",
     "host: lost",
@@ -66,6 +67,8 @@ pub struct Subject {
     pub has_rivals: bool,
     /// The most sectors that somebody asked for.
     pub sectors_max: usize,
+    /// A life of a host that may still be detaching it.
+    pub leaving: Option<HostId>,
     /// Owners that do not know yet that they are none any more.
     pub ghosts: Vec<Attached>,
 }
@@ -81,6 +84,7 @@ impl Subject {
             floor: Floor::Stored,
             has_rivals: false,
             sectors_max,
+            leaving: None,
             ghosts: Vec::new(),
         }
     }
@@ -100,20 +104,42 @@ impl Subject {
     }
 }
 
+/// How a volume stands.
+#[derive(Clone)]
+pub struct SceneSubject {
+    pub id: VolumeId,
+    pub record: Arc<Mutex<Record>>,
+    pub home: Option<u32>,
+    pub floor: Floor,
+    pub has_rivals: bool,
+    pub sectors_max: usize,
+}
+
+pub type Scene = Vec<SceneSubject>;
+
 /// A snapshot that was asked for.
+#[derive(Clone)]
 pub struct Snapshot {
     pub id: Option<SnapshotId>,
     pub expected: Expected,
     pub is_destroyed: bool,
 }
 
+/// A volume that was asked for, made from a moment of another.
+#[derive(Clone)]
+pub struct Fork {
+    pub id: Option<VolumeId>,
+    pub expected: Expected,
+    pub sectors_max: usize,
+}
+
 /// What came of commands, as their tasks note it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Family {
     /// By name.
     pub snapshots: BTreeMap<String, Snapshot>,
     /// Forks and restored volumes that were asked for, by name; with their id once it is known.
-    pub forks: BTreeMap<String, (Option<VolumeId>, Expected)>,
+    pub forks: BTreeMap<String, Fork>,
 }
 
 pub struct World {
@@ -123,6 +149,8 @@ pub struct World {
     pub around: Surroundings,
     pub hosts: Vec<Host>,
     pub subjects: Vec<Subject>,
+    /// What a point at which everything may die must know.
+    pub scene: Option<Arc<Mutex<Scene>>>,
     pub family: Arc<Mutex<Family>>,
     pub faults: Faults,
     pub broken: Broken,
@@ -135,6 +163,25 @@ pub struct World {
 }
 
 impl World {
+    /// A world with what is there already.
+    pub fn with(seed: u64, around: Surroundings, hosts: Vec<Host>) -> World {
+        World {
+            random: StdRng::seed_from_u64(seed),
+            journal: around.journal.clone(),
+            network: around.network.clone(),
+            around,
+            hosts,
+            scene: None,
+            subjects: Vec::new(),
+            family: Arc::default(),
+            faults: Faults::default(),
+            broken: Broken::default(),
+            stamp: seed << 32,
+            hardness: (0, 0, 0),
+            subjects_max: 4,
+        }
+    }
+
     pub async fn begin(seed: u64, journal: Journal, broken: Broken) -> World {
         let mut random = StdRng::seed_from_u64(seed ^ 0x5eed);
         let setup = Setup {
@@ -155,24 +202,28 @@ impl World {
             2 => (0, 30, 0),
             _ => (100, 20, [0, 10][random.random_range(0..2)]),
         };
-        let mut world = World {
-            random,
-            journal,
-            network,
-            around,
-            hosts,
-            subjects: Vec::new(),
-            family: Arc::default(),
-            faults: Faults::default(),
-            broken,
-            stamp: seed << 32,
-            hardness,
-            subjects_max: 4,
-        };
+        let mut world = World { random, broken, hardness, ..World::with(seed, around, hosts) };
         for _ in 0..world.random.random_range(1..3) {
-            world.create().await;
+            let sectors = 2048 * world.random.random_range(1..3) + 8 * world.random.random_range(0..30);
+            let durability = if world.random.random_bool(0.3) { Durability::Store } else { Durability::Local };
+            world.create(sectors, durability).await;
         }
         world
+    }
+
+    /// Tells the scene how things stand.
+    pub fn show_scene(&self) {
+        if let Some(scene) = &self.scene {
+            let known = self.subjects.iter().map(|subject| SceneSubject {
+                id: subject.id,
+                record: subject.record.clone(),
+                home: subject.home,
+                floor: subject.floor,
+                has_rivals: subject.has_rivals,
+                sectors_max: subject.sectors_max,
+            });
+            *scene.lock().unwrap() = known.collect();
+        }
     }
 
     /// The commands that need no owner, from the world's own place in the network.
@@ -182,9 +233,7 @@ impl World {
         Admin::new(store)
     }
 
-    async fn create(&mut self) {
-        let sectors = 2048 * self.random.random_range(1..3) + 8 * self.random.random_range(0..30);
-        let durability = if self.random.random_bool(0.3) { Durability::Store } else { Durability::Local };
+    pub async fn create(&mut self, sectors: usize, durability: Durability) {
         let name = format!("disk-{}", self.next_number());
         let size = ByteLen((sectors * SECTOR) as u64);
         let new = NewVolume { name, region: "local".into(), size, durability, schedule: None };
@@ -248,7 +297,23 @@ impl World {
         let attached = Attached { host, life, client };
         let (store, disk, rot) = self.hardness;
         excuse(&attached, store, disk, rot);
+        attached.client.excuses.leaving.store(subject.leaving == Some(life), Ordering::SeqCst);
         attached
+    }
+
+    /// Stops a host's daemon in good order.
+    pub async fn stop(&mut self, number: u32) {
+        self.calm(number);
+        let life = self.host(number).id;
+        let here = |subject: &mut Subject| subject.attached.take_if(|attached| attached.life == life);
+        for attached in self.subjects.iter_mut().filter_map(here) {
+            attached.client.excuses.leaving.store(true, Ordering::SeqCst);
+            attached.client.record.lock().unwrap().died();
+        }
+        self.subjects.iter_mut().for_each(|subject| subject.ghosts.retain(|ghost| ghost.life != life));
+        self.host(number).stop().await;
+        self.journal.hit("host: stopped");
+        self.stir();
     }
 
     /// Kills a host's daemon, or its power, or all of it.
@@ -314,7 +379,8 @@ impl World {
         }
         // Mostly where something is.
         let length = host.disk.content(&path).map_or(1, |content| content.len() as u64);
-        let flipped = host.disk.flip_bit(&path, at % (length / [1, 8][at as usize / 7 % 2]).max(1), bit);
+        let reach = if is_log { length / [1, 8][at as usize / 7 % 2] } else { length.min(200 << 10) };
+        let flipped = host.disk.flip_bit(&path, at % reach.max(1), bit);
         if flipped.is_err() {
             return;
         }
