@@ -49,6 +49,10 @@ impl World {
                         return;
                     }
                     why = "the volume failed at once".to_owned();
+                    if attempt > 2 * ATTEMPTS_STIRRED {
+                        // A log that rots under a volume in use goes on failing, for the blocks concerned, until it is looked at anew.
+                        self.kill(number);
+                    }
                 }
                 Err(error) => {
                     self.refused(which, number, error.kind(), error.message(), &mut takeover);
@@ -190,7 +194,11 @@ impl World {
 
     /// Somebody else tries without a takeover: no.
     pub async fn second_owner(&mut self, which: usize, number: u32) {
-        let is_elsewhere = self.subjects[which].attached.as_ref().is_some_and(|attached| attached.host != number);
+        let subject = &self.subjects[which];
+        let is_elsewhere = subject
+            .attached
+            .as_ref()
+            .is_some_and(|attached| attached.host != number && subject.leaving != Some(attached.life));
         if !is_elsewhere || self.host(number).is_paused || self.subjects[which].ghosts.iter().any(|g| g.host == number)
         {
             return;
@@ -208,6 +216,7 @@ impl World {
     pub async fn detach(&mut self, which: usize) -> bool {
         let Some(Attached { host, client, life }) = self.subjects[which].attached.take() else { return false };
         client.excuses.leaving.store(true, Ordering::SeqCst);
+        client.excuses.rival.store(true, Ordering::SeqCst);
         let (record, id) = (client.record.clone(), self.subjects[which].id);
         drop(client);
         let fleet = self.host(host).fleet().await;

@@ -114,7 +114,7 @@ impl Client {
         let is = |excuse: &AtomicBool| excuse.load(Ordering::SeqCst);
         let excuses = &self.excuses;
         let is_excused = match error.kind() {
-            ErrorKind::Fenced => is(&excuses.rival),
+            ErrorKind::Fenced => is(&excuses.rival) || is(&excuses.leaving),
             ErrorKind::Io => is(&excuses.disk),
             ErrorKind::Full => is(&excuses.disk) || is(&excuses.store),
             ErrorKind::Unavailable | ErrorKind::Denied => is(&excuses.store),

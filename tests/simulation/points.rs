@@ -120,7 +120,7 @@ impl World {
                 self.sync().await;
                 self.fill().await;
                 clock::sleep(Duration::from_secs(2)).await;
-                self.write(1, 20).await;
+                self.write(1, 12).await;
                 self.sync().await;
                 self.write(4, 2).await;
             }

@@ -310,10 +310,24 @@ impl World {
             attached.client.excuses.leaving.store(true, Ordering::SeqCst);
             attached.client.record.lock().unwrap().died();
         }
-        self.subjects.iter_mut().for_each(|subject| subject.ghosts.retain(|ghost| ghost.life != life));
+        for ghost in
+            self.subjects.iter_mut().flat_map(|subject| subject.ghosts.extract_if(.., |ghost| ghost.life == life))
+        {
+            ghost.client.excuses.leaving.store(true, Ordering::SeqCst);
+        }
         self.host(number).stop().await;
         self.journal.hit("host: stopped");
         self.stir();
+    }
+
+    /// Kills a host's daemon.
+    pub fn kill(&mut self, number: u32) {
+        let host = self.host(number);
+        let life = host.id;
+        host.kill(None, usize::MAX);
+        self.journal.note(format_args!("host {number} ({}) is killed", life.0));
+        let left = Some(Floor::Acknowledged);
+        self.subjects.iter_mut().for_each(|subject| subject.host_died(number, life, left));
     }
 
     /// Kills a host's daemon, or its power, or all of it.
