@@ -355,7 +355,8 @@ impl DiskFile for SimulatedFile {
         let number = self.inode;
         self.with(|state, inode| {
             let at = usize::try_from(offset).map_err(io::Error::other)?;
-            let bytes: Vec<u8> = buffers.iter().flat_map(|buffer| buffer.iter().copied()).collect();
+            let mut bytes = Vec::with_capacity(buffers.iter().map(|buffer| buffer.len()).sum());
+            buffers.iter().for_each(|buffer| bytes.extend_from_slice(buffer));
             inode.current.write(at, &bytes);
             state.unsynced.push(Unsynced::Write { inode: number, at, bytes });
             Ok(())

@@ -153,6 +153,14 @@ impl Committer {
         done(result);
     }
 
+    /// Syncs once more, and writes nothing ever after: another log may be carrying on with the file. Appends, commits and releases fail with
+    /// `Stopping` from then on; reads go on. Blocks as long as a sync takes. No append may be under way.
+    pub fn close(&self) {
+        let mut leader = self.core.leader.lock();
+        leader.stop(&self.core);
+        self.core.shared.close();
+    }
+
     /// Everything before this is durable.
     pub fn synced_to(&self) -> LogOffset {
         self.core.shared.synced()

@@ -134,7 +134,7 @@ impl Fleet {
             gone.uploader.abort();
             // An aborted task ends with an error, which is what is wanted here.
             let _ = gone.uploader.await;
-            gone.volume.log_is_closed().await;
+            gone.volume.let_go().await;
         }
     }
 
@@ -167,11 +167,13 @@ impl Fleet {
         }
         volume.begin_stop();
         if uploader.await.is_err() {
+            volume.let_go().await;
             return Err(Error::new(ErrorKind::Stopping, format!("the uploader of {id} was stopped")));
         }
         *slot.shown.lock() = None;
-        volume.hand_back().await?;
-        volume.log_is_closed().await;
+        let handed_back = volume.hand_back().await;
+        volume.let_go().await;
+        handed_back?;
         drop(volume);
         let path = open::log_path(&self.shared, id);
         if let Err(error) = self.shared.disk.remove(&path) {

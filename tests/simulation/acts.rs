@@ -35,13 +35,13 @@ impl World {
                 let host = self.some_host();
                 self.rot(host);
             }
-            11..=12 => {
+            11..=13 => {
                 let host = self.some_host();
                 self.calm(host);
                 self.bring_up(which, host).await;
                 self.stir();
             }
-            13..=15 => {
+            14..=15 => {
                 self.detach(which).await;
             }
             16..=17 => {
@@ -49,11 +49,11 @@ impl World {
                 self.second_owner(which, host).await;
             }
             18 => self.verify_some_snapshot().await,
-            19 => {
+            19..=20 => {
                 let host = self.some_host();
                 self.stop(host).await;
             }
-            20..=30 => self.pass(3000).await,
+            21..=30 => self.pass(3000).await,
             31..=34 => self.haunt(which).await,
             _ => self.use_volume(which).await,
         }

@@ -37,6 +37,14 @@ impl World {
             }
             let (fleet, id) = (self.host(number).fleet().await, self.subjects[which].id);
             let attaching = self.hosts[number as usize - 1].run(async move { fleet.attach(id, takeover, false).await });
+            if attempt == 0 && self.random.random_bool(0.08) {
+                let short = Duration::from_millis(self.random.random_range(0..40));
+                if within(short, attaching).await.is_none() {
+                    self.journal.hit("host: dies while it attaches");
+                    self.strike(number);
+                }
+                continue;
+            }
             let Some(Ok(result)) = within(PATIENCE, attaching).await else {
                 why = "no answer".to_owned();
                 self.calm(number);

@@ -119,7 +119,7 @@ impl Client {
             ErrorKind::Full => is(&excuses.disk) || is(&excuses.store),
             ErrorKind::Unavailable | ErrorKind::Denied => is(&excuses.store),
             ErrorKind::Damaged => is(&excuses.rot),
-            ErrorKind::Stopping => is(&excuses.leaving),
+            ErrorKind::Stopping | ErrorKind::NotFound => is(&excuses.leaving),
             // Another change of the manifest whose outcome is unknown may look like a rival's.
             ErrorKind::Conflict => is(&excuses.rival) || is(&excuses.store),
             _ => false,
@@ -131,7 +131,10 @@ impl Client {
         if !is_excused {
             self.faults.note(format!("{}: {what} failed for no reason: {:?}: {error}", self.name, error.kind()));
         }
-        if matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Io | ErrorKind::Stopping | ErrorKind::Damaged) {
+        if matches!(
+            error.kind(),
+            ErrorKind::Fenced | ErrorKind::Io | ErrorKind::Stopping | ErrorKind::NotFound | ErrorKind::Damaged
+        ) {
             self.has_failed.store(true, Ordering::SeqCst);
         }
     }

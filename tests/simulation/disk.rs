@@ -74,7 +74,8 @@ impl FaultyDisk {
 
     fn fails(&self, fault: &'static str, path: &Path) -> bool {
         let mut state = self.state.lock().unwrap();
-        let trouble = state.trouble;
+        // Files are seldom made: else there would hardly ever be no space for one.
+        let trouble = if fault == "disk: full" { state.trouble * 8 } else { state.trouble };
         if trouble == 0 || state.random.random_range(0..10_000) >= trouble {
             return false;
         }

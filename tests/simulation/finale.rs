@@ -61,7 +61,7 @@ impl World {
         for number in 1..=self.hosts.len() as u32 {
             self.calm(number);
         }
-        clock::sleep(Duration::from_secs(120)).await;
+        clock::sleep(Duration::from_secs(45)).await;
         self.adopt();
         self.look();
         for which in 0..self.subjects.len() {
@@ -93,7 +93,7 @@ impl World {
             self.bring_up(which, number).await;
         }
         let before = self.network.requests();
-        clock::sleep(Duration::from_secs(60)).await;
+        clock::sleep(Duration::from_secs(20)).await;
         assert_eq!(self.network.requests(), before, "volumes that nobody uses ask the store for something");
         let known: Vec<(Option<SnapshotId>, Expected, String)> = {
             let family = self.family.lock().unwrap();

@@ -28,7 +28,6 @@ const BRANCHES: &[(&str, &str)] = &[
     ("poisoned", "log: poisoned"),
     ("writers wait for the full log", "log: full, writers wait"),
     ("took a snapshot", "family: snapshot"),
-    ("could not be given up", "owner: a claim could not be given up"),
 ];
 
 #[derive(Default)]

@@ -131,6 +131,8 @@ pub struct Record {
     /// How many steps the base has.
     base_at: usize,
     steps: Vec<Floating>,
+    /// All steps ever, also those of the base.
+    all: Vec<Step>,
     current: Vec<Stamp>,
     under_way: BTreeMap<u64, Vec<Floating>>,
     /// Those of which nobody knows whether they took effect.
@@ -148,6 +150,7 @@ impl Record {
             base: stamps.clone(),
             base_at: 0,
             steps: Vec::new(),
+            all: Vec::new(),
             current: stamps,
             under_way: BTreeMap::new(),
             unknown: optional.into_iter().map(|step| Floating { step, since: 0 }).collect(),
@@ -202,6 +205,7 @@ impl Record {
             // Of several parts the first ones may have been appended long before the last.
             let since = if is_one { self.now() } else { since };
             self.steps.push(Floating { step, since });
+            self.all.push(step);
         }
     }
 
@@ -243,11 +247,12 @@ impl Record {
 
     /// Compares what was read of a range, beginning when it was as `before` and `since` steps had been made.
     pub fn check_read(&self, first: usize, before: &[Stamp], since: usize, read: &[Stamp]) -> Result<(), String> {
-        let later = &self.steps[since.saturating_sub(self.base_at).min(self.steps.len())..];
+        let later = &self.all[since.min(self.all.len())..];
         for (at, (&stamp, &before)) in read.iter().zip(before).enumerate() {
             let sector = first + at;
-            let may = |floating: &Floating| floating.step.covers(sector) && floating.step.stamp == stamp;
-            if stamp != before && !later.iter().chain(self.floating()).any(may) {
+            let may = |step: &Step| step.covers(sector) && step.stamp == stamp;
+            let mut floating = self.floating().map(|floating| &floating.step);
+            if stamp != before && !later.iter().any(may) && !floating.any(may) {
                 return Err(format!("sector {sector} was read as {stamp:x}, but it was {before:x}"));
             }
         }
@@ -287,6 +292,8 @@ impl Record {
         }
         let Some((at, taken)) = found else { return Err(self.explain(disk, floor, why)) };
         self.steps.truncate(at - self.base_at);
+        self.all.truncate(at);
+        self.all.extend(taken.iter().map(|floating| floating.step));
         self.steps.extend(taken);
         self.unknown.clear();
         self.current.copy_from_slice(disk);

@@ -28,6 +28,7 @@ pub const BLOWS: &[&str] = &[
     "host: killed",
     "host: power loss",
     "host: lost",
+    "host: dies while it attaches",
     "host: paused",
     "host: cut off",
     "clock: jumped",
@@ -196,10 +197,11 @@ impl World {
         let around =
             Surroundings { journal: journal.clone(), network: network.clone(), store, setup, broken_disk: broken.disk };
         let hosts = (1..=random.random_range(2..4)).map(|number| Host::new(number, around.clone())).collect();
-        let hardness = match random.random_range(0..4) {
+        let hardness = match random.random_range(0..5) {
             0 => (0, 0, 0),
             1 => (100, 0, 0),
             2 => (0, 30, 0),
+            3 => (20, 0, 40),
             _ => (100, 20, [0, 10][random.random_range(0..2)]),
         };
         let mut world = World { random, broken, hardness, ..World::with(seed, around, hosts) };
@@ -317,6 +319,9 @@ impl World {
         }
         self.host(number).stop().await;
         self.journal.hit("host: stopped");
+        if self.random.random_bool(0.4) {
+            self.rot_one(number, false);
+        }
         self.stir();
     }
 
@@ -379,6 +384,10 @@ impl World {
     /// Flips a bit of a log or of a cache on a host.
     pub fn rot(&mut self, number: u32) {
         let is_log = self.random.random_bool(0.5);
+        self.rot_one(number, is_log);
+    }
+
+    fn rot_one(&mut self, number: u32, is_log: bool) {
         let (at, bit) = (self.random.random_range(0..u64::MAX), self.random.random_range(0..8));
         let path = match is_log {
             true => {
