@@ -37,7 +37,7 @@ impl World {
             }
             let (fleet, id) = (self.host(number).fleet().await, self.subjects[which].id);
             let attaching = self.hosts[number as usize - 1].run(async move { fleet.attach(id, takeover, false).await });
-            if attempt == 0 && self.random.random_bool(0.08) {
+            if attempt == 0 && self.is_dangerous && self.random.random_bool(0.08) {
                 let short = Duration::from_millis(self.random.random_range(0..40));
                 if within(short, attaching).await.is_none() {
                     self.journal.hit("host: dies while it attaches");

@@ -58,6 +58,7 @@ impl World {
 
     /// The end.
     pub async fn end(&mut self) {
+        self.is_dangerous = false;
         for number in 1..=self.hosts.len() as u32 {
             self.calm(number);
         }

@@ -159,6 +159,8 @@ pub struct World {
     pub stamp: u64,
     /// Of a thousand requests to the store, and of ten thousand operations of a disk, how many fail in hard times.
     pub hardness: (u32, u32, u32),
+    /// Hosts may die while they attach.
+    pub is_dangerous: bool,
     /// How many volumes there may be.
     pub subjects_max: usize,
 }
@@ -179,6 +181,7 @@ impl World {
             broken: Broken::default(),
             stamp: seed << 32,
             hardness: (0, 0, 0),
+            is_dangerous: false,
             subjects_max: 4,
         }
     }
@@ -204,7 +207,7 @@ impl World {
             3 => (20, 0, 40),
             _ => (100, 20, [0, 10][random.random_range(0..2)]),
         };
-        let mut world = World { random, broken, hardness, ..World::with(seed, around, hosts) };
+        let mut world = World { random, broken, hardness, is_dangerous: true, ..World::with(seed, around, hosts) };
         for _ in 0..world.random.random_range(1..3) {
             let sectors = 2048 * world.random.random_range(1..3) + 8 * world.random.random_range(0..30);
             let durability = if world.random.random_bool(0.3) { Durability::Store } else { Durability::Local };
