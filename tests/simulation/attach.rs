@@ -163,7 +163,8 @@ impl World {
         record.grow(sectors);
         record.survived = None;
         let at = record.settle(&disk, floor, &why).unwrap_or_else(|fault| panic!("{fault}"));
-        if is_own && floor <= Floor::Flushed {
+        // An attachment that was there already has made nothing durable.
+        if is_own && floor <= Floor::Flushed && report.previous_owner.is_some() {
             record.flushed_all();
         }
         if !is_home {
@@ -212,6 +213,10 @@ impl World {
             return;
         }
         let (fleet, id) = (self.host(number).fleet().await, self.subjects[which].id);
+        // An owner that was put out, and cannot be told, says so of itself.
+        if fleet.find(id).is_some() {
+            return;
+        }
         let attaching = self.host(number).run(async move { fleet.attach(id, false, false).await });
         if let Some(Ok(result)) = within(PATIENCE, attaching).await {
             self.journal.note(format_args!("a second owner of volume {which} on {number}: {}", kind_of(&result)));

@@ -121,7 +121,8 @@ impl Client {
             ErrorKind::Damaged => is(&excuses.rot),
             ErrorKind::Stopping | ErrorKind::NotFound => is(&excuses.leaving),
             // Another change of the manifest whose outcome is unknown may look like a rival's.
-            ErrorKind::Conflict => is(&excuses.rival) || is(&excuses.store),
+            // A wall clock that has jumped makes a command give up.
+            ErrorKind::Conflict => is(&excuses.rival) || is(&excuses.store) || error.message().contains("took so long"),
             _ => false,
         };
         self.journal.note(format_args!("{}: {what} is answered with {:?}: {error}", self.name, error.kind()));
