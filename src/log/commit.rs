@@ -201,6 +201,7 @@ impl Committer {
         *released = to;
         if simulated::has(Mutation::ReuseSlotEarly) {
             core.shared.set_reusable(to);
+            return Ok(());
         }
         core.requests.lock().tail = Some(Tail { offset: to, sequence, incarnation });
         core.wake.ring();

@@ -9,7 +9,7 @@ use super::world::Broken;
 use super::{disk, network};
 
 /// Histories within which every bug must be found.
-const HISTORIES: u64 = 600;
+const HISTORIES: u64 = 1500;
 
 /// A deliberate bug.
 pub struct Mutant {
