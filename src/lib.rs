@@ -5,7 +5,7 @@
 //!
 //! | floor | room | what it owns |
 //! | --- | --- | --- |
-//! | 0 words | [`units`] [`limits`] [`error`] [`block_device`] [`service`] [`clock`] [`settings`] | quantities, bounds, errors, the seams to the doors, time and chance, settings |
+//! | 0 words | [`units`] [`limits`] [`error`] [`block_device`] [`service`] [`clock`] [`work`] [`settings`] | quantities, bounds, errors, the seams to the doors, time and chance, tasks and threads, settings |
 //! | 1 pure | [`map`] | where a block's newest content is: extents, pages, places |
 //! | 2 pure | [`format`] | bytes to values and back, nothing else |
 //! | 3 edges | [`disk`] | files, syncs, the simulated and the failing disk |
@@ -55,3 +55,4 @@ pub mod settings;
 pub mod store;
 pub mod units;
 pub mod volume;
+pub mod work;

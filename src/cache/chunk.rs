@@ -1,6 +1,6 @@
 //! Parts of the ring that live in memory: a chunk being filled, which reads can see, and the marks of what was read.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -23,7 +23,7 @@ pub struct ChunkBuffer {
     bytes: Vec<u8>,
     /// Where the chunk begins in `bytes`: at a place from which a disk takes it without a copy.
     start: usize,
-    entries: HashMap<FrameId, (Slot, usize)>,
+    entries: BTreeMap<FrameId, (Slot, usize)>,
 }
 
 impl ChunkBuffer {
@@ -34,7 +34,7 @@ impl ChunkBuffer {
         // It never grows beyond its capacity, and so stays where it is.
         let start = bytes.as_ptr().align_offset(DIRECT_BYTES).min(DIRECT_BYTES);
         bytes.resize(start, 0);
-        ChunkBuffer { ring, chunk, bytes, start, entries: HashMap::new() }
+        ChunkBuffer { ring, chunk, bytes, start, entries: BTreeMap::new() }
     }
 
     fn length(&self) -> u64 {

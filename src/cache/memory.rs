@@ -15,9 +15,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use foldhash::quality::FixedState;
 use parking_lot::Mutex;
 use quick_cache::sync::{Cache, DefaultLifecycle};
-use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
+use quick_cache::{OptionsBuilder, Weighter};
 use tokio::sync::oneshot;
 
 use crate::limits::FRAME_BLOCKS;
@@ -37,7 +38,7 @@ const FLIGHT_SHARDS: usize = 16;
 
 /// The flights under way whose frames hash to one shard: for each, those who wait.
 type FlightShard = Mutex<HashMap<FrameId, Vec<oneshot::Sender<Bytes>>>>;
-type Frames = Cache<FrameId, Bytes, FrameWeight, DefaultHashBuilder, DefaultLifecycle<FrameId, Bytes>>;
+type Frames = Cache<FrameId, Bytes, FrameWeight, FixedState, DefaultLifecycle<FrameId, Bytes>>;
 
 #[derive(Clone)]
 struct FrameWeight;
@@ -126,7 +127,8 @@ impl Future for Wait {
 pub struct MemoryCache {
     frames: Frames,
     flights: Vec<FlightShard>,
-    hasher: DefaultHashBuilder,
+    /// The same in every process: what is pushed out depends on what was asked for alone.
+    hasher: FixedState,
     budget: ByteLen,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -150,15 +152,18 @@ impl MemoryCache {
             .build();
         let frames = match options {
             Ok(options) => {
-                Cache::with_options(options, FrameWeight, DefaultHashBuilder::default(), DefaultLifecycle::default())
+                Cache::with_options(options, FrameWeight, FixedState::default(), DefaultLifecycle::default())
             }
             // Only options left out are refused, and none is.
-            Err(_) => Cache::with_weighter(items as usize, budget.0, FrameWeight),
+            Err(_) => {
+                let hasher = FixedState::default();
+                Cache::with(items as usize, budget.0, FrameWeight, hasher, DefaultLifecycle::default())
+            }
         };
         MemoryCache {
             frames,
             flights: (0..FLIGHT_SHARDS).map(|_| FlightShard::default()).collect(),
-            hasher: DefaultHashBuilder::default(),
+            hasher: FixedState::default(),
             budget,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),

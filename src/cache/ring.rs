@@ -340,6 +340,7 @@ impl Ring {
                 }
                 SlotRead::Mismatch if self.buffers.read().is_readable(slot) => {
                     count(&self.counters.damaged);
+                    tracing::debug!(?frame, "a damaged entry of the read cache is a miss");
                     self.remove(frame, Some(packed))?;
                     return Ok(None);
                 }

@@ -28,9 +28,12 @@ use crate::units::{ByteLen, FrameId, SegmentId, VolumeId};
 mod open;
 #[cfg(test)]
 mod tests;
+mod twin;
+
+pub use twin::Twin;
 
 /// The column families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Family {
     Pages,
     SegmentIndexes,
@@ -53,9 +56,22 @@ impl Family {
 
 /// The local index. Share it by `Arc`.
 pub struct Index {
-    db: DB,
+    rows: Rows,
     path: PathBuf,
     is_damage_noted: AtomicBool,
+}
+
+/// Where the rows are.
+enum Rows {
+    RocksDb(DB),
+    /// In the simulated world.
+    Twin(twin::Open),
+}
+
+/// Changes that have effect together.
+enum Batch {
+    RocksDb(WriteBatch),
+    Twin(twin::Changes),
 }
 
 impl Index {
@@ -65,7 +81,12 @@ impl Index {
     /// used. Damage is no error.
     pub fn open(path: &Path, memory: ByteLen) -> Result<Self> {
         let db = open::open(path, memory)?;
-        Ok(Index { db, path: path.to_owned(), is_damage_noted: AtomicBool::new(false) })
+        Ok(Index { rows: Rows::RocksDb(db), path: path.to_owned(), is_damage_noted: AtomicBool::new(false) })
+    }
+
+    /// An index of the simulated world.
+    pub fn on_twin(twin: &Twin, path: &Path) -> Self {
+        Index { rows: Rows::Twin(twin.open()), path: path.to_owned(), is_damage_noted: AtomicBool::new(false) }
     }
 
     /// Makes everything written so far survive the process and power loss.
@@ -73,11 +94,15 @@ impl Index {
     /// # Errors
     /// What RocksDB says; then nothing is known about what was written since the last success.
     pub fn flush(&self) -> Result<()> {
-        let families = Family::ALL.map(|family| self.family(family));
+        let db = match &self.rows {
+            Rows::RocksDb(db) => db,
+            Rows::Twin(twin) => return twin.flush(),
+        };
+        let families = Family::ALL.map(|family| self.family(db, family));
         let families = families.into_iter().collect::<Result<Vec<_>>>()?;
         let mut options = FlushOptions::default();
         options.set_wait(true);
-        self.db.flush_cfs_opt(&families, &options).map_err(|error| self.error("flushing", &error))
+        db.flush_cfs_opt(&families, &options).map_err(|error| self.error("flushing", &error))
     }
 
     /// A page of a volume's block map.
@@ -112,7 +137,7 @@ impl Index {
         state: &[u8],
     ) -> Result<()> {
         let mut batch = self.page_batch(volume, pages)?;
-        batch.put_cf(self.family(Family::Volumes)?, keys::volume_key(volume), state);
+        self.put(&mut batch, Family::Volumes, keys::volume_key(volume), state)?;
         self.write(batch)
     }
 
@@ -121,10 +146,10 @@ impl Index {
     /// # Errors
     /// As [`Index::put_pages`].
     pub fn drop_volume(&self, volume: VolumeId) -> Result<()> {
-        let mut batch = WriteBatch::default();
+        let mut batch = self.batch();
         let (first, end) = keys::page_keys(volume);
-        batch.delete_range_cf(self.family(Family::Pages)?, first, end);
-        batch.delete_cf(self.family(Family::Volumes)?, keys::volume_key(volume));
+        self.delete_range(&mut batch, Family::Pages, first, end)?;
+        self.delete(&mut batch, Family::Volumes, keys::volume_key(volume))?;
         self.write(batch)
     }
 
@@ -141,8 +166,8 @@ impl Index {
     /// # Errors
     /// As [`Index::put_pages`].
     pub fn put_volume_state(&self, volume: VolumeId, state: &[u8]) -> Result<()> {
-        let mut batch = WriteBatch::default();
-        batch.put_cf(self.family(Family::Volumes)?, keys::volume_key(volume), state);
+        let mut batch = self.batch();
+        self.put(&mut batch, Family::Volumes, keys::volume_key(volume), state)?;
         self.write(batch)
     }
 
@@ -159,8 +184,8 @@ impl Index {
     /// # Errors
     /// As [`Index::put_pages`].
     pub fn put_segment_index(&self, segment: SegmentId, bytes: &[u8]) -> Result<()> {
-        let mut batch = WriteBatch::default();
-        batch.put_cf(self.family(Family::SegmentIndexes)?, keys::segment_key(segment), bytes);
+        let mut batch = self.batch();
+        self.put(&mut batch, Family::SegmentIndexes, keys::segment_key(segment), bytes)?;
         self.write(batch)
     }
 
@@ -169,8 +194,8 @@ impl Index {
     /// # Errors
     /// As [`Index::put_pages`].
     pub fn delete_segment_index(&self, segment: SegmentId) -> Result<()> {
-        let mut batch = WriteBatch::default();
-        batch.delete_cf(self.family(Family::SegmentIndexes)?, keys::segment_key(segment));
+        let mut batch = self.batch();
+        self.delete(&mut batch, Family::SegmentIndexes, keys::segment_key(segment))?;
         self.write(batch)
     }
 
@@ -188,7 +213,11 @@ impl Index {
     /// As [`Index::page`].
     pub fn slots(&self, frames: &[FrameId]) -> Result<Vec<Option<u64>>> {
         let slot_keys: Vec<_> = frames.iter().map(|&frame| keys::slot_key(frame)).collect();
-        let found = self.db.batched_multi_get_cf(self.family(Family::Slots)?, &slot_keys, false);
+        let db = match &self.rows {
+            Rows::RocksDb(db) => db,
+            Rows::Twin(_) => return frames.iter().map(|&frame| self.slot(frame)).collect(),
+        };
+        let found = db.batched_multi_get_cf(self.family(db, Family::Slots)?, &slot_keys, false);
         found
             .into_iter()
             .map(|value| match value {
@@ -206,13 +235,12 @@ impl Index {
         if puts.is_empty() && deletes.is_empty() {
             return Ok(());
         }
-        let family = self.family(Family::Slots)?;
-        let mut batch = WriteBatch::default();
+        let mut batch = self.batch();
         for &frame in deletes {
-            batch.delete_cf(family, keys::slot_key(frame));
+            self.delete(&mut batch, Family::Slots, keys::slot_key(frame))?;
         }
         for &(frame, slot) in puts {
-            batch.put_cf(family, keys::slot_key(frame), keys::slot_value(slot));
+            self.put(&mut batch, Family::Slots, keys::slot_key(frame), keys::slot_value(slot))?;
         }
         self.write(batch)
     }
@@ -223,8 +251,8 @@ impl Index {
     /// As [`Index::put_pages`].
     pub fn clear_slots(&self) -> Result<()> {
         let (first, end) = keys::slot_keys();
-        let mut batch = WriteBatch::default();
-        batch.delete_range_cf(self.family(Family::Slots)?, first.as_slice(), end.as_slice());
+        let mut batch = self.batch();
+        self.delete_range(&mut batch, Family::Slots, first, end)?;
         self.write(batch)
     }
 
@@ -232,27 +260,78 @@ impl Index {
         &self,
         volume: VolumeId,
         pages: impl IntoIterator<Item = (PageIndex, B)>,
-    ) -> Result<WriteBatch> {
-        let family = self.family(Family::Pages)?;
-        let mut batch = WriteBatch::default();
+    ) -> Result<Batch> {
+        let mut batch = self.batch();
         for (page, bytes) in pages {
-            batch.put_cf(family, keys::page_key(volume, page.0), bytes);
+            self.put(&mut batch, Family::Pages, keys::page_key(volume, page.0), bytes)?;
         }
         Ok(batch)
     }
 
-    fn family(&self, family: Family) -> Result<&ColumnFamily> {
-        let found = self.db.cf_handle(family.name());
+    fn batch(&self) -> Batch {
+        match self.rows {
+            Rows::RocksDb(_) => Batch::RocksDb(WriteBatch::default()),
+            Rows::Twin(_) => Batch::Twin(twin::Changes::default()),
+        }
+    }
+
+    fn put(&self, batch: &mut Batch, family: Family, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
+        match (batch, &self.rows) {
+            (Batch::RocksDb(batch), Rows::RocksDb(db)) => batch.put_cf(self.family(db, family)?, key, value),
+            (Batch::Twin(changes), _) => changes.put(family, key.as_ref(), value.as_ref()),
+            (Batch::RocksDb(_), Rows::Twin(_)) => {}
+        }
+        Ok(())
+    }
+
+    fn delete(&self, batch: &mut Batch, family: Family, key: impl AsRef<[u8]>) -> Result<()> {
+        match (batch, &self.rows) {
+            (Batch::RocksDb(batch), Rows::RocksDb(db)) => batch.delete_cf(self.family(db, family)?, key),
+            (Batch::Twin(changes), _) => changes.delete(family, key.as_ref()),
+            (Batch::RocksDb(_), Rows::Twin(_)) => {}
+        }
+        Ok(())
+    }
+
+    /// Deletes what lies from `first` to before `end`.
+    fn delete_range(
+        &self,
+        batch: &mut Batch,
+        family: Family,
+        first: impl AsRef<[u8]>,
+        end: impl AsRef<[u8]>,
+    ) -> Result<()> {
+        let (first, end) = (first.as_ref(), end.as_ref());
+        match (batch, &self.rows) {
+            (Batch::RocksDb(batch), Rows::RocksDb(db)) => batch.delete_range_cf(self.family(db, family)?, first, end),
+            (Batch::Twin(changes), _) => changes.delete_range(family, first, end),
+            (Batch::RocksDb(_), Rows::Twin(_)) => {}
+        }
+        Ok(())
+    }
+
+    fn family<'a>(&self, db: &'a DB, family: Family) -> Result<&'a ColumnFamily> {
+        let found = db.cf_handle(family.name());
         found.ok_or_else(|| Error::damaged(format!("the index {} has no '{}'", self.path.display(), family.name())))
     }
 
     fn get(&self, family: Family, key: impl AsRef<[u8]>) -> Result<Option<Bytes>> {
-        let value = self.db.get_cf(self.family(family)?, key);
+        let db = match &self.rows {
+            Rows::RocksDb(db) => db,
+            Rows::Twin(twin) => return twin.get(family, key.as_ref()),
+        };
+        let value = db.get_cf(self.family(db, family)?, key);
         value.map(|value| value.map(Bytes::from)).map_err(|error| self.error("reading", &error))
     }
 
-    fn write(&self, batch: WriteBatch) -> Result<()> {
-        self.db.write_without_wal(batch).map_err(|error| self.error("writing", &error))
+    fn write(&self, batch: Batch) -> Result<()> {
+        match (batch, &self.rows) {
+            (Batch::RocksDb(batch), Rows::RocksDb(db)) => {
+                db.write_without_wal(batch).map_err(|error| self.error("writing", &error))
+            }
+            (Batch::Twin(changes), Rows::Twin(twin)) => twin.write(changes),
+            _ => Err(Error::new(ErrorKind::Io, "a batch of another index")),
+        }
     }
 
     /// An error with the index's name; damage is also noted, so that the next open starts afresh.

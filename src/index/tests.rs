@@ -5,6 +5,15 @@ use crate::units::{Epoch, SegmentNumber};
 
 const MEMORY: ByteLen = ByteLen(8 << 20);
 
+impl Index {
+    fn db(&self) -> &DB {
+        match &self.rows {
+            Rows::RocksDb(db) => db,
+            Rows::Twin(_) => panic!("an index of the simulated world"),
+        }
+    }
+}
+
 fn segment(number: u64) -> SegmentId {
     SegmentId { volume: VolumeId(number % 3), epoch: Epoch(1), number: SegmentNumber(number) }
 }
@@ -18,7 +27,7 @@ fn copy_as_after_a_crash(index: &Index, to: &Path) {
     fs::create_dir_all(to).unwrap();
     // The manifest is copied first, and the data files it names, which never change, are held back from removal: so the
     // copy is of the moment of the manifest, whatever works in the background.
-    index.db.disable_file_deletions().unwrap();
+    index.db().disable_file_deletions().unwrap();
     let list = || fs::read_dir(&index.path).unwrap().map(|entry| entry.unwrap().path());
     let roots = list().filter(|path| path.extension().is_none()).collect::<Vec<_>>();
     // Listed only after the roots were copied: the manifest may name a file that is younger than the first list.
@@ -31,7 +40,7 @@ fn copy_as_after_a_crash(index: &Index, to: &Path) {
             _ => {}
         }
     }
-    index.db.enable_file_deletions().unwrap();
+    index.db().enable_file_deletions().unwrap();
 }
 
 /// Changes every byte of the middle of every file whose name ends so.
@@ -229,14 +238,15 @@ fn memory_stays_within_its_bound() {
             index.page(VolumeId(1), PageIndex(page * 97)).unwrap();
         }
         // The write buffers are charged to the block cache, so that its use is the use of both.
-        let property = |name: &str| index.db.property_int_value_cf(index.family(Family::Pages).unwrap(), name);
+        let property =
+            |name: &str| index.db().property_int_value_cf(index.family(index.db(), Family::Pages).unwrap(), name);
         let cache = property("rocksdb.block-cache-usage").unwrap().unwrap();
         assert!(cache <= MEMORY.0, "{cache}");
         let buffers: u64 = Family::ALL
             .iter()
             .map(|&family| {
-                let family = index.family(family).unwrap();
-                index.db.property_int_value_cf(family, "rocksdb.size-all-mem-tables").unwrap().unwrap()
+                let family = index.family(index.db(), family).unwrap();
+                index.db().property_int_value_cf(family, "rocksdb.size-all-mem-tables").unwrap().unwrap()
             })
             .sum();
         assert!(buffers <= MEMORY.0 / 2, "{buffers}");

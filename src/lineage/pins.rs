@@ -5,9 +5,13 @@ use crate::format::lineage::{Moment, Pin, PinHolder, SnapshotRecord};
 use crate::format::manifest::{Manifest, Origin, Position};
 use crate::service::{SnapshotStatus, SnapshotSummary};
 use crate::units::{ByteLen, Epoch, SegmentNumber, SnapshotId, Token, UnixMillis, VolumeId};
+use crate::work::simulated::{self, Mutation};
 
 /// Notes that `holder` needs `moment`. Noting it twice is noting it once.
 pub fn pin(manifest: &mut Manifest, moment: &Moment, holder: PinHolder) {
+    if simulated::has(Mutation::ForgetPin) {
+        return;
+    }
     if let PinHolder::Snapshot(record) = &holder {
         manifest.snapshotted = manifest.snapshotted.max(moment.sequence);
         if record.scheduled {

@@ -17,6 +17,7 @@ use crate::block_device::CommitDone;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::log::Superblock;
 use crate::units::{ByteLen, LogOffset, Sequence};
+use crate::work::simulated::{self, Mutation};
 
 /// Called on the committing thread whenever space has become free. It must be quick.
 pub type SpaceFreed = Arc<dyn Fn() + Send + Sync>;
@@ -44,13 +45,35 @@ impl Requests {
     }
 }
 
+/// Calls the one who syncs.
+struct Bell {
+    thread: Condvar,
+    /// In the simulated world it is a task.
+    task: Option<tokio::sync::Notify>,
+}
+
+impl Bell {
+    fn new() -> Self {
+        Bell { thread: Condvar::new(), task: simulated::is_here().then(tokio::sync::Notify::new) }
+    }
+
+    fn ring(&self) {
+        match &self.task {
+            None => {
+                self.thread.notify_one();
+            }
+            Some(task) => task.notify_one(),
+        }
+    }
+}
+
 struct Core {
     shared: Arc<Shared>,
     reader: LogReader,
     requests: Mutex<Requests>,
     /// Whoever holds it syncs for everybody: the thread, or one who would only wait otherwise.
     leader: Mutex<Leader>,
-    wake: Condvar,
+    wake: Bell,
     /// True while `sync_soon` is on its way, so that an appender asks once and not with every batch.
     poked: AtomicBool,
     space_freed: Mutex<Option<SpaceFreed>>,
@@ -66,7 +89,7 @@ impl Poke {
     pub fn sync_soon(&self) {
         if !self.0.poked.swap(true, Ordering::SeqCst) {
             self.0.requests.lock().sync_soon = true;
-            self.0.wake.notify_one();
+            self.0.wake.ring();
         }
     }
 }
@@ -84,11 +107,15 @@ impl Committer {
             reader,
             requests: Mutex::default(),
             leader: Mutex::new(Leader { superblock, served: 0 }),
-            wake: Condvar::new(),
+            wake: Bell::new(),
             poked: AtomicBool::new(false),
             space_freed: Mutex::new(None),
             released: Mutex::new(superblock.tail),
         });
+        if core.wake.task.is_some() {
+            drop(simulated::spawn(run_simulated(core.clone())));
+            return Ok(Committer { core, thread: None });
+        }
         let worker = core.clone();
         let thread = thread::Builder::new().name("log-commit".to_owned()).spawn(move || worker.run());
         let thread = thread.context(|| "starting the thread that commits the write log")?;
@@ -106,7 +133,7 @@ impl Committer {
             return done(Err(error));
         }
         self.core.requests.lock().waiting.push(done);
-        self.core.wake.notify_one();
+        self.core.wake.ring();
     }
 
     /// As [`Committer::commit`], for one who has nothing else to do until `done` is called: it syncs itself, on this thread, where nobody else
@@ -124,6 +151,14 @@ impl Committer {
         leader.served = 1;
         drop(leader);
         done(result);
+    }
+
+    /// Syncs once more, and writes nothing ever after: another log may be carrying on with the file. Appends, commits and releases fail with
+    /// `Stopping` from then on; reads go on. Blocks as long as a sync takes. No append may be under way.
+    pub fn close(&self) {
+        let mut leader = self.core.leader.lock();
+        leader.stop(&self.core);
+        self.core.shared.close();
     }
 
     /// Everything before this is durable.
@@ -164,8 +199,12 @@ impl Committer {
             return Err(Error::invalid(message));
         }
         *released = to;
+        if simulated::has(Mutation::ReuseSlotEarly) {
+            core.shared.set_reusable(to);
+            return Ok(());
+        }
         core.requests.lock().tail = Some(Tail { offset: to, sequence, incarnation });
-        core.wake.notify_one();
+        core.wake.ring();
         Ok(())
     }
 
@@ -193,10 +232,36 @@ impl Committer {
 impl Drop for Committer {
     fn drop(&mut self) {
         self.core.requests.lock().stop = true;
-        self.core.wake.notify_one();
+        self.core.wake.ring();
         if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != thread::current().id()) {
             // A panic in a callback has been shown where it happened.
             let _ = thread.join();
+        }
+        if self.core.wake.task.is_some() {
+            self.core.serve();
+        }
+    }
+}
+
+/// The thread, as a task of the simulated world.
+async fn run_simulated(core: Arc<Core>) {
+    /// Those who wait hold the volume, which holds the log: with the task, they are let go of.
+    struct Ended(Arc<Core>);
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            let waiting = std::mem::take(&mut self.0.requests.lock().waiting);
+            drop(waiting);
+        }
+    }
+    let ended = Ended(core);
+    let Some(bell) = &ended.0.wake.task else { return };
+    loop {
+        bell.notified().await;
+        if ended.0.requests.lock().stop {
+            return;
+        }
+        if ended.0.requests.lock().is_any() {
+            ended.0.serve();
         }
     }
 }
@@ -213,29 +278,37 @@ impl Core {
     fn run(&self) {
         loop {
             self.wait_for_requests();
-            let mut leader = self.leader.lock();
-            let (waiting, tail, stop) = {
-                let mut requests = self.requests.lock();
-                leader.served = requests.waiting.len();
-                requests.sync_soon = false;
-                (std::mem::take(&mut requests.waiting), requests.tail.take(), requests.stop)
-            };
-            // Before the end of the log is looked at: whoever is refused by the flag is covered by this sync.
-            self.poked.store(false, Ordering::SeqCst);
-            let result = leader.round(self, tail);
-            for done in waiting {
-                done(result.clone());
-            }
-            if stop {
-                return leader.stop(self);
+            if self.serve() {
+                return;
             }
         }
+    }
+
+    /// Syncs for all who wait. True if that was for the last time.
+    fn serve(&self) -> bool {
+        let mut leader = self.leader.lock();
+        let (waiting, tail, stop) = {
+            let mut requests = self.requests.lock();
+            leader.served = requests.waiting.len();
+            requests.sync_soon = false;
+            (std::mem::take(&mut requests.waiting), requests.tail.take(), requests.stop)
+        };
+        // Before the end of the log is looked at: whoever is refused by the flag is covered by this sync.
+        self.poked.store(false, Ordering::SeqCst);
+        let result = leader.round(self, tail);
+        for done in waiting {
+            done(result.clone());
+        }
+        if stop {
+            leader.stop(self);
+        }
+        stop
     }
 
     fn wait_for_requests(&self) {
         let mut requests = self.requests.lock();
         while !requests.is_any() {
-            self.wake.wait(&mut requests);
+            self.wake.thread.wait(&mut requests);
         }
     }
 }

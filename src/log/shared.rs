@@ -172,6 +172,13 @@ impl Shared {
         error.clone()
     }
 
+    /// Ends all writing for good.
+    pub fn close(&self) {
+        let closed = || Error::new(ErrorKind::Stopping, format!("the write log {} is closed", self.ring.name));
+        self.poison.lock().get_or_insert_with(closed);
+        self.poisoned.store(true, Ordering::SeqCst);
+    }
+
     /// The error that poisoned the log.
     pub fn poison_error(&self) -> Option<Error> {
         if self.poisoned.load(Ordering::SeqCst) { self.poison.lock().clone() } else { None }

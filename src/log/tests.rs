@@ -446,3 +446,28 @@ fn l6_rot_in_either_superblock_costs_nothing() {
         assert_eq!(recover(&disk, &path()).err().unwrap().kind(), ErrorKind::Damaged);
     }
 }
+
+#[test]
+fn a_log_that_was_closed_writes_nothing_any_more_while_the_next_carries_on_with_its_file() {
+    let disk = SimulatedDisk::new();
+    let mut old = new_log(&disk);
+    let data = content(1, 2);
+    let mut places = Vec::new();
+    old.appender.append(&[NewRecord::Write { lba: Lba(0), data: &data }], &mut places).unwrap();
+    old.committer.close();
+    let mut new = recover(&disk, &path()).unwrap().resume(identity(2), false).unwrap();
+    for sequence in 2..8 {
+        let data = content(sequence, 2);
+        new.appender.append(&[NewRecord::Write { lba: Lba(sequence), data: &data }], &mut places).unwrap();
+    }
+    commit(&new).unwrap();
+    let refused = old.appender.append(&[NewRecord::Zero { lba: Lba(9), blocks: BlockCount(1) }], &mut places);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Stopping);
+    assert_eq!(commit(&old).unwrap_err().kind(), ErrorKind::Stopping);
+    // With this its zeros and its superblock would follow.
+    drop(old);
+    drop(new);
+    let recovered = recover(&disk, &path()).unwrap();
+    assert_eq!(recovered.ending(), Ending::Clean);
+    assert_eq!(recovered.last_sequence(), Sequence(7));
+}

@@ -99,7 +99,10 @@ async fn walk_epoch(store: &dyn Store, seen: Seen, token: Token, history: &mut H
             _ => match seal_epoch(store, id, token, history.last).await? {
                 Sealing::Sealed => return Ok(()),
                 // The old owner was faster by a hair: its segment counts.
-                Sealing::Occupied => fetch_index(store, id).await?,
+                Sealing::Occupied => {
+                    tracing::debug!(segment = %id, "the old owner was faster, or another claimant");
+                    fetch_index(store, id).await?
+                }
             },
         };
         if index.header.seal {

@@ -20,6 +20,7 @@ use crate::units::UnixMillis;
 /// Objects in one page of a listing, unless set otherwise.
 const PAGE_OBJECTS: usize = 1000;
 
+#[derive(Clone)]
 struct Object {
     body: Bytes,
     version: u64,
@@ -32,7 +33,7 @@ impl Object {
     }
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Contents {
     objects: BTreeMap<ObjectKey, Object>,
     writes: u64,
@@ -54,6 +55,11 @@ impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
         Self::with_page(PAGE_OBJECTS)
+    }
+
+    /// A store of its own with the same objects.
+    pub fn fork(&self) -> Self {
+        MemoryStore { contents: Mutex::new(self.contents.lock().clone()), page_objects: self.page_objects }
     }
 
     /// An empty store whose listings have at most `page_objects` objects a page (at least 1).

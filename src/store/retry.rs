@@ -29,7 +29,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use super::meter::Counts;
 use super::{ByteRange, Condition, ETag, Fetched, Listing, ObjectKey, Store, StoreError, StoreErrorKind, StoreResult};
@@ -176,7 +175,10 @@ impl Store for Retry {
             };
             if let (StoreErrorKind::PreconditionFailed, Some(unknown)) = (&error.kind, &unknown) {
                 return match self.find_ours(&mut tries, key, &body).await {
-                    Ok(Some(etag)) => Ok(etag),
+                    Ok(Some(etag)) => {
+                        tracing::debug!(%key, "an earlier try took effect");
+                        Ok(etag)
+                    }
                     Ok(None) => Err(error),
                     Err(reading) => Err(undecided(unknown, &reading)),
                 };
@@ -218,7 +220,7 @@ struct Tries<'a> {
     policy: &'a RetryPolicy,
     what: &'a str,
     key: &'a ObjectKey,
-    began: Instant,
+    began: Duration,
     failed: u32,
     malformed: u32,
     timeouts: u32,
@@ -234,15 +236,19 @@ impl<'a> Tries<'a> {
             .with_jitter()
             .with_jitter_seed(clock::random_u64())
             .build();
-        Tries { policy, what, key, began: Instant::now(), failed: 0, malformed: 0, timeouts: 0, delays }
+        Tries { policy, what, key, began: clock::running(), failed: 0, malformed: 0, timeouts: 0, delays }
+    }
+
+    fn elapsed(&self) -> Duration {
+        clock::running().saturating_sub(self.began)
     }
 
     /// One try, within its deadline; `late` is the kind of failure if it takes longer.
     async fn once<T>(&mut self, request: impl Future<Output = StoreResult<T>>, late: StoreErrorKind) -> StoreResult<T> {
         let own = self.policy.try_deadline.saturating_mul(1 << self.timeouts.min(DEADLINE_DOUBLINGS));
-        let left = self.policy.patience.map(|patience| patience.saturating_sub(self.began.elapsed()));
+        let left = self.policy.patience.map(|patience| patience.saturating_sub(self.elapsed()));
         let deadline = left.map_or(own, |left| own.min(left));
-        match tokio::time::timeout(deadline, request).await {
+        match clock::timeout(deadline, request).await {
             Ok(answer) => {
                 if answer.is_ok() && self.failed >= TRIES_BEFORE_WARNING {
                     tracing::info!("the store works again: {self}");
@@ -270,7 +276,7 @@ impl<'a> Tries<'a> {
             StoreErrorKind::NotFound | StoreErrorKind::PreconditionFailed | StoreErrorKind::Rejected => None,
         };
         let Some(delay) = delay else { return Err(error) };
-        if self.policy.patience.is_some_and(|patience| self.began.elapsed() + delay >= patience) {
+        if self.policy.patience.is_some_and(|patience| self.elapsed() + delay >= patience) {
             let message = format!("{} ({self})", error.message);
             return Err(StoreError::new(error.kind, message));
         }
@@ -279,14 +285,14 @@ impl<'a> Tries<'a> {
         } else {
             tracing::debug!(%error, "trying again: {self}");
         }
-        tokio::time::sleep(delay).await;
+        clock::sleep(delay).await;
         Ok(())
     }
 }
 
 impl fmt::Display for Tries<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.began.elapsed().as_secs_f64();
+        let seconds = self.elapsed().as_secs_f64();
         write!(f, "{} {}, {} tries failed in {seconds:.1} s", self.what, self.key, self.failed)
     }
 }

@@ -87,12 +87,12 @@ impl VolumeDevice {
             Err(Refusal::Closed(error)) => done(Err(error)),
             Err(Refusal::Doubtful) => {
                 let volume = self.volume.clone();
-                self.volume.shared.runtime.spawn(async move {
+                drop(self.volume.shared.runtime.spawn(async move {
                     match volume.pass_gate().await {
                         Ok(()) => volume.commit_now(done, Committer::commit),
                         Err(error) => done(Err(error)),
                     }
-                });
+                }));
             }
         }
     }
@@ -114,7 +114,7 @@ impl Volume {
                     }
                     (Ok(()), Err(Refusal::Doubtful)) => {
                         let waiting = volume.clone();
-                        volume.shared.runtime.spawn(async move { done(waiting.pass_gate().await) });
+                        drop(volume.shared.runtime.spawn(async move { done(waiting.pass_gate().await) }));
                     }
                 });
                 how(&self.committer, committed);

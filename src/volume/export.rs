@@ -24,8 +24,7 @@ use crate::store::Store;
 use crate::units::{BLOCK_SIZE, ByteLen, SegmentId, SnapshotId, VolumeId};
 use crate::volume::admin::Admin;
 use crate::volume::admin_family::only_if_free;
-use crate::volume::fetch::SegmentIndexCache;
-use crate::volume::shared::IndexWeight;
+use crate::volume::fetch::{SegmentIndexCache, new_segment_index_cache};
 
 /// Pages (1 MiB of volume each) that are fetched together.
 const WINDOW_PAGES: usize = 4;
@@ -108,7 +107,7 @@ impl Admin {
         sender: mpsc::Sender<Window>,
         progress: &mut (dyn FnMut(u64) + Send),
     ) -> Result<()> {
-        let indexes = SegmentIndexCache::with_weighter(1024, INDEXES_BYTES, IndexWeight);
+        let indexes = new_segment_index_cache(ByteLen(INDEXES_BYTES));
         let reader = Arc::new(Reader { store: self.store.clone(), indexes });
         let mut windows: FuturesOrdered<JoinHandle<Result<Window>>> = FuturesOrdered::new();
         let mut deliver = async |window: Option<Result<Result<Window>, tokio::task::JoinError>>| {

@@ -28,26 +28,29 @@ impl Volume {
     /// Why it cannot be uploaded.
     pub(super) async fn moment(&self) -> Result<Moment> {
         self.pass_gate().await?;
-        let receiver = {
+        let (size, receiver) = {
             // Nothing is acknowledged while the writer is held.
             let _writer = self.writer.lock();
+            // Of now: the volume may have grown by the time the store holds it.
+            let size = ByteLen(self.size_bytes());
             let mut progress = self.progress.lock();
             let wanted = progress.end_run();
             if progress.stored().sequence == wanted {
-                return Ok(self.newest_moment());
+                return Ok(Moment { size, ..self.newest_moment() });
             }
             let (sender, receiver) = oneshot::channel();
             self.moment_waiters.lock().push((wanted, sender));
-            receiver
+            (size, receiver)
         };
         self.upload_wake.notify_one();
         if let Some(error) = self.gate.closed().filter(|error| error.kind() != ErrorKind::Stopping) {
             return Err(error);
         }
-        receiver.await.map_err(|_| {
+        let moment = receiver.await.map_err(|_| {
             let stopped = || Error::new(ErrorKind::Stopping, format!("volume {} is stopping", self.id));
             self.gate.closed().unwrap_or_else(stopped)
-        })
+        })?;
+        Ok(Moment { size, ..moment })
     }
 
     fn newest_moment(&self) -> Moment {

@@ -7,7 +7,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use foldhash::quality::FixedState;
 use futures_util::future::join_all;
+use quick_cache::sync::DefaultLifecycle;
 
 use crate::cache::{Claim, Lead};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -15,14 +17,19 @@ use crate::format::segment::{FrameEntry, SegmentIndex, encode_tail};
 use crate::limits::FRAME_BLOCKS;
 use crate::map::SegmentPlace;
 use crate::segment::{fetch_frames, fetch_index, open_frame, parse_object_tail};
-use crate::units::{BLOCK_SIZE, FrameId, SegmentId};
+use crate::units::{BLOCK_SIZE, ByteLen, FrameId, SegmentId};
 use crate::volume::shared::{IndexWeight, Shared};
 
 /// Longest range request for neighbouring frames, in bytes as stored.
 const FETCH_BYTES_MAX: u64 = 4 << 20;
 
 /// Indexes of segments in memory, weighed by their size.
-pub type SegmentIndexCache = quick_cache::sync::Cache<SegmentId, Arc<SegmentIndex>, IndexWeight>;
+pub type SegmentIndexCache = quick_cache::sync::Cache<SegmentId, Arc<SegmentIndex>, IndexWeight, FixedState>;
+
+/// An empty one that keeps to `budget`. Its hashes are the same in every process: what is pushed out depends on what was asked for alone.
+pub fn new_segment_index_cache(budget: ByteLen) -> SegmentIndexCache {
+    SegmentIndexCache::with(1024, budget.0, IndexWeight, FixedState::default(), DefaultLifecycle::default())
+}
 
 /// A run of blocks in a segment and where they go.
 pub struct Piece<'a> {
@@ -210,12 +217,12 @@ fn keep_on_disk(shared: &Arc<Shared>, kept: Vec<(FrameId, Bytes)>) {
         return;
     };
     let cache = shared.cache.clone();
-    shared.runtime.spawn_blocking(move || {
+    drop(shared.runtime.spawn_blocking(move || {
         for (id, stored) in kept {
             cache.insert_stored(id, &stored);
         }
         drop(room);
-    });
+    }));
 }
 
 /// The index of a segment, from memory, RocksDB or the store.

@@ -3,13 +3,12 @@
 //! Connecting is attaching: the first client of a volume attaches it, and some minutes after the last has gone it is detached. Each
 //! volume has a slot with a lock of its own, so that attaching one never waits for another.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::task::JoinHandle;
 
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -22,11 +21,12 @@ use crate::volume::open::{self, Opened};
 use crate::volume::purge::PurgeTimer;
 use crate::volume::schedule::LOOK;
 use crate::volume::shared::Shared;
+use crate::work::Task;
 
 /// An attached volume and the task that uploads for it.
 struct Attached {
     volume: Arc<Volume>,
-    uploader: JoinHandle<()>,
+    uploader: Task<()>,
 }
 
 #[derive(Default)]
@@ -41,7 +41,7 @@ pub struct Fleet {
     pub(super) shared: Arc<Shared>,
     pub(super) detach_after: Duration,
     pub(super) catalog: Catalog,
-    slots: Mutex<HashMap<VolumeId, Arc<Slot>>>,
+    slots: Mutex<BTreeMap<VolumeId, Arc<Slot>>>,
 }
 
 impl Fleet {
@@ -50,27 +50,27 @@ impl Fleet {
         let catalog = Catalog::new(shared.store.clone(), timer);
         let fleet = Arc::new(Fleet { shared, detach_after, catalog, slots: Mutex::default() });
         let looked_at = Arc::downgrade(&fleet);
-        fleet.shared.runtime.spawn(async move {
+        drop(fleet.shared.runtime.spawn(async move {
             loop {
-                tokio::time::sleep(LOOK).await;
+                clock::sleep(LOOK).await;
                 let Some(fleet) = looked_at.upgrade() else { return };
                 for volume in fleet.volumes() {
-                    fleet.shared.runtime.spawn(volume.keep_schedule());
+                    drop(fleet.shared.runtime.spawn(volume.keep_schedule()));
                 }
             }
-        });
+        }));
         let pulsed = Arc::downgrade(&fleet);
-        fleet.shared.runtime.spawn(async move {
+        drop(fleet.shared.runtime.spawn(async move {
             loop {
-                tokio::time::sleep(PULSE).await;
+                clock::sleep(PULSE).await;
                 let Some(fleet) = pulsed.upgrade() else { return };
                 for volume in fleet.volumes() {
                     if !volume.gate.pulse() {
-                        fleet.shared.runtime.spawn(resolve_doubt(volume));
+                        drop(fleet.shared.runtime.spawn(resolve_doubt(volume)));
                     }
                 }
             }
-        });
+        }));
         fleet
     }
 
@@ -97,6 +97,13 @@ impl Fleet {
         let slot = self.slot(id);
         let mut attached = slot.attached.lock().await;
         if let Some(current) = &*attached {
+            if !client {
+                // Who asks for an attachment by name is told how things are, also by an owner that was put out and does not know it yet. If
+                // the store does not say, the attachment stands.
+                if let Err(error) = current.volume.confirm_ownership().await {
+                    tracing::info!(volume = %id, %error, "ownership is not confirmed");
+                }
+            }
             match current.volume.gate.closed() {
                 None => {
                     if client {
@@ -127,7 +134,7 @@ impl Fleet {
             gone.uploader.abort();
             // An aborted task ends with an error, which is what is wanted here.
             let _ = gone.uploader.await;
-            gone.volume.log_is_closed().await;
+            gone.volume.let_go().await;
         }
     }
 
@@ -160,11 +167,13 @@ impl Fleet {
         }
         volume.begin_stop();
         if uploader.await.is_err() {
+            volume.let_go().await;
             return Err(Error::new(ErrorKind::Stopping, format!("the uploader of {id} was stopped")));
         }
         *slot.shown.lock() = None;
-        volume.hand_back().await?;
-        volume.log_is_closed().await;
+        let handed_back = volume.hand_back().await;
+        volume.let_go().await;
+        handed_back?;
         drop(volume);
         let path = open::log_path(&self.shared, id);
         if let Err(error) = self.shared.disk.remove(&path) {
@@ -180,13 +189,13 @@ impl Fleet {
         let mut detaching = Vec::new();
         for volume in self.volumes() {
             let (fleet, id) = (self.clone(), volume.id);
-            detaching.push((id, tokio::spawn(async move { fleet.detach(id, true).await })));
+            detaching.push((id, self.shared.runtime.spawn(async move { fleet.detach(id, true).await })));
         }
         let deadline = clock::uptime() + patience;
         let mut left = Vec::new();
         for (id, task) in detaching {
             let patience = deadline.saturating_sub(clock::uptime());
-            match tokio::time::timeout(patience, task).await {
+            match clock::timeout(patience, task).await {
                 Ok(Ok(Ok(()))) => {}
                 Ok(Ok(Err(error))) => {
                     tracing::error!(volume = %id, %error, "could not be detached; its log stays here");
@@ -207,15 +216,15 @@ impl Fleet {
             return;
         }
         let (fleet, id, epoch) = (self.clone(), volume.id, volume.epoch);
-        self.shared.runtime.spawn(async move {
-            tokio::time::sleep(fleet.detach_after).await;
+        drop(self.shared.runtime.spawn(async move {
+            clock::sleep(fleet.detach_after).await;
             let idle = fleet
                 .find(id)
                 .is_some_and(|volume| volume.epoch == epoch && volume.clients.load(Ordering::Acquire) == 0);
             if idle && let Err(error) = fleet.detach(id, false).await {
                 tracing::info!(volume = %id, %error, "stays attached");
             }
-        });
+        }));
     }
 
     /// The volume that an id, or a name that only one has, means.
@@ -259,6 +268,6 @@ async fn resolve_doubt(volume: Arc<Volume>) {
             Ok(()) => return,
             Err(error) => tracing::warn!(volume = %volume.id, %error, "ownership is not confirmed"),
         }
-        tokio::time::sleep(PULSE).await;
+        clock::sleep(PULSE).await;
     }
 }

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::task::JoinHandle;
 
 use crate::block_device::{ChangeExtent, Residence, ResidenceExtent};
 use crate::error::{Error, ErrorKind, Result};
@@ -14,6 +13,7 @@ use crate::units::{BLOCK_SIZE, BlockRange, FrameId, Lba};
 use crate::volume::fetch;
 use crate::volume::read_ahead::{self, ReadAhead};
 use crate::volume::shared::Shared;
+use crate::work::Task;
 
 /// How much of a disk one query looks at, so that it ends soon on a large and empty one.
 pub const RESIDENCE_SCAN_BYTES: u64 = 4 << 30;
@@ -101,11 +101,11 @@ pub trait ReadsAhead: Send + Sync + Sized + 'static {
         let window = read_ahead::WINDOW_MAX.min(self.shared().cache.room_for_the_new().0 / 2);
         let Some(range) = self.reads().lock().note(offset, length, size, window) else { return };
         let disk = self.clone();
-        self.shared().runtime.spawn(async move {
+        drop(self.shared().runtime.spawn(async move {
             if let Err(error) = disk.bring_near(range.start, range.end - range.start).await {
                 tracing::debug!(disk = %disk.name(), %error, "reading ahead failed");
             }
-        });
+        }));
     }
 
     /// Tells read-ahead of a read that found everything at hand: a stream that it leads must not run to the end of its window before
@@ -126,7 +126,7 @@ pub fn slice_of(range: BlockRange, run: BlockRange, buffer: &mut [u8]) -> &mut [
 
 /// Frames on their way into the memory part of the cache.
 #[derive(Default)]
-pub struct Loads(Vec<JoinHandle<Result<()>>>);
+pub struct Loads(Vec<Task<Result<()>>>);
 
 impl Loads {
     /// Sets out for the frames of `count` blocks from `place` on.

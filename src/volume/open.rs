@@ -35,6 +35,7 @@ use crate::volume::read_ahead::ReadAhead;
 use crate::volume::rescue;
 use crate::volume::schedule::ScheduleState;
 use crate::volume::shared::Shared;
+use crate::work;
 
 /// A volume that was just attached, and how that went.
 pub struct Opened {
@@ -137,8 +138,8 @@ fn new_owner(shared: &Shared, resumes: Option<Token>) -> Owner {
     Owner {
         token: clock::random_token(),
         resumes,
-        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        pid: std::process::id(),
+        host: work::host_name(),
+        pid: work::process_id(),
         control: shared.settings.control.clone(),
         attached_at: clock::now(),
     }
@@ -182,6 +183,9 @@ fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) 
             });
         }
     };
+    if let Ending::Torn { records_beyond } = recovered.ending() {
+        tracing::info!(volume = %id, end = %recovered.end(), records_beyond, "the write log ends in a torn write, which was never durable and is cut");
+    }
     let identity = recovered.identity();
     if identity.volume != id || identity.store != shared.store_id {
         return Err(Error::invalid(format!(

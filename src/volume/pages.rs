@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
 
 use crate::checkpoint::{Checkpoint, PageSource};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::map_object::PageRef;
 use crate::format::page::{open_page, seal_page};
 use crate::format::segment::{EntryKind, SegmentIndex};
@@ -67,8 +67,19 @@ struct Residents {
     pages: HashMap<PageIndex, Resident>,
     clock: VecDeque<PageIndex>,
     changed: BTreeSet<PageIndex>,
+    /// The attachment is over, and RocksDB the next one's.
+    is_closed: bool,
     /// Changes to pages that are neither in memory nor in RocksDB, in the order of the sequence.
     postponed: HashMap<PageIndex, Vec<Postponed>>,
+}
+
+impl Residents {
+    fn only_if_open(&self, volume: VolumeId) -> Result<()> {
+        if self.is_closed {
+            return Err(Error::new(ErrorKind::Stopping, format!("this attachment of volume {volume} is over")));
+        }
+        Ok(())
+    }
 }
 
 /// An entry of a segment that a page lacks.
@@ -183,23 +194,34 @@ impl PageTable {
         self.residents.lock().changed.clear();
     }
 
+    /// From now on nothing is written to RocksDB, which the next attachment may be using.
+    pub fn close(&self) {
+        self.residents.lock().is_closed = true;
+    }
+
     /// Writes all dirty pages to RocksDB.
     ///
     /// # Errors
     /// What RocksDB says.
     pub fn write_back(&self) -> Result<()> {
         loop {
-            let mut residents = self.residents.lock();
-            let dirty = residents.pages.iter().filter(|(_, resident)| resident.dirty).map(|(&index, _)| index);
-            let batch: Vec<PageIndex> = dirty.take(WRITE_BACK_PAGES).collect();
-            if batch.is_empty() {
+            let mut dirty: Vec<PageIndex> = {
+                let residents = self.residents.lock();
+                residents.pages.iter().filter(|(_, resident)| resident.dirty).map(|(&index, _)| index).collect()
+            };
+            if dirty.is_empty() {
                 return Ok(());
             }
-            self.write_back_batch(&mut residents, &batch)?;
+            // The same order in every process, so that a simulated history is the same.
+            dirty.sort_unstable();
+            for batch in dirty.chunks(WRITE_BACK_PAGES) {
+                self.write_back_batch(&mut self.residents.lock(), batch)?;
+            }
         }
     }
 
     fn write_back_batch(&self, residents: &mut Residents, batch: &[PageIndex]) -> Result<()> {
+        residents.only_if_open(self.volume)?;
         let sealed = batch.iter().filter_map(|index| residents.pages.get(index).map(|r| (*index, seal_page(&r.page))));
         self.index.put_pages(self.volume, sealed)?;
         for index in batch {
@@ -252,6 +274,7 @@ impl PageTable {
         if !Arc::ptr_eq(base, &self.base.read()) {
             return Ok(None);
         }
+        residents.only_if_open(self.volume)?;
         let (mut fresh, mut found) = (Vec::new(), None);
         for (index, mut page) in fetched {
             if residents.pages.contains_key(&index) || self.index.page(self.volume, index)?.is_some() {

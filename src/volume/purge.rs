@@ -225,7 +225,8 @@ impl PurgeTimer {
                     // In steps, since the wall clock may jump and the machine may sleep.
                     let wait = Duration::from_millis(at.0 - now.0).min(PATIENCE);
                     tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
+                        biased;
+                        () = clock::sleep(wait) => {}
                         _ = noted.changed() => {}
                     }
                 }

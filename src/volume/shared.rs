@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::cache::ReadCache;
@@ -17,6 +16,7 @@ use crate::units::{ByteLen, FrameId, SegmentId, StoreId};
 use crate::volume::fetch::SegmentIndexCache;
 use crate::volume::frozen_device::FrozenMaps;
 use crate::volume::pages::PageBudget;
+use crate::work::{self, Runtime};
 
 /// Stored frames that may wait for the disk part of the cache, in KiB.
 pub const INSERTIONS_KIB_MAX: usize = 24 << 10;
@@ -59,7 +59,7 @@ pub struct Shared {
     /// Threads that pack segments.
     pub packers: Packers,
     /// The runtime of everything that waits.
-    pub runtime: Handle,
+    pub runtime: Runtime,
     /// Settings.
     pub settings: EngineSettings,
 }
@@ -67,7 +67,9 @@ pub struct Shared {
 /// Threads of the lowest priority that pack segments: they take what the foreground leaves, and all of it once a full log makes
 /// writers wait.
 pub struct Packers {
+    /// `None` once they have stopped, and in the simulated world, where packing is a task.
     runtime: Option<tokio::runtime::Runtime>,
+    is_simulated: bool,
 }
 
 impl Packers {
@@ -76,6 +78,9 @@ impl Packers {
     /// # Errors
     /// `Io` if the threads cannot be made.
     pub fn start() -> Result<Self> {
+        if work::simulated::is_here() {
+            return Ok(Packers { runtime: None, is_simulated: true });
+        }
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -89,7 +94,7 @@ impl Packers {
             })
             .build()
             .map_err(|error| Error::io("cannot start the packing threads", &error))?;
-        Ok(Packers { runtime: Some(runtime) })
+        Ok(Packers { runtime: Some(runtime), is_simulated: false })
     }
 
     /// Runs `job` on one of the threads.
@@ -98,6 +103,9 @@ impl Packers {
     /// What the job says; `Stopping` if the threads are gone.
     pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
         let stopping = || Error::new(crate::error::ErrorKind::Stopping, "the packing threads have stopped");
+        if self.is_simulated {
+            return Runtime::Simulated.spawn_blocking(job).await.map_err(|_| stopping())?;
+        }
         let handle = self.runtime.as_ref().ok_or_else(stopping)?.spawn_blocking(job);
         handle.await.map_err(|_| stopping())?
     }

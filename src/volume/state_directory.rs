@@ -25,10 +25,11 @@ use crate::format::envelope;
 use crate::index::Index;
 use crate::store::Store;
 use crate::units::{ByteLen, StoreId};
-use crate::volume::fetch::SegmentIndexCache;
+use crate::volume::fetch::new_segment_index_cache;
 use crate::volume::frozen_device::FrozenMaps;
 use crate::volume::pages::PageBudget;
-use crate::volume::shared::{EngineSettings, INSERTIONS_KIB_MAX, IndexWeight, Packers, Shared, SlotsInIndex};
+use crate::volume::shared::{EngineSettings, INSERTIONS_KIB_MAX, Packers, Shared, SlotsInIndex};
+use crate::work::Runtime;
 
 /// How the memory of a daemon is divided: blocks of the read cache, map pages, segment indexes, RocksDB.
 const MEMORY_SHARES: [u64; 4] = [8, 4, 2, 2];
@@ -64,20 +65,21 @@ pub fn open(
     let path = &settings.path;
     HostDisk.create_directory(path).context(|| format!("cannot create the state directory {}", path.display()))?;
     let lock = lock_exclusive(path)?;
-    Ok((open_on(Arc::new(HostDisk), settings, store, store_id, runtime)?, lock))
+    Ok((open_on(Arc::new(HostDisk), Index::open, settings, store, store_id, runtime.into())?, lock))
 }
 
 /// As [`open`], on any disk and without the lock: the simulated world comes in here. Write logs and the read cache's file are
-/// on `disk`; RocksDB does its own I/O and is always on the host, in `index/` below the same path.
+/// on `disk`; `open_index` is given the path `index/` below the same directory and the memory that the index may take.
 ///
 /// # Errors
 /// As [`open`].
 pub fn open_on(
     disk: Arc<dyn Disk>,
+    open_index: impl FnOnce(&Path, ByteLen) -> Result<Index>,
     settings: StateSettings,
     store: Arc<dyn Store>,
     store_id: StoreId,
-    runtime: Handle,
+    runtime: Runtime,
 ) -> Result<Arc<Shared>> {
     let path = &settings.path;
     disk.create_directory(path).context(|| format!("cannot create the state directory {}", path.display()))?;
@@ -86,7 +88,7 @@ pub fn open_on(
     disk.create_directory(&volumes_directory).context(|| format!("cannot create {}", volumes_directory.display()))?;
     let total: u64 = MEMORY_SHARES.iter().sum();
     let share = |which: usize| ByteLen(settings.memory_size.0 * MEMORY_SHARES[which] / total);
-    let index = Arc::new(Index::open(&path.join("index"), share(3))?);
+    let index = Arc::new(open_index(&path.join("index"), share(3))?);
     let cache_settings = CacheSettings { memory: share(0), disk: settings.cache_size, path: path.join("cache") };
     let cache = Arc::new(ReadCache::open(&cache_settings, &*disk, Arc::new(SlotsInIndex(index.clone()))));
     let shared = Shared {
@@ -97,7 +99,7 @@ pub fn open_on(
         index,
         cache,
         insertions: Arc::new(Semaphore::new(INSERTIONS_KIB_MAX)),
-        segment_indexes: SegmentIndexCache::with_weighter(1024, share(2).0, IndexWeight),
+        segment_indexes: new_segment_index_cache(share(2)),
         frozen_maps: FrozenMaps::default(),
         page_budget: Arc::new(PageBudget::new(usize::try_from(share(1).0).unwrap_or(usize::MAX))),
         packers: Packers::start()?,

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
 use crate::volume::core::Volume;
@@ -20,16 +19,17 @@ impl Volume {
         self.upload_wake.notify_one();
     }
 
-    /// Waits until nobody else holds this volume, so that its log is no longer written when the caller lets go of it.
-    /// Requests of connected clients end at once, since the gate is closed.
-    pub(super) async fn log_is_closed(self: &Arc<Self>) {
+    /// Sees to it that this volume, whose gate is closed, changes nothing any more: clients and commands that are under way may hold it
+    /// for as long as they like, while the next attachment carries on with the same log and the same pages.
+    pub(super) async fn let_go(self: &Arc<Self>) {
         self.upload_wake.notify_one();
-        // A client that never goes away keeps the volume in memory; its log takes nothing any more.
-        for _ in 0..100 {
-            if Arc::strong_count(self) <= 1 {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        self.pages.close();
+        // Whoever was let through before has appended by now.
+        drop(self.writer.lock());
+        let volume = self.clone();
+        let closing = self.shared.runtime.spawn_blocking(move || volume.committer.close());
+        if closing.await.is_err() {
+            tracing::debug!(volume = %self.id, "the daemon ends before the log is closed");
         }
     }
 }

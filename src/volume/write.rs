@@ -218,6 +218,7 @@ impl Volume {
             if self.append(&mut self.writer.lock(), std::slice::from_ref(record))? == 1 {
                 return Ok(true);
             }
+            tracing::debug!(volume = %self.id, "writers wait for the full log");
             woken.await;
         }
     }
@@ -256,7 +257,7 @@ impl Volume {
         if self.committer.free().0 < 2 * RECORD_BYTES_MAX {
             self.upload_wake.notify_one();
             // Bounded, since other writers may take the room that came free without another wake-up.
-            let _ = tokio::time::timeout(FULL_LOG_LOOK, woken).await;
+            let _ = clock::timeout(FULL_LOG_LOOK, woken).await;
         }
         Ok(false)
     }

@@ -1,308 +1,475 @@
-//! A world: one volume, its store, and the hosts that it lives on, one after the other.
+//! A world: a store, a few hosts, and volumes that live on them; and what happens to the hosts.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use tempfile::TempDir;
-use tokio::runtime::Runtime;
-use varve::disk::simulated::SimulatedDisk;
-use varve::error::ErrorKind;
-use varve::service::{AttachReport, Durability};
-use varve::store::{Counts, Retry, RetryPolicy, Store};
-use varve::units::VolumeId;
-use varve::volume::{Admin, Fleet, Volume};
+use varve::clock;
+use varve::disk::simulated::Kept;
+use varve::service::{Durability, NewVolume};
+use varve::store::{Counts, MemoryStore, Retry, RetryPolicy, Store};
+use varve::units::{ByteLen, SnapshotId, VolumeId};
+use varve::volume::{Admin, root};
+use varve::work::simulated::{self, HostId};
 
-use super::engine::{self, Setup};
-use super::late_store::LateStore;
-use super::life::Life;
-use super::record::Record;
+use super::client::{Client, Excuses, Faults};
+use super::disk;
+use super::host::{Host, Setup, Surroundings, log_path};
+use super::journal::Journal;
+use super::network::{self, Network};
+use super::record::{Expected, Floor, Record, SECTOR};
 
-/// Four pages of the block map.
-const SIZE: usize = 4 << 20;
-/// Attempts to attach that somebody else's late write may spoil.
-const ATTEMPTS: usize = 10;
+/// Deaths and other blows that hosts are dealt.
+pub const BLOWS: &[&str] = &[
+    "host: stopped",
+    "host: killed",
+    "host: power loss",
+    "host: lost",
+    "host: dies while it attaches",
+    "host: paused",
+    "host: cut off",
+    "clock: jumped",
+    "clock: stands still",
+    "index: older",
+    "index: gone",
+    "rot: log",
+    "rot: cache",
+];
 
-/// How often what happened.
-#[derive(Debug, Default)]
-pub struct Deaths {
-    killed: u64,
-    power: u64,
-    host: u64,
-    detached: u64,
-    /// Of these: records were found in the log and carried on with.
-    replayed: u64,
+/// The deliberate bugs of the world's edges.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Broken {
+    pub disk: Option<disk::Broken>,
+    pub network: Option<network::Broken>,
+    /// Clients' trims are answered and left out.
+    pub trims: bool,
 }
 
-impl Deaths {
-    pub fn add(&mut self, more: &Deaths) {
-        self.killed += more.killed;
-        self.power += more.power;
-        self.host += more.host;
-        self.detached += more.detached;
-        self.replayed += more.replayed;
+/// An attached volume and its clients.
+pub struct Attached {
+    pub host: u32,
+    pub life: HostId,
+    pub client: Client,
+}
+
+/// A volume.
+pub struct Subject {
+    pub id: VolumeId,
+    pub record: Arc<Mutex<Record>>,
+    pub attached: Option<Attached>,
+    /// The host whose log may hold more than the store.
+    pub home: Option<u32>,
+    /// What is left of that at least.
+    pub floor: Floor,
+    /// Another host than its home has tried to take it since.
+    pub has_rivals: bool,
+    /// The most sectors that somebody asked for.
+    pub sectors_max: usize,
+    /// A life of a host that may still be detaching it.
+    pub leaving: Option<HostId>,
+    /// Owners that do not know yet that they are none any more.
+    pub ghosts: Vec<Attached>,
+}
+
+impl Subject {
+    pub fn new(id: VolumeId, expected: Expected) -> Subject {
+        let sectors_max = expected.stamps.len();
+        Subject {
+            id,
+            record: Arc::new(Mutex::new(Record::new(expected))),
+            attached: None,
+            home: None,
+            floor: Floor::Stored,
+            has_rivals: false,
+            sectors_max,
+            leaving: None,
+            ghosts: Vec::new(),
+        }
     }
 
-    pub fn all_happened(&self) -> bool {
-        [self.killed, self.power, self.host, self.detached, self.replayed].iter().all(|&count| count > 0)
+    fn host_died(&mut self, host: u32, life: HostId, left: Option<Floor>) {
+        self.ghosts.retain(|ghost| ghost.life != life);
+        if self.attached.as_ref().is_some_and(|attached| attached.life == life) {
+            self.attached = None;
+            self.record.lock().unwrap().died();
+        }
+        if self.home == Some(host) {
+            match left {
+                Some(floor) => self.floor = self.floor.min(floor),
+                None => self.home = None,
+            }
+        }
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Death {
-    Kill,
-    Power,
-    Host,
-    Detach,
+/// How a volume stands.
+#[derive(Clone)]
+pub struct SceneSubject {
+    pub id: VolumeId,
+    pub record: Arc<Mutex<Record>>,
+    pub home: Option<u32>,
+    pub floor: Floor,
+    pub has_rivals: bool,
+    pub sectors_max: usize,
+}
+
+pub type Scene = Vec<SceneSubject>;
+
+/// A snapshot that was asked for.
+#[derive(Clone)]
+pub struct Snapshot {
+    pub id: Option<SnapshotId>,
+    pub expected: Expected,
+    pub is_destroyed: bool,
+}
+
+/// A volume that was asked for, made from a moment of another.
+#[derive(Clone)]
+pub struct Fork {
+    pub id: Option<VolumeId>,
+    pub expected: Expected,
+    pub sectors_max: usize,
+}
+
+/// What came of commands, as their tasks note it.
+#[derive(Clone, Default)]
+pub struct Family {
+    /// By name.
+    pub snapshots: BTreeMap<String, Snapshot>,
+    /// Forks and restored volumes that were asked for, by name; with their id once it is known.
+    pub forks: BTreeMap<String, Fork>,
 }
 
 pub struct World {
-    seed: u64,
-    random: StdRng,
-    store: Arc<LateStore>,
-    disk: SimulatedDisk,
-    /// RocksDB of each life, in order, in a folder of its own.
-    indexes: TempDir,
-    lives: usize,
-    /// The folder that the host's state is in, as its own disk sees it.
-    record: Record,
-    stamp: u64,
-    setup: Setup,
-    deaths: Deaths,
+    pub random: StdRng,
+    pub journal: Journal,
+    pub network: Arc<Network>,
+    pub around: Surroundings,
+    pub hosts: Vec<Host>,
+    pub subjects: Vec<Subject>,
+    /// What a point at which everything may die must know.
+    pub scene: Option<Arc<Mutex<Scene>>>,
+    pub family: Arc<Mutex<Family>>,
+    pub faults: Faults,
+    pub broken: Broken,
+    /// Makes the bytes of every write unlike those of any other, and numbers changes and names.
+    pub stamp: u64,
+    /// Of a thousand requests to the store, and of ten thousand operations of a disk, how many fail in hard times.
+    pub hardness: (u32, u32, u32),
+    /// Hosts may die while they attach.
+    pub is_dangerous: bool,
+    /// How many volumes there may be.
+    pub subjects_max: usize,
 }
 
 impl World {
-    pub fn new(seed: u64) -> World {
-        let mut random = StdRng::seed_from_u64(seed);
-        let setup = Setup {
-            log_length: [256 << 10, 1 << 20, 3 << 20][random.random_range(0..3)],
-            cache_size: [0, 5 << 20][random.random_range(0..2)],
-            memory_size: [64 << 10, 1 << 20, 32 << 20][random.random_range(0..3)],
-            segment_age: Duration::from_millis(random.random_range(1..50)),
-            segments_per_checkpoint: random.random_range(1..12),
-        };
+    /// A world with what is there already.
+    pub fn with(seed: u64, around: Surroundings, hosts: Vec<Host>) -> World {
         World {
-            seed,
-            store: LateStore::new(random.random_range(0..u64::MAX)),
-            random,
-            disk: SimulatedDisk::new(),
-            indexes: tempfile::tempdir().unwrap(),
-            lives: 0,
-            record: Record::new(SIZE),
+            random: StdRng::seed_from_u64(seed),
+            journal: around.journal.clone(),
+            network: around.network.clone(),
+            around,
+            hosts,
+            scene: None,
+            subjects: Vec::new(),
+            family: Arc::default(),
+            faults: Faults::default(),
+            broken: Broken::default(),
             stamp: seed << 32,
-            setup,
-            deaths: Deaths::default(),
+            hardness: (0, 0, 0),
+            is_dangerous: false,
+            subjects_max: 4,
         }
     }
 
-    /// Where the life's state is: the same name on the simulated disk and, for RocksDB, on the host.
-    fn folder(&self, life: usize) -> PathBuf {
-        self.indexes.path().join(life.to_string())
-    }
-
-    pub fn run(mut self) -> Deaths {
-        let durability = if self.random.random_bool(0.25) { Durability::Store } else { Durability::Local };
-        let (store, _) = self.store.line();
-        let id = runtime().block_on(engine::create(&store, SIZE as u64, durability));
-        let mut before = Death::Detach;
-        for _ in 0..self.random.random_range(3..7) {
-            before = self.live(id, before);
-        }
-        self.last_life(id, before);
-        self.deaths
-    }
-
-    /// One life, from its attach to its death.
-    fn live(&mut self, id: VolumeId, before: Death) -> Death {
-        let runtime = runtime();
-        let (line, cut) = self.store.line();
-        let death = match self.random.random_range(0..10) {
-            0..=2 => Death::Kill,
-            3..=6 => Death::Power,
-            7..=8 => Death::Host,
-            _ => Death::Detach,
+    pub async fn begin(seed: u64, journal: Journal, broken: Broken) -> World {
+        let mut random = StdRng::seed_from_u64(seed ^ 0x5eed);
+        let setup = Setup {
+            log_length: [128 << 10, 256 << 10, 512 << 10, 2 << 20][random.random_range(0..4)],
+            cache_size: [0, 5 << 20][random.random_range(0..2)],
+            memory_size: [64 << 10, 512 << 10, 8 << 20][random.random_range(0..3)],
+            segment_age: Duration::from_millis([5, 300, 3000][random.random_range(0..3)]),
+            segments_per_checkpoint: random.random_range(1..8),
         };
-        runtime.block_on(async {
-            let fleet = self.start(line).await;
-            let (volume, report) = self.attach(&fleet, id, before).await;
-            self.deaths.replayed += u64::from(report.replayed_records > 0);
-            let holding = [0, 5, 9, 10][self.random.random_range(0..4)];
-            let mut life = self.begin(fleet, volume);
-            let disk = life.read_all().await;
-            after(before, life.record, &disk, &report);
-            life.store.hold(holding);
-            for _ in 0..life.random.random_range(5..70) {
-                life.act().await;
-            }
-            match death {
-                Death::Detach => life.detach().await,
-                _ => {
-                    life.leave_under_way();
-                    for _ in 0..life.random.random_range(0..6) {
-                        tokio::task::yield_now().await;
-                    }
-                }
-            }
-        });
-        cut.cut();
-        self.die(death);
-        runtime.shutdown_timeout(Duration::from_secs(5));
-        death
+        let network = Network::new(seed, MemoryStore::new(), journal.clone(), broken.network);
+        let store = root::read_or_create(&network.store).await.expect("an empty store takes a header").store;
+        let around =
+            Surroundings { journal: journal.clone(), network: network.clone(), store, setup, broken_disk: broken.disk };
+        let hosts = (1..=random.random_range(2..4)).map(|number| Host::new(number, around.clone())).collect();
+        let hardness = match random.random_range(0..5) {
+            0 => (0, 0, 0),
+            1 => (100, 0, 0),
+            2 => (0, 30, 0),
+            3 => (20, 0, 40),
+            _ => (100, 20, [0, 10][random.random_range(0..2)]),
+        };
+        let mut world = World { random, broken, hardness, is_dangerous: true, ..World::with(seed, around, hosts) };
+        for _ in 0..world.random.random_range(1..3) {
+            let sectors = 2048 * world.random.random_range(1..3) + 8 * world.random.random_range(0..30);
+            let durability = if world.random.random_bool(0.3) { Durability::Store } else { Durability::Local };
+            world.create(sectors, durability).await;
+        }
+        world
     }
 
-    /// The volume on a host that has nothing: all is there, and all of it is whole.
-    fn last_life(&mut self, id: VolumeId, before: Death) {
-        let runtime = runtime();
-        let (line, _) = self.store.line();
-        runtime.block_on(async {
-            let fleet = self.start(line.clone()).await;
-            let (volume, report) = self.attach(&fleet, id, before).await;
-            let life = self.begin(fleet, volume);
-            let disk = life.read_all().await;
-            after(before, life.record, &disk, &report);
-            life.detach().await;
-            self.die(Death::Host);
-            let fleet = self.start(line.clone()).await;
-            let (volume, _) = self.attach(&fleet, id, Death::Detach).await;
-            let life = self.begin(fleet, volume);
-            assert!(life.read_all().await == life.record.current, "seed {}: the store lacks something", self.seed);
-            let report = Admin::new(line).check(id, false, &mut |_| ()).await.unwrap();
-            assert!(report.problems.is_empty(), "seed {}: {report:?}", self.seed);
-        });
-        runtime.shutdown_timeout(Duration::from_secs(5));
+    /// Tells the scene how things stand.
+    pub fn show_scene(&self) {
+        if let Some(scene) = &self.scene {
+            let known = self.subjects.iter().map(|subject| SceneSubject {
+                id: subject.id,
+                record: subject.record.clone(),
+                home: subject.home,
+                floor: subject.floor,
+                has_rivals: subject.has_rivals,
+                sectors_max: subject.sectors_max,
+            });
+            *scene.lock().unwrap() = known.collect();
+        }
     }
 
-    fn begin(&mut self, fleet: Arc<Fleet>, volume: Arc<Volume>) -> Life<'_> {
-        Life {
-            fleet,
+    /// The commands that need no owner, from the world's own place in the network.
+    pub fn admin(&self) -> Admin {
+        let line = self.network.line(HostId(0));
+        let store: Arc<dyn Store> = Arc::new(Retry::new(line, RetryPolicy::default(), Arc::new(Counts::default())));
+        Admin::new(store)
+    }
+
+    pub async fn create(&mut self, sectors: usize, durability: Durability) {
+        let name = format!("disk-{}", self.next_number());
+        let size = ByteLen((sectors * SECTOR) as u64);
+        let new = NewVolume { name, region: "local".into(), size, durability, schedule: None };
+        let made = self.admin().create_volume(new).await.expect("a store that works takes a volume");
+        let expected = Expected { stamps: vec![0; sectors], optional: Vec::new() };
+        self.subjects.push(Subject::new(made.id, expected));
+    }
+
+    pub fn next_number(&mut self) -> u64 {
+        self.stamp += 1;
+        self.stamp
+    }
+
+    pub fn host(&mut self, number: u32) -> &mut Host {
+        &mut self.hosts[number as usize - 1]
+    }
+
+    pub fn some_host(&mut self) -> u32 {
+        self.random.random_range(1..=self.hosts.len() as u32)
+    }
+
+    /// Times become hard, if this world has hard times.
+    pub fn stir(&mut self) {
+        let (store, disk, rot) = self.hardness;
+        self.network.trouble(store, rot);
+        self.hosts.iter().for_each(|host| host.faulty.trouble(disk));
+        for attached in self.subjects.iter().flat_map(|subject| subject.attached.iter().chain(&subject.ghosts)) {
+            excuse(attached, store, disk, rot);
+        }
+    }
+
+    /// Nothing fails by itself for now, and this host reaches the store.
+    pub fn calm(&mut self, host: u32) {
+        self.network.trouble(0, 0);
+        self.hosts.iter().for_each(|host| host.faulty.trouble(0));
+        let host = self.host(host);
+        host.cut(false);
+        host.resume();
+    }
+
+    /// Panics if a promise was broken.
+    pub fn look(&self) {
+        if let Some(fault) = self.faults.first() {
+            panic!("{fault}");
+        }
+    }
+
+    /// A new attachment's clients.
+    pub fn client(&self, which: usize, host: u32, volume: Arc<varve::volume::Volume>) -> Attached {
+        let subject = &self.subjects[which];
+        let life = self.hosts[host as usize - 1].id;
+        let client = Client {
+            name: format!("volume {which} on {}", life.0),
             volume,
-            store: &self.store,
-            record: &mut self.record,
-            random: &mut self.random,
-            stamp: &mut self.stamp,
-        }
-    }
-
-    async fn start(&self, line: Arc<dyn Store>) -> Arc<Fleet> {
-        // The wrapper that the daemon has over every store, with short pauses.
-        let policy = RetryPolicy {
-            first_delay: Duration::from_millis(1),
-            delay_max: Duration::from_millis(4),
-            ..RetryPolicy::default()
+            record: subject.record.clone(),
+            faults: self.faults.clone(),
+            journal: self.journal.clone(),
+            excuses: Arc::new(Excuses::default()),
+            has_failed: Arc::new(AtomicBool::new(false)),
         };
-        let store: Arc<dyn Store> = Arc::new(Retry::new(line, policy, Arc::new(Counts::default())));
-        let path = self.folder(self.lives);
-        engine::start(Arc::new(self.disk.clone()), &path, store, self.setup).await
+        let attached = Attached { host, life, client };
+        let (store, disk, rot) = self.hardness;
+        excuse(&attached, store, disk, rot);
+        attached.client.excuses.leaving.store(subject.leaving == Some(life), Ordering::SeqCst);
+        attached
     }
 
-    async fn attach(&mut self, fleet: &Arc<Fleet>, id: VolumeId, before: Death) -> (Arc<Volume>, AttachReport) {
-        let mut last = String::new();
-        for _ in 0..ATTEMPTS {
-            match fleet.attach(id, false, false).await {
-                Ok(attached) => return attached,
-                // A put of the dead was faster.
-                Err(error) if error.kind() == ErrorKind::Conflict => last = error.to_string(),
-                Err(error) if error.kind() == ErrorKind::Busy && before == Death::Host => {
-                    match fleet.attach(id, true, false).await {
-                        Ok(attached) => return attached,
-                        Err(error) if error.kind() == ErrorKind::Conflict => last = error.to_string(),
-                        Err(error) => panic!("seed {}: a takeover was refused: {error}", self.seed),
-                    }
-                }
-                Err(error) => panic!("seed {}: attaching after {before:?} was refused: {error}", self.seed),
-            }
+    /// Stops a host's daemon in good order.
+    pub async fn stop(&mut self, number: u32) {
+        self.calm(number);
+        let life = self.host(number).id;
+        let here = |subject: &mut Subject| subject.attached.take_if(|attached| attached.life == life);
+        for attached in self.subjects.iter_mut().filter_map(here) {
+            attached.client.excuses.leaving.store(true, Ordering::SeqCst);
+            attached.client.record.lock().unwrap().died();
         }
-        panic!("seed {}: {ATTEMPTS} attempts to attach failed: {last}", self.seed)
+        for ghost in
+            self.subjects.iter_mut().flat_map(|subject| subject.ghosts.extract_if(.., |ghost| ghost.life == life))
+        {
+            ghost.client.excuses.leaving.store(true, Ordering::SeqCst);
+        }
+        self.host(number).stop().await;
+        self.journal.hit("host: stopped");
+        if self.random.random_bool(0.4) {
+            self.rot_one(number, false);
+        }
+        self.stir();
     }
 
-    /// What the next life finds.
-    fn die(&mut self, death: Death) {
+    /// Kills a host's daemon.
+    pub fn kill(&mut self, number: u32) {
+        let host = self.host(number);
+        let life = host.id;
+        host.kill(None, usize::MAX);
+        self.journal.note(format_args!("host {number} ({}) is killed", life.0));
+        let left = Some(Floor::Acknowledged);
+        self.subjects.iter_mut().for_each(|subject| subject.host_died(number, life, left));
+    }
+
+    /// Kills a host's daemon, or its power, or all of it.
+    pub fn strike(&mut self, number: u32) {
         let power = self.random.random_range(0..u64::MAX);
-        match death {
-            Death::Kill => {
-                self.deaths.killed += 1;
-                self.disk.kill();
+        let batches = self.random.random_range(0..40);
+        let kind = self.random.random_range(0..10);
+        let host = self.host(number);
+        let life = host.id;
+        let left = match kind {
+            0..=3 => {
+                host.kill(None, batches);
+                self.journal.hit("host: killed");
+                Some(Floor::Acknowledged)
             }
-            Death::Power => {
-                self.deaths.power += 1;
-                self.disk.power_loss(power);
+            4..=7 => {
+                let kept = match power % 5 {
+                    0 => Kept::Nothing,
+                    1 => Kept::First(power as usize / 5 % 12),
+                    _ => Kept::Some(power),
+                };
+                host.kill(Some(kept), batches);
+                self.journal.hit("host: power loss");
+                Some(Floor::Flushed)
             }
-            Death::Host => {
-                self.deaths.host += 1;
-                self.disk.kill();
-                self.disk = SimulatedDisk::new();
+            _ => {
+                host.lose();
+                self.journal.hit("host: lost");
+                None
             }
-            Death::Detach => {
-                self.deaths.detached += 1;
-                self.disk.kill();
-            }
-        }
-        self.store.orphan();
-        let next = self.folder(self.lives + 1);
-        std::fs::create_dir(&next).unwrap();
-        // RocksDB as it is on the medium now, as it was a life ago, or gone.
-        let source = match self.random.random_range(0..10) {
-            0..=5 => Some(self.lives),
-            6 => self.lives.checked_sub(1),
-            _ => None,
         };
-        if let Some(source) = source.filter(|_| death != Death::Host) {
-            copy(&self.folder(source).join("index"), &next.join("index"));
-        }
-        self.lives += 1;
-        self.disk_moves(self.lives - 1, self.lives);
-    }
-
-    /// Each life has its state under a name of its own, since RocksDB of the last one may still be closing.
-    fn disk_moves(&self, from: usize, to: usize) {
-        use varve::disk::Disk;
-        let (from, to) = (self.folder(from), self.folder(to));
-        for path in self.disk.everything() {
-            if let Ok(rest) = path.strip_prefix(&from) {
-                self.disk.rename(&path, &to.join(rest)).unwrap();
+        self.journal.note(format_args!("host {number} ({}) dies: {left:?}", life.0));
+        self.subjects.iter_mut().for_each(|subject| subject.host_died(number, life, left));
+        let fate = self.random.random_range(0..8);
+        let host = self.host(number);
+        match fate {
+            0 => {
+                host.age_index();
+                self.journal.hit("index: older");
             }
+            1 => {
+                host.drop_index();
+                self.journal.hit("index: gone");
+            }
+            _ => {}
         }
-        self.disk.sync_directory(&to).unwrap();
     }
-}
 
-/// Compares the disk with the record, as the death before allows.
-fn after(before: Death, record: &mut Record, disk: &[u8], report: &AttachReport) {
-    match before {
-        Death::Kill | Death::Detach => record.survived_death(disk),
-        Death::Power => record.survived_power_loss(disk),
-        // The host may have handed the volume back with its last breath: then all of it is in the store.
-        Death::Host if report.previous_owner.is_none() => {
-            record.survived_death(disk);
-            record.survived_loss_of_the_host(disk);
-        }
-        Death::Host => record.survived_loss_of_the_host(disk),
+    /// Flips a bit of a log or of a cache on a host.
+    pub fn rot(&mut self, number: u32) {
+        let is_log = self.random.random_bool(0.5);
+        self.rot_one(number, is_log);
     }
-}
 
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
-}
-
-/// Copies a folder that RocksDB may still be closing, at a moment at which nothing in it changes: no death leaves a mixture of two.
-fn copy(from: &Path, to: &Path) {
-    let files = || -> BTreeMap<OsString, (u64, SystemTime)> {
-        let entries = std::fs::read_dir(from).into_iter().flatten().map(Result::unwrap);
-        let entries = entries.filter(|entry| entry.file_name() != "LOCK");
-        let told = entries.filter_map(|entry| Some((entry.file_name(), entry.metadata().ok()?)));
-        told.map(|(name, file)| (name, (file.len(), file.modified().unwrap()))).collect()
-    };
-    loop {
-        let before = files();
-        std::fs::create_dir_all(to).unwrap();
-        let is_whole = before.keys().all(|name| std::fs::copy(from.join(name), to.join(name)).is_ok());
-        if is_whole && files() == before {
+    fn rot_one(&mut self, number: u32, is_log: bool) {
+        let (at, bit) = (self.random.random_range(0..u64::MAX), self.random.random_range(0..8));
+        let path = match is_log {
+            true => {
+                let choice = self.random.random_range(0..self.subjects.len());
+                log_path(self.subjects[choice].id)
+            }
+            false => super::host::state_path().join("cache"),
+        };
+        let host = self.host(number);
+        if !host.exists(&path) {
             return;
         }
-        std::fs::remove_dir_all(to).unwrap();
+        // Mostly where something is.
+        let length = host.disk.content(&path).map_or(1, |content| content.len() as u64);
+        let reach = if is_log { length / [1, 8][at as usize / 7 % 2] } else { length.min(200 << 10) };
+        let flipped = host.disk.flip_bit(&path, at % reach.max(1), bit);
+        if flipped.is_err() {
+            return;
+        }
+        self.journal.note(format_args!("a bit of {} on host {number} flips", path.display()));
+        self.journal.hit(if is_log { "rot: log" } else { "rot: cache" });
+        if !is_log {
+            return;
+        }
+        for subject in self.subjects.iter_mut().filter(|subject| log_path(subject.id) == path) {
+            if subject.home == Some(number) {
+                subject.floor = Floor::Stored;
+            }
+            for attached in subject.attached.iter().chain(&subject.ghosts).filter(|attached| attached.host == number) {
+                attached.client.excuses.rot.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Pauses, resumes, cuts off or connects a host, or sets its clock.
+    pub fn disturb(&mut self, number: u32) {
+        let (kind, jump) = (self.random.random_range(0..8), self.random.random_range(-400..400_i64));
+        let host = self.host(number);
+        match kind {
+            0 | 1 if !host.is_paused => {
+                host.pause();
+                self.journal.hit("host: paused");
+            }
+            2 if !host.is_cut => {
+                host.cut(true);
+                self.journal.hit("host: cut off");
+            }
+            3 => {
+                simulated::set_wall_clock(host.id, jump * 86_400_000, false);
+                self.journal.hit("clock: jumped");
+            }
+            4 => {
+                simulated::set_wall_clock(host.id, 0, true);
+                self.journal.hit("clock: stands still");
+            }
+            _ => {
+                host.cut(false);
+                host.resume();
+            }
+        }
+        self.journal.note(format_args!("host {number}: disturbance {kind}"));
+        let is_cut = self.host(number).is_cut;
+        let all = self.subjects.iter().flat_map(|subject| subject.attached.iter().chain(&subject.ghosts));
+        for attached in all.filter(|attached| attached.host == number && is_cut) {
+            attached.client.excuses.store.store(true, Ordering::SeqCst);
+        }
+    }
+
+    pub async fn pass(&mut self, most: u64) {
+        let millis = self.random.random_range(0..most);
+        clock::sleep(Duration::from_millis(millis)).await;
+    }
+}
+
+fn excuse(attached: &Attached, store: u32, disk: u32, rot: u32) {
+    let excuses = &attached.client.excuses;
+    for (excuse, is) in [(&excuses.store, store > 0), (&excuses.disk, disk > 0), (&excuses.rot, rot > 0)] {
+        if is {
+            excuse.store(true, Ordering::SeqCst);
+        }
     }
 }

@@ -4,14 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use varve::disk::Disk;
 use varve::error::ErrorKind;
+use varve::index::Index;
 use varve::service::{Durability, NewVolume};
 use varve::store::Store;
 use varve::units::{ByteLen, VolumeId};
 use varve::volume::state_directory::{self, StateSettings};
 use varve::volume::{Admin, EngineSettings, Fleet, PurgeTimer, root};
+use varve::work::Runtime;
 
 /// How an engine is set up.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +57,15 @@ pub async fn start(disk: Arc<dyn Disk>, path: &Path, store: Arc<dyn Store>, setu
     // The engine before this one may still be closing its index in the same process.
     let mut tries = 0;
     let shared = loop {
-        match state_directory::open_on(disk.clone(), settings.clone(), store.clone(), header.store, Handle::current()) {
+        let runtime = Runtime::current();
+        match state_directory::open_on(
+            disk.clone(),
+            Index::open,
+            settings.clone(),
+            store.clone(),
+            header.store,
+            runtime,
+        ) {
             Err(error) if error.kind() == ErrorKind::Busy && tries < TRIES_WHILE_BUSY => tries += 1,
             opened => break opened.unwrap(),
         }

@@ -1,0 +1,126 @@
+//! Looking at snapshots, and the end of a history: everything is there, on hosts that have nothing of their own, and nothing is left to do.
+
+use std::time::Duration;
+
+use rand::RngExt;
+use varve::block_device::Exports;
+use varve::clock;
+use varve::units::SnapshotId;
+use varve::volume::FleetExports;
+
+use super::client::read_device;
+use super::host::{Host, within};
+use super::record::Expected;
+use super::world::World;
+
+const PATIENCE: Duration = Duration::from_secs(600);
+
+impl World {
+    pub async fn verify_some_snapshot(&mut self) {
+        let known: Vec<(SnapshotId, Expected, String)> = {
+            let family = self.family.lock().unwrap();
+            let there = family.snapshots.iter().filter(|(_, snapshot)| !snapshot.is_destroyed);
+            there.filter_map(|(name, known)| Some((known.id?, known.expected.clone(), name.clone()))).collect()
+        };
+        if known.is_empty() {
+            return;
+        }
+        let choice = self.random.random_range(0..known.len());
+        let host = self.some_host();
+        self.calm(host);
+        let (id, expected, name) = &known[choice];
+        self.verify_snapshot(host, *id, expected, name).await;
+        if self.random.random_bool(0.15) {
+            let destroyed = self.admin().destroy_snapshot(*id).await;
+            assert!(destroyed.is_ok(), "snapshot {name} cannot be destroyed: {destroyed:?}");
+            self.journal.hit("family: a snapshot is destroyed");
+            if let Some(known) = self.family.lock().unwrap().snapshots.get_mut(name) {
+                known.is_destroyed = true;
+            }
+        }
+        self.stir();
+    }
+
+    pub async fn verify_snapshot(&mut self, host: u32, id: SnapshotId, expected: &Expected, name: &str) {
+        let exports = FleetExports(self.host(host).fleet().await);
+        let sectors = expected.stamps.len();
+        let reading = self.host(host).run(async move {
+            let opened = exports.open(&id.to_string()).await?;
+            read_device(&*opened.device, 0, sectors).await
+        });
+        let read = within(PATIENCE, reading).await;
+        let Some(Ok(read)) = read else { panic!("snapshot {name} cannot be read: no answer") };
+        let disk = read.unwrap_or_else(|error| panic!("snapshot {name} cannot be read: {error}"));
+        let disk = disk.unwrap_or_else(|fault| panic!("snapshot {name}: {fault}"));
+        expected.compare(&disk).unwrap_or_else(|fault| panic!("snapshot {name} is not its moment: {fault}"));
+        self.journal.hit("family: a snapshot is verified");
+    }
+
+    /// The end.
+    pub async fn end(&mut self) {
+        self.is_dangerous = false;
+        for number in 1..=self.hosts.len() as u32 {
+            self.calm(number);
+        }
+        clock::sleep(Duration::from_secs(45)).await;
+        self.adopt();
+        self.look();
+        for which in 0..self.subjects.len() {
+            let down = match &self.subjects[which].attached {
+                None => true,
+                Some(attached) => attached.client.has_failed.load(std::sync::atomic::Ordering::SeqCst),
+            };
+            if down {
+                let host = self.subjects[which].home.unwrap_or(1);
+                self.bring_up(which, host).await;
+            }
+            let mut tries = 0;
+            while !self.detach(which).await {
+                tries += 1;
+                assert!(tries < 5, "volume {which} cannot be handed back");
+                let host = self.subjects[which].home.unwrap_or(1);
+                self.bring_up(which, host).await;
+            }
+        }
+        self.look();
+        self.fresh_host().await;
+    }
+
+    /// All that there is, seen from a host that has nothing.
+    async fn fresh_host(&mut self) {
+        let number = self.hosts.len() as u32 + 1;
+        self.hosts.push(Host::new(number, self.around.clone()));
+        for which in 0..self.subjects.len() {
+            self.bring_up(which, number).await;
+        }
+        let before = self.network.requests();
+        clock::sleep(Duration::from_secs(20)).await;
+        assert_eq!(self.network.requests(), before, "volumes that nobody uses ask the store for something");
+        let known: Vec<(Option<SnapshotId>, Expected, String)> = {
+            let family = self.family.lock().unwrap();
+            let there = family.snapshots.iter().filter(|(_, snapshot)| !snapshot.is_destroyed);
+            there.map(|(name, known)| (known.id, known.expected.clone(), name.clone())).collect()
+        };
+        let admin = self.admin();
+        for which in 0..self.subjects.len() {
+            let id = self.subjects[which].id;
+            for snapshot in admin.snapshots(id).await.expect("a list of snapshots") {
+                let name = snapshot.name.unwrap_or_default();
+                let found = known.iter().find(|(_, _, known)| *known == name);
+                let Some((_, expected, _)) = found else { panic!("nobody asked for snapshot '{name}'") };
+                self.verify_snapshot(number, snapshot.id, expected, &name).await;
+            }
+        }
+        for (id, expected, name) in known {
+            if let Some(id) = id {
+                self.verify_snapshot(number, id, &expected, &name).await;
+            }
+        }
+        for which in 0..self.subjects.len() {
+            assert!(self.detach(which).await, "volume {which} cannot be handed back at the end");
+            let report = admin.check(self.subjects[which].id, false, &mut |_| ()).await.expect("a check");
+            assert!(report.problems.is_empty(), "volume {which}: {:?}", report.problems);
+        }
+        self.look();
+    }
+}

@@ -1,0 +1,154 @@
+//! Running histories: many at a time, or one to be read.
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rand::RngExt;
+use varve::work::simulated;
+
+use super::journal::{self, Journal, Listener};
+use super::world::{BLOWS, Broken, World};
+use super::{disk, network};
+
+/// Which histories are to be run.
+pub struct Plan {
+    pub from: u64,
+    pub count: u64,
+    pub shows: bool,
+}
+
+impl Plan {
+    /// What the environment asks for, and whether it does: `VARVE_TEST_SEED` for one history, shown line by line; `VARVE_TEST_SEEDS` and
+    /// `VARVE_TEST_FROM` for as many as wanted.
+    pub fn chosen(count: u64) -> (Plan, bool) {
+        let number = |name: &str| -> Option<u64> { std::env::var(name).ok()?.parse().ok() };
+        if let Some(from) = number("VARVE_TEST_SEED") {
+            return (Plan { from, count: 1, shows: true }, true);
+        }
+        match number("VARVE_TEST_SEEDS") {
+            Some(count) => (Plan { from: number("VARVE_TEST_FROM").unwrap_or(0), count, shows: false }, true),
+            None => (Plan { from: 0, count, shows: false }, false),
+        }
+    }
+}
+
+/// What a history came to.
+pub struct Outcome {
+    pub digest: (u64, u64),
+    pub hits: BTreeMap<&'static str, u64>,
+    pub failure: Option<String>,
+}
+
+#[derive(Default)]
+pub struct Done {
+    pub histories: u64,
+    pub seconds: f64,
+    pub hits: BTreeMap<&'static str, u64>,
+    pub failed: BTreeMap<u64, String>,
+}
+
+/// Runs one history.
+pub fn history(seed: u64, shows: bool) -> Outcome {
+    history_with(seed, shows, None, Broken::default())
+}
+
+/// Runs one history in a world with deliberate bugs.
+pub fn history_with(seed: u64, shows: bool, mutation: Option<simulated::Mutation>, broken: Broken) -> Outcome {
+    let journal = Journal::new(shows);
+    let told = journal.clone();
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let world = simulated::World::begin(seed, mutation);
+        tracing::subscriber::with_default(Listener(told.clone()), || {
+            world.run(async move {
+                let mut world = World::begin(seed, told, broken).await;
+                world.stir();
+                for _ in 0..world.random.random_range(60..240) {
+                    world.act().await;
+                }
+                world.end().await;
+            });
+        });
+        tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || drop(world));
+    }));
+    let failure = result.err().map(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+    });
+    Outcome { digest: journal.digest(), hits: journal.hits(), failure }
+}
+
+/// Runs histories on all cores.
+pub fn run(plan: &Plan) -> Done {
+    let began = std::time::Instant::now();
+    let next = AtomicU64::new(plan.from);
+    let end = plan.from + plan.count;
+    let done = Mutex::new(Done::default());
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end || done.lock().unwrap().failed.len() > 10 {
+                        return;
+                    }
+                    let outcome = history(seed, plan.shows);
+                    let mut done = done.lock().unwrap();
+                    done.histories += 1;
+                    if done.histories.is_multiple_of(5000) {
+                        let seconds = began.elapsed().as_secs_f64();
+                        println!("{} histories in {seconds:.0} s, {} failed", done.histories, done.failed.len());
+                    }
+                    outcome.hits.iter().for_each(|(what, count)| *done.hits.entry(what).or_default() += count);
+                    done.failed.extend(outcome.failure.map(|failure| (seed, failure)));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap();
+    done.seconds = began.elapsed().max(Duration::from_millis(1)).as_secs_f64();
+    done
+}
+
+/// All that should have been met at least once.
+fn wanted() -> impl Iterator<Item = &'static str> {
+    let others = [
+        "recovery: replay of the log",
+        "recovery: after a detach",
+        "owner: detached",
+        "owner: a second one is refused",
+        "owner: a late one goes on",
+        "family: growth",
+        "family: fork",
+        "family: a snapshot is verified",
+        "family: a snapshot is destroyed",
+        "client: waits for a change",
+    ];
+    BLOWS
+        .iter()
+        .copied()
+        .chain(disk::FAULTS.iter().copied())
+        .chain(network::faults())
+        .chain(journal::branches())
+        .chain(others)
+}
+
+pub fn missed(hits: &BTreeMap<&'static str, u64>) -> Vec<&'static str> {
+    wanted().filter(|what| !hits.contains_key(what)).collect()
+}
+
+/// How often what was met.
+pub fn table(hits: &BTreeMap<&'static str, u64>) -> String {
+    let mut all: BTreeMap<&str, u64> = wanted().map(|what| (what, 0)).collect();
+    all.extend(hits.iter().map(|(what, count)| (*what, *count)));
+    all.iter().map(|(what, count)| format!("{count:>9}  {what}\n")).collect()
+}
+
+pub fn failures(failed: &BTreeMap<u64, String>) -> String {
+    let lines: Vec<String> = failed.iter().map(|(seed, failure)| format!("seed {seed}: {failure}")).collect();
+    let (count, text) = (failed.len(), lines.join("\n"));
+    format!("{count} histories failed; VARVE_TEST_SEED=<seed> shows one line by line\n{text}")
+}
