@@ -21,6 +21,8 @@ use crate::units::{BLOCK_SIZE, BlockRange, ByteLen, SegmentId, SegmentNumber, Vo
 const RANGES_NAMED: usize = 16;
 /// At most this many damaged pages and directories of a checkpoint are named.
 const PAGES_NAMED: usize = 64;
+/// At most this many segments are named that a moment replays and that cannot be read.
+const REPLAYED_NAMED: usize = 64;
 
 /// Which blocks of a segment cannot be had.
 enum Damage {
@@ -134,12 +136,23 @@ fn note(report: &mut CheckReport, object: String, what: String, blocks: Option<S
 
 /// The segments that a moment replays over its checkpoint: each of them must be there.
 async fn replayed(store: &Arc<dyn Store>, moment: &Moment, report: &mut CheckReport) -> Result<Vec<SegmentIndex>> {
-    let mut found = Vec::new();
+    let (mut found, mut unnamed) = (Vec::new(), 0_usize);
+    let room = report.problems.len() + REPLAYED_NAMED;
     for id in moment.replayed() {
         match fetch_index(&**store, id).await {
             Ok(index) => found.push(index),
-            Err(error) => note(report, ObjectKey::segment(id).to_string(), tolerate(error)?, None),
+            Err(error) => {
+                let what = tolerate(error)?;
+                match report.problems.len() < room {
+                    true => note(report, ObjectKey::segment(id).to_string(), what, None),
+                    false => unnamed += 1,
+                }
+            }
         }
+    }
+    if unnamed > 0 {
+        let what = format!("{unnamed} more segments that are replayed over the checkpoint cannot be read");
+        note(report, "segments".to_owned(), what, None);
     }
     Ok(found)
 }
