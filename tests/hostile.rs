@@ -16,6 +16,8 @@ mod engine;
 mod mutate;
 #[path = "hostile/nbd_samples.rs"]
 mod nbd_samples;
+#[path = "hostile/regressions.rs"]
+mod regressions;
 #[path = "hostile/repair.rs"]
 mod repair;
 #[path = "hostile/rot_bytes.rs"]
@@ -144,6 +146,24 @@ mod bytes {
     }
 }
 
+/// What was found, so that it stays found.
+mod regressions_stay_fixed {
+    use super::regressions;
+
+    #[test]
+    fn entries_of_a_segment_lie_apart_and_within_a_volume() {
+        regressions::entries_that_overlap();
+        regressions::places_that_nothing_has();
+    }
+
+    #[test]
+    fn announcements_and_counts_are_bounded() {
+        regressions::an_index_that_announces_much();
+        regressions::manifests_beyond_all_counts();
+        regressions::logs_beyond_all_counts();
+    }
+}
+
 /// Bits that rot.
 mod rot {
     use super::run::beside_others;
@@ -165,7 +185,7 @@ mod rot {
     fn a_damaged_object_costs_what_check_names_and_no_more() {
         let found = wait(rot_store::damage_every_object());
         println!("objects of a store: {found:?}");
-        assert!(found.cases > 300 && found.partly > 50 && found.refused > 20 && found.harmless > 0);
+        assert!(found.cases > 200 && found.partly > 30 && found.refused > 20 && found.harmless > 0);
     }
 
     #[test]
@@ -179,6 +199,6 @@ mod rot {
     fn a_damaged_log_is_told() {
         let found = wait(rot_local::damage_log());
         println!("write log: {found:?}");
-        assert!(found.refused > 60 && found.at_once > 0);
+        assert!(found.refused > 30 && found.at_once > 0);
     }
 }

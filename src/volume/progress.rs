@@ -197,6 +197,17 @@ mod tests {
     }
 
     #[test]
+    fn trims_without_data_fill_a_segment_too() {
+        let mut progress = Progress::new(mark(0));
+        for sequence in 1..=SEGMENT_RECORDS_MAX {
+            assert!(!progress.accept(mark(sequence), 0, Duration::ZERO));
+        }
+        assert!(progress.accept(mark(SEGMENT_RECORDS_MAX + 1), 0, Duration::ZERO));
+        let run = progress.next_run(Duration::ZERO, Duration::MAX).unwrap();
+        assert_eq!(run.end, mark(SEGMENT_RECORDS_MAX));
+    }
+
+    #[test]
     fn a_run_ends_where_a_moment_was_asked_for() {
         let mut progress = Progress::new(mark(0));
         assert_eq!(progress.end_run(), Sequence(0), "nothing is there to be cut");

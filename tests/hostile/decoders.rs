@@ -129,7 +129,8 @@ pub static BUCKET: Decoder = Decoder {
 };
 pub static NBD_SESSION: Decoder = Decoder {
     scope: Scope::Process,
-    ..on_one_thread("nbd_session", bodies::nbd_session, nbd_samples::sessions, repair::nothing, 6_000, (12 * MIB, 64))
+    sweep: |_, _| (),
+    ..on_one_thread("nbd_session", bodies::nbd_session, nbd_samples::sessions, repair::nothing, 8_000, (12 * MIB, 64))
 };
 pub static CONTROL_REQUEST: Decoder = Decoder {
     scope: Scope::Process,

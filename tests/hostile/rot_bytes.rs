@@ -123,6 +123,10 @@ type Record = (u64, RecordKind, u64, Vec<u8>);
 fn records(bytes: &[u8]) -> Option<(Vec<Record>, Ending)> {
     let disk = OneFile(Arc::new(RwLock::new(bytes.to_vec())));
     let found = recover(&disk, Path::new("/log")).ok()?;
+    // Whoever attaches looks whose log it is.
+    if found.identity() != samples::log_identity(9) {
+        return None;
+    }
     let mut records = Vec::new();
     for view in found.records() {
         let view = view.expect("recovery has verified it");
@@ -137,7 +141,7 @@ fn records(bytes: &[u8]) -> Option<(Vec<Record>, Ending)> {
 }
 
 fn log() -> Structure {
-    let (bytes, other) = (samples::log(64 << 10, &[1, 0, 2, 1, 0, 1]), samples::log(64 << 10, &[2, 1]));
+    let (bytes, other) = (samples::log(64 << 10, 9, &[1, 0, 2, 1, 0, 1]), samples::log(64 << 10, 8, &[2, 1]));
     let (wanted, ending) = records(&bytes).unwrap();
     assert_eq!((wanted.len(), ending), (6, Ending::Clean));
     let read = move |bytes: &[u8], hit: Option<usize>| {

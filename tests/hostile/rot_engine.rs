@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use varve::block_device::{BlockDevice, Change};
-use varve::disk::host::HostDisk;
+use varve::disk::Disk;
 use varve::error::{Error, ErrorKind, Result};
 use varve::index::Index;
 use varve::service::{CheckReport, Durability};
@@ -49,10 +49,16 @@ pub async fn replace(store: &dyn Store, key: &ObjectKey, bytes: Option<Vec<u8>>)
     }
 }
 
-pub async fn start(store: &Arc<dyn Store>, folder: &Path) -> Arc<Fleet> {
-    // Nothing is uploaded for its age: a copy of the state is that of one moment.
-    let setup = Setup { segment_age: std::time::Duration::from_hours(1), cache_size: 8 << 20, ..Setup::default() };
-    engine::start(Arc::new(HostDisk), folder, store.clone(), setup).await
+/// A folder of its own, in memory where the system has a place for that: hundreds of databases are opened and closed, and none of them is
+/// to survive power loss.
+pub fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// An engine with a small log, of which everything is uploaded soon.
+pub async fn start(disk: Arc<dyn Disk>, store: &Arc<dyn Store>, folder: &Path) -> Arc<Fleet> {
+    let setup = Setup { log_length: 4 << 20, cache_size: 5 << 20, ..Setup::default() };
+    engine::start(disk, folder, store.clone(), setup).await
 }
 
 impl World {

@@ -1,15 +1,19 @@
 //! Damage in what a host keeps: the local index, the read cache, the write log.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use varve::block_device::BlockDevice;
+use varve::disk::host::HostDisk;
 use varve::error::{Error, ErrorKind};
 use varve::store::Store;
-use varve::volume::VolumeDevice;
+use varve::volume::{Fleet, VolumeDevice};
 
-use super::rot_engine::{World, copy, copy_folder, files, start, stop};
+use super::engine::{self, Setup};
+use super::rot_engine::{World, copy, copy_folder, files, scratch, start, stop};
 
 /// What was done, and what came of it.
 #[derive(Debug, Default)]
@@ -23,11 +27,20 @@ pub struct Found {
     pub refused: u64,
 }
 
+/// An engine that uploads nothing by itself, so that everything is in the log.
+async fn patient(store: &Arc<dyn Store>, folder: &Path) -> Arc<Fleet> {
+    let setup = Setup { segment_age: Duration::from_hours(1), cache_size: 5 << 20, ..Setup::default() };
+    engine::start(Arc::new(HostDisk), folder, store.clone(), setup).await
+}
+
+/// Flips a bit of a file in its place.
 fn flip(path: &Path, at: u64) {
-    let mut bytes = fs::read(path).unwrap();
-    let at = usize::try_from(at).unwrap() % bytes.len();
-    bytes[at] ^= 1 << (at % 8);
-    fs::write(path, bytes).unwrap();
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let at = at % file.metadata().unwrap().len();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    byte[0] ^= 1 << (at % 8);
+    file.write_all_at(&byte, at).unwrap();
 }
 
 /// A kind of damage to a file.
@@ -51,7 +64,7 @@ impl Damage {
 /// A detached volume, and the state directory of the host that had it.
 async fn detached(folder: &Path) -> World {
     let mut world = World::new().await;
-    let fleet = start(&world.store, folder).await;
+    let fleet = start(Arc::new(HostDisk), &world.store, folder).await;
     let (volume, _) = fleet.attach(world.id, false, false).await.unwrap();
     for (stamp, (first, count)) in [(0, 60), (300, 33), (20, 9), (512, 120)].into_iter().enumerate() {
         world.write(&volume, first, count, stamp as u64).await;
@@ -61,7 +74,7 @@ async fn detached(folder: &Path) -> World {
     fleet.detach(world.id, false).await.unwrap();
     stop(fleet, folder).await;
     // Read through a log that is empty, so that the cache is filled.
-    let fleet = start(&world.store, folder).await;
+    let fleet = start(Arc::new(HostDisk), &world.store, folder).await;
     let (volume, _) = fleet.attach(world.id, false, false).await.unwrap();
     assert!(world.read_all(&volume, "nothing is damaged yet").await.0.is_empty());
     drop(volume);
@@ -72,7 +85,7 @@ async fn detached(folder: &Path) -> World {
 
 /// Attaches and reads everything; nothing may be wrong. An error is told.
 async fn whole(world: &World, store: &Arc<dyn Store>, folder: &Path, what: &str) -> Result<(), Error> {
-    let fleet = start(store, folder).await;
+    let fleet = start(Arc::new(HostDisk), store, folder).await;
     let outcome = match fleet.attach(world.id, true, false).await {
         Err(error) => Err(error),
         Ok((volume, _)) => world.read_all(&volume, what).await.1.map_or(Ok(()), Err),
@@ -85,22 +98,22 @@ async fn whole(world: &World, store: &Arc<dyn Store>, folder: &Path, what: &str)
 
 /// Damages every file of the local index, and the cache, and takes them away.
 pub async fn damage_index_and_cache() -> Found {
-    let scratch = tempfile::tempdir().unwrap();
+    let scratch = scratch();
     let template = scratch.path().join("template");
     let world = detached(&template).await;
     let mut cases: Vec<(PathBuf, Damage)> = Vec::new();
     for path in files(&template.join("index")).into_iter().filter(|path| !path.ends_with("LOCK")) {
         let length = fs::metadata(&path).unwrap().len();
         let path = path.strip_prefix(&template).unwrap().to_owned();
-        let places = [0, 3, length / 4, length / 2, length.saturating_sub(60), length.saturating_sub(5)];
+        let places = [3, length / 4, length / 2, length.saturating_sub(60)];
         if length > 0 {
             cases.extend(places.map(|at| (path.clone(), Damage::Flip(at))));
-            cases.extend([0, length / 2].map(|to| (path.clone(), Damage::Cut(to))));
+            cases.extend([length / 2].map(|to| (path.clone(), Damage::Cut(to))));
         }
         cases.push((path, Damage::Gone));
     }
     let cache = PathBuf::from("cache");
-    let places = [0, 20, 4096, 4100, 8192, 8200, 8300, 20_000, 60_000, 200_000];
+    let places = [20, 4100, 8200, 8300, 20_000, 60_000, 200_000];
     cases.extend(places.map(|at| (cache.clone(), Damage::Flip(at))));
     cases.extend([Damage::Cut(0), Damage::Cut(100_000), Damage::Gone].map(|damage| (cache.clone(), damage)));
     let mut found = Found::default();
@@ -129,10 +142,10 @@ pub async fn damage_index_and_cache() -> Found {
 /// Damages a write log of which nothing is stored yet. Every write is a block of its own and was made durable.
 pub async fn damage_log() -> Found {
     const WRITES: u64 = 10;
-    let scratch = tempfile::tempdir().unwrap();
+    let scratch = scratch();
     let (live, template) = (scratch.path().join("live"), scratch.path().join("template"));
     let mut world = World::new().await;
-    let fleet = start(&world.store, &live).await;
+    let fleet = patient(&world.store, &live).await;
     let (volume, _) = fleet.attach(world.id, false, false).await.unwrap();
     for block in 0..WRITES {
         world.write(&volume, block, 1, 1).await;
@@ -149,7 +162,7 @@ pub async fn damage_log() -> Found {
     let log = Path::new("volumes").join(world.id.to_string()).join("log");
     let mut found = Found::default();
     let record = 64 + 4096;
-    let places = (0..WRITES).flat_map(|write| [0, 9, 30, 50, 63, 64, 2000, 4159].map(|at| 8192 + write * record + at));
+    let places = (0..WRITES).flat_map(|write| [9, 50, 63, 2000].map(|at| 8192 + write * record + at));
     let superblocks = [0, 8, 40, 90, 130, 2000, 4096, 4200];
     for at in places.chain(superblocks).chain([8192 + WRITES * record, 8192 + WRITES * record + 99_999]) {
         let folder = scratch.path().join("case");
@@ -157,8 +170,7 @@ pub async fn damage_log() -> Found {
         flip(&folder.join(&log), at);
         found.cases += 1;
         let is_record = (8192..8192 + WRITES * record).contains(&at);
-        log_case(&world, &copy(&*store).await, &folder, at, is_record.then_some((at - 8192) / record), &mut found)
-            .await;
+        log_case(&world, &copy(&*store).await, &folder, at, is_record.then(|| (at - 8192) / record), &mut found).await;
         fs::remove_dir_all(&folder).unwrap();
     }
     found
@@ -167,7 +179,7 @@ pub async fn damage_log() -> Found {
 /// `hit` is the write whose record was hit.
 async fn log_case(world: &World, store: &Arc<dyn Store>, folder: &Path, at: u64, hit: Option<u64>, found: &mut Found) {
     let what = format!("byte {at} of the log");
-    let fleet = start(store, folder).await;
+    let fleet = patient(store, folder).await;
     match fleet.attach(world.id, false, false).await {
         Err(error) => {
             assert_eq!(error.kind(), ErrorKind::Damaged, "{what}: {error}");
@@ -188,5 +200,7 @@ async fn log_case(world: &World, store: &Arc<dyn Store>, folder: &Path, at: u64,
             drop(volume);
         }
     }
-    drop(fleet);
+    // What it then does with the store is of no interest here.
+    let _ = fleet.detach(world.id, true).await;
+    stop(fleet, folder).await;
 }

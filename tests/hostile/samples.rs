@@ -296,14 +296,20 @@ pub fn settings() -> Vec<Vec<u8>> {
     vec![text.as_bytes().to_vec(), b"control = \"/run/x\"\n[a.b]\nc = [[1], {d = 2}]\n".to_vec()]
 }
 
-pub fn log_identity() -> LogIdentity {
-    LogIdentity { store: StoreId(1), volume: VolumeId(2), epoch: Epoch(1), token: Token(9), attached_at: UnixMillis(3) }
+pub fn log_identity(token: u128) -> LogIdentity {
+    LogIdentity {
+        store: StoreId(1),
+        volume: VolumeId(2),
+        epoch: Epoch(1),
+        token: Token(token),
+        attached_at: UnixMillis(3),
+    }
 }
 
-/// A log of writes of these lengths in blocks (0: a zero record), synced after each third.
-pub fn log(ring: u64, blocks: &[u64]) -> Vec<u8> {
+/// A log of writes of these lengths in blocks (0: a zero record), synced after each third, of the attachment with this token.
+pub fn log(ring: u64, token: u128, blocks: &[u64]) -> Vec<u8> {
     let disk = super::bodies::OneFile(Arc::new(RwLock::new(Vec::new())));
-    let mut log = create(&disk, Path::new("/log"), ByteLen(ring), log_identity(), Sequence(1)).unwrap();
+    let mut log = create(&disk, Path::new("/log"), ByteLen(ring), log_identity(token), Sequence(1)).unwrap();
     for (number, &count) in blocks.iter().enumerate() {
         let lba = Lba(number as u64 * 10);
         let data: Vec<u8> = (0..count).flat_map(|block| content(lba.0 + block, true)).collect();
@@ -324,7 +330,7 @@ pub fn log(ring: u64, blocks: &[u64]) -> Vec<u8> {
 }
 
 pub fn logs() -> Vec<Vec<u8>> {
-    vec![log(64 << 10, &[1, 0, 2, 1, 0]), log(64 << 10, &[]), log(64 << 10, &[3, 3, 0])]
+    vec![log(64 << 10, 9, &[1, 0, 2, 1, 0]), log(64 << 10, 9, &[]), log(64 << 10, 9, &[3, 3, 0])]
 }
 
 /// Stores as they really are: a volume detached, with a snapshot and a fork; and one whose owner is gone.
