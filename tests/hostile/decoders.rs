@@ -17,7 +17,7 @@ const fn on_one_thread(
     name: &'static str,
     body: fn(&[u8]),
     examples: fn() -> Vec<Vec<u8>>,
-    repair: fn(&mut Vec<u8>),
+    repair: fn(&mut [u8]),
     inputs: u64,
     bound: (u64, u64),
 ) -> Decoder {

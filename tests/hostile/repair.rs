@@ -11,7 +11,7 @@ fn field(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// For formats without a checksum of their own.
-pub fn nothing(_: &mut Vec<u8>) {}
+pub fn nothing(_: &mut [u8]) {}
 
 /// A checksum at `at` over all before it.
 fn covered_by(bytes: &mut [u8], at: usize) {
@@ -22,13 +22,13 @@ fn covered_by(bytes: &mut [u8], at: usize) {
 }
 
 /// Header, index (with its own header, if it is not compressed) and trailer of a segment, and the lengths that say where they are.
-pub fn segment(bytes: &mut Vec<u8>) {
+pub fn segment(bytes: &mut [u8]) {
     covered_by(bytes, 92);
     tail(bytes, true);
 }
 
 /// The same for the copy of the tail in the local index.
-pub fn segment_tail(bytes: &mut Vec<u8>) {
+pub fn segment_tail(bytes: &mut [u8]) {
     tail(bytes, false);
 }
 
@@ -52,7 +52,7 @@ fn tail(bytes: &mut [u8], is_whole: bool) {
 }
 
 /// Both superblocks of a write log, and all records that are recognised.
-pub fn log(bytes: &mut Vec<u8>) {
+pub fn log(bytes: &mut [u8]) {
     for copy in [0, 4096] {
         if let Some(superblock) = bytes.get_mut(copy..copy + 4096) {
             let crc = crc32c::crc32c(&superblock[12..]);
@@ -78,7 +78,7 @@ pub fn log(bytes: &mut Vec<u8>) {
 }
 
 /// The entries of a chunk of the read cache.
-pub fn cache_chunk(bytes: &mut Vec<u8>) {
+pub fn cache_chunk(bytes: &mut [u8]) {
     for at in (0..bytes.len().saturating_sub(64)).step_by(64) {
         let length = field(bytes, at + 48) as usize;
         if &bytes[at..at + 4] == b"vslt"
@@ -91,17 +91,17 @@ pub fn cache_chunk(bytes: &mut Vec<u8>) {
 }
 
 /// A superblock of the read cache.
-pub fn cache_superblock(bytes: &mut Vec<u8>) {
+pub fn cache_superblock(bytes: &mut [u8]) {
     covered_by(bytes, 60);
 }
 
 /// The header of an object with pages.
-pub fn map_header(bytes: &mut Vec<u8>) {
+pub fn map_header(bytes: &mut [u8]) {
     covered_by(bytes, 36);
 }
 
 /// A checksum in front of all the rest.
-pub fn in_front(bytes: &mut Vec<u8>) {
+pub fn in_front(bytes: &mut [u8]) {
     if let Some(rest) = bytes.get(4..) {
         let crc = crc32c::crc32c(rest);
         put(bytes, 0, crc);
@@ -109,14 +109,14 @@ pub fn in_front(bytes: &mut Vec<u8>) {
 }
 
 /// A checksum behind all the rest.
-pub fn behind(bytes: &mut Vec<u8>) {
+pub fn behind(bytes: &mut [u8]) {
     if let Some(at) = bytes.len().checked_sub(4) {
         covered_by(bytes, at);
     }
 }
 
 /// What a reference names: its length and checksum.
-pub fn map_stored(bytes: &mut Vec<u8>) {
+pub fn map_stored(bytes: &mut [u8]) {
     if let Some(stored) = bytes.get(20..) {
         let (length, crc) = (stored.len() as u32, crc32c::crc32c(stored));
         put(bytes, 8, length);
@@ -125,7 +125,7 @@ pub fn map_stored(bytes: &mut Vec<u8>) {
 }
 
 /// The checksum of a JSON object's body.
-pub fn envelope(bytes: &mut Vec<u8>) {
+pub fn envelope(bytes: &mut [u8]) {
     let find = |what: &[u8]| bytes.windows(what.len()).position(|window| window == what).map(|at| at + what.len());
     let (Some(crc_at), Some(body)) = (find(b"\"crc32c\":\""), find(b"\"body\":")) else { return };
     let Some(end) = bytes.iter().rposition(|&byte| byte == b'}').filter(|&end| end > body) else { return };
@@ -135,7 +135,7 @@ pub fn envelope(bytes: &mut Vec<u8>) {
     }
 }
 
-pub fn object_named(name: &str, object: &mut Vec<u8>) {
+pub fn object_named(name: &str, object: &mut [u8]) {
     if name.contains("/segments/") {
         segment(object);
     } else if name.contains("/map/") {

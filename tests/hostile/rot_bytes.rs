@@ -30,14 +30,17 @@ enum Verdict {
     Same,
 }
 
-/// A kind of bytes, and what its reader says of a damaged copy. The second argument is the byte that was hit, if it was one alone.
+/// Says what a reader makes of bytes, and of which byte was hit, if it was one alone.
+type Reader = Box<dyn Fn(&[u8], Option<usize>) -> Verdict + Send>;
+
+/// A kind of bytes, and what its reader says of a damaged copy.
 struct Structure {
     name: &'static str,
     bytes: Vec<u8>,
     /// Another good one, to be swapped with.
     other: Vec<u8>,
     flips: u64,
-    read: Box<dyn Fn(&[u8], Option<usize>) -> Verdict + Send>,
+    read: Reader,
 }
 
 /// The verdict of a reader that takes all or nothing.
@@ -62,9 +65,26 @@ fn structure<T: PartialEq + std::fmt::Debug + Send + 'static>(
     Structure { name, bytes, other, flips, read: Box::new(move |bytes, _| whole(read(bytes), &wanted)) }
 }
 
+/// The same segment, but of another number: names are never used again.
+fn of_another(mut object: Vec<u8>) -> Vec<u8> {
+    let trailer = object.len() - 64;
+    let stored = u32::from_le_bytes(object[trailer + 24..trailer + 28].try_into().unwrap()) as usize;
+    for at in [0, trailer - stored] {
+        object[at + 24] = 6;
+    }
+    super::repair::segment(&mut object);
+    object
+}
+
+fn of_another_tail(mut tail: Vec<u8>) -> Vec<u8> {
+    tail[24] = 6;
+    super::repair::segment_tail(&mut tail);
+    tail
+}
+
 fn segment() -> Structure {
     let built = samples::built(&[(3, 9, false), (40, 4, true), (100, 12, false)]);
-    let other = samples::segments().remove(1);
+    let other = of_another(samples::segments().remove(4));
     let (index, header) = (built.index, samples::header(false));
     let frame = |number: usize, bytes: &[u8]| {
         let frame = index.frames[number];
@@ -177,7 +197,9 @@ fn stored_page() -> Structure {
 
 fn structures() -> Vec<Structure> {
     let mut tails = samples::segment_tails();
-    let (tail, other_tail) = (tails.remove(1), tails.remove(0));
+    let (tail, other_tail) = (tails.remove(1), tails.remove(2));
+    // An index alone: its header is at the front.
+    let other_tail = of_another_tail(other_tail);
     let mut manifests = samples::manifests();
     let (manifest, other_manifest) = (manifests.remove(0), manifests.remove(1));
     let mut pages = samples::local_pages();
@@ -206,7 +228,7 @@ fn structures() -> Vec<Structure> {
             first(samples::cache_superblocks())[..64].to_vec(),
             vec![7; 64],
             40_000,
-            |bytes| Superblock::decode(bytes),
+            Superblock::decode,
         ),
     ]
 }

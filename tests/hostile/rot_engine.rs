@@ -73,7 +73,7 @@ impl World {
         let mut data = Vec::new();
         for block in first..first + count {
             let seed = stamp * BLOCKS + block;
-            data.extend(content(seed, seed % 3 == 0));
+            data.extend(content(seed, seed.is_multiple_of(3)));
             self.model[block as usize] = Some(seed);
         }
         let device = VolumeDevice::new(volume.clone());
@@ -87,7 +87,7 @@ impl World {
     }
 
     fn expected(&self, block: u64) -> Vec<u8> {
-        self.model[block as usize].map_or(vec![0; BLOCK as usize], |seed| content(seed, seed % 3 == 0))
+        self.model[block as usize].map_or(vec![0; BLOCK as usize], |seed| content(seed, seed.is_multiple_of(3)))
     }
 
     /// Reads every block: each must be right, or an error. Returns the blocks that could not be had, and the first error.

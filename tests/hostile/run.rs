@@ -16,6 +16,9 @@ const HANG: Duration = Duration::from_secs(60);
 /// Different failures that are told.
 const FAILURES_TOLD: usize = 12;
 
+/// Gives inputs made of an example to a visitor.
+pub type Sweep = fn(&[u8], &mut dyn FnMut(Vec<u8>));
+
 /// Something that takes bytes from strangers.
 pub struct Decoder {
     /// Its name, also that of its fuzz target.
@@ -27,9 +30,9 @@ pub struct Decoder {
     /// Changes an input.
     pub mutate: fn(&mut Mutator, &mut Vec<u8>),
     /// Gives one input after the other in which a field of an example has an extreme value.
-    pub sweep: fn(&[u8], &mut dyn FnMut(Vec<u8>)),
+    pub sweep: Sweep,
     /// Makes checksums right again, so that what was changed gets further in.
-    pub repair: fn(&mut Vec<u8>),
+    pub repair: fn(&mut [u8]),
     /// Mutations to run.
     pub inputs: u64,
     /// The most that may be allocated: so many bytes, and so many more for each byte of the input.

@@ -325,8 +325,7 @@ pub fn log(ring: u64, token: u128, blocks: &[u64]) -> Vec<u8> {
         }
     }
     // As after a death: dropping the parts would note that all is durable.
-    let bytes = disk.0.read().clone();
-    bytes
+    disk.0.read().clone()
 }
 
 pub fn logs() -> Vec<Vec<u8>> {
