@@ -16,6 +16,11 @@ pub const LOG_BYTES_MIN: u64 = 128 << 20;
 /// Uncompressed bytes after which a segment is cut. 24 MiB makes objects of more than 8 MiB of data that
 /// compresses two to one, and bounds the memory of an upload.
 pub const SEGMENT_BYTES_TARGET: u64 = 24 << 20;
+/// Records of the sequence after which a segment is cut, however little data they hold: trims have none, and a flood of
+/// them while the store is away must not become an index that no reader accepts.
+pub const SEGMENT_RECORDS_MAX: u64 = 1 << 16;
+/// Longest index of a segment before compression, in bytes. A reader takes no more memory than a few times this for one.
+pub const SEGMENT_INDEX_BYTES_MAX: u64 = 16 << 20;
 /// Longest object that a reader accepts as a segment.
 pub const SEGMENT_OBJECT_BYTES_MAX: u64 = 128 << 20;
 /// Fetches from an S3 store that one process has under way at a time. Each has a connection and so a descriptor, and those that were used are
@@ -30,6 +35,11 @@ pub const FRAME_BLOCKS: u64 = 8;
 pub const PAGE_BLOCKS: u64 = 256;
 /// Pages that one directory node of a checkpoint covers: 1 GiB of volume.
 pub const DIRECTORY_PAGES: u64 = 1024;
+/// What no count comes to (places of a sequence, numbers of segments, versions of a manifest, bytes of a volume's objects):
+/// whatever says that it did is damaged, and below it no sum of two overflows.
+pub const COUNT_MAX: u64 = 1 << 62;
+/// Attachments in a row that may have ended before any of them wrote a checkpoint: recovery looks at each.
+pub const EPOCHS_REPLAYED_MAX: u32 = 1 << 18;
 /// Longest name of a volume or snapshot, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
 /// Forks that one request can make.
@@ -52,4 +62,11 @@ const _: () = assert!(REQUEST_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
 const _: () = assert!(LOG_BYTES_MIN >= 2 * RECORD_BYTES_MAX + SEGMENT_BYTES_TARGET);
 const _: () = assert!(SEGMENT_BYTES_TARGET + RECORD_BYTES_MAX < SEGMENT_OBJECT_BYTES_MAX);
 const _: () = assert!(VOLUME_BYTES_MAX / BLOCK_SIZE <= 1 << 32);
+// A record cuts at most one extent in two, an entry has at most 48 bytes, and a block of data at most one.
+const _: () = assert!(
+    (2 * SEGMENT_RECORDS_MAX + 1) * 48
+        + (SEGMENT_BYTES_TARGET + RECORD_BYTES_MAX) / FRAME_BLOCKS / BLOCK_SIZE * 36
+        + 256
+        < SEGMENT_INDEX_BYTES_MAX
+);
 const _: () = assert!(PAGE_BLOCKS <= u16::MAX as u64);

@@ -75,6 +75,21 @@ quantity!(
     u64
 );
 
+/// 9999-12-31T23:59:59Z, beyond which a date has no usual form.
+const DATES_END_MILLIS: u64 = 253_402_300_799_000;
+
+impl UnixMillis {
+    /// The second as a date: `2026-11-21T04:23:58Z`. What lies beyond the year 9999, which only damage can bring about, is
+    /// told as a number.
+    pub fn date(self) -> String {
+        if self.0 > DATES_END_MILLIS {
+            return format!("{} ms after 1970", self.0);
+        }
+        let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(self.0);
+        humantime::format_rfc3339_seconds(at).to_string()
+    }
+}
+
 impl Lba {
     /// The block that contains the byte at `offset` of the volume.
     pub fn containing(offset: u64) -> Self {
@@ -333,6 +348,13 @@ mod tests {
         ] {
             assert!(text.parse::<VolumeId>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn any_moment_can_be_told() {
+        assert_eq!(UnixMillis(1_763_699_038_999).date(), "2025-11-21T04:23:58Z");
+        assert_eq!(UnixMillis(DATES_END_MILLIS).date(), "9999-12-31T23:59:59Z");
+        assert_eq!(UnixMillis(u64::MAX).date(), "18446744073709551615 ms after 1970");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use crate::limits::COUNT_MAX;
 use crate::units::{Epoch, FrameId, SegmentId, SegmentNumber, VolumeId};
 
 #[cfg(test)]
@@ -207,7 +208,8 @@ impl Superblock {
             chunks: u64_at(bytes, 32),
             next_chunk: u64_at(bytes, 40),
         };
-        let countable = superblock.chunks <= CHUNKS_MAX && superblock.next_chunk <= CHUNKS_MAX;
+        let countable =
+            superblock.chunks <= CHUNKS_MAX && superblock.next_chunk <= CHUNKS_MAX && superblock.number <= COUNT_MAX;
         (is_ours && countable).then_some(superblock)
     }
 }

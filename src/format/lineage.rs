@@ -7,11 +7,12 @@ use crate::error::{Error, Result};
 use crate::format::envelope;
 use crate::format::manifest::Position;
 use crate::format::map_object::CheckpointRef;
-use crate::units::{ByteLen, Epoch, SegmentId, SegmentNumber, Sequence, SnapshotId, UnixMillis, VolumeId};
+use crate::limits::{COUNT_MAX, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
+use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentId, SegmentNumber, Sequence, SnapshotId, UnixMillis, VolumeId};
 
 const SNAPSHOT_KIND: &str = "snapshot";
 /// More segments than this are never replayed over one checkpoint.
-const REPLAY_SEGMENTS_MAX: u64 = 1 << 20;
+const REPLAY_SEGMENTS_MAX: u64 = 1 << 16;
 
 /// Segments of one epoch that follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,9 +153,26 @@ impl SnapshotObject {
         if object.snapshot.id != id {
             return Err(Error::damaged(format!("{what} is damaged: it is {}", object.snapshot.id)));
         }
-        check_runs(&what, &object.moment.replay)?;
+        check_moment(&what, &object.moment)?;
         Ok(object)
     }
+}
+
+/// True if a volume can have this size.
+pub fn is_size_of_a_volume(size: ByteLen) -> bool {
+    (VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX).contains(&size.0) && size.0.is_multiple_of(BLOCK_SIZE)
+}
+
+/// Refuses a moment that no volume had.
+///
+/// # Errors
+/// `Damaged`, naming `what` holds it.
+pub fn check_moment(what: &str, moment: &Moment) -> Result<()> {
+    let counts = [moment.position.number.0, moment.sequence.0, moment.stored_bytes.0];
+    if !is_size_of_a_volume(moment.size) || counts.into_iter().any(|count| count > COUNT_MAX) {
+        return Err(Error::damaged(format!("{what} is damaged: a moment that it names makes no sense")));
+    }
+    check_runs(what, &moment.replay)
 }
 
 /// Refuses runs that no writer makes, before anybody counts up to them.
@@ -162,7 +180,7 @@ impl SnapshotObject {
 /// # Errors
 /// `Damaged`, naming `what` holds them.
 pub fn check_runs(what: &str, runs: &[SegmentRun]) -> Result<()> {
-    let is_senseless = runs.iter().any(|run| run.count == 0 || run.first.0.checked_add(run.count).is_none());
+    let is_senseless = runs.iter().any(|run| run.count == 0 || run.first.0.saturating_add(run.count) > COUNT_MAX);
     if is_senseless || count_segments(runs) > REPLAY_SEGMENTS_MAX {
         return Err(Error::damaged(format!("{what} is damaged: the segments that it replays make no sense")));
     }

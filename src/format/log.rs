@@ -4,7 +4,7 @@
 //! little-endian, all checksums CRC32C. Decoders take any bytes: they answer `None` or an error, never more.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::RECORD_BYTES_MAX;
+use crate::limits::{COUNT_MAX, RECORD_BYTES_MAX};
 use crate::units::{
     BLOCK_SIZE, BlockCount, BlockRange, ByteLen, Epoch, Lba, LogOffset, Sequence, StoreId, Token, UnixMillis, VolumeId,
 };
@@ -376,7 +376,11 @@ pub fn decode_superblock(bytes: &[u8; SUPERBLOCK_BYTES]) -> Result<Superblock> {
         durable_to: LogOffset(take_u64(bytes, 128)),
     };
     let ring = value.ring_length.0;
-    let bounded = ring > 0 && ring.is_multiple_of(BLOCK_SIZE) && ring < 1 << 62 && value.tail.0 < 1 << 62;
+    let counts = [ring, value.tail.0, value.generation, value.tail_sequence.0, value.durable_to.0];
+    let bounded = ring > 0
+        && value.tail_sequence.0 > 0
+        && ring.is_multiple_of(BLOCK_SIZE)
+        && counts.into_iter().all(|count| count < COUNT_MAX);
     if !bounded || !value.tail.0.is_multiple_of(RECORD_ALIGN) {
         return Err(Error::damaged("its lengths make no sense"));
     }

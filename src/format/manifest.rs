@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::format::envelope;
-use crate::format::lineage::{Moment, Pin, SegmentRun, check_runs};
+use crate::format::lineage::{Moment, Pin, SegmentRun, check_moment, check_runs, is_size_of_a_volume};
 use crate::format::map_object::CheckpointRef;
-use crate::limits::{VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
+use crate::limits::{COUNT_MAX, EPOCHS_REPLAYED_MAX};
 use crate::service::{Durability, SnapshotSchedule};
-use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentNumber, Sequence, StoreId, Token, UnixMillis, VolumeId};
+use crate::units::{ByteLen, Epoch, SegmentNumber, Sequence, StoreId, Token, UnixMillis, VolumeId};
 
 const KIND: &str = "manifest";
 /// No volume is attached so often.
@@ -149,8 +149,8 @@ impl Manifest {
         if manifest.volume != volume {
             return Err(Error::damaged(format!("{what} is damaged: it belongs to {}", manifest.volume)));
         }
-        let size = manifest.size.0;
-        if !(VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX).contains(&size) || !size.is_multiple_of(BLOCK_SIZE) {
+        let size = manifest.size;
+        if !is_size_of_a_volume(size) {
             return Err(Error::damaged(format!("{what} is damaged: a size of {size} bytes makes no sense")));
         }
         if manifest.epoch > EPOCH_MAX {
@@ -159,9 +159,31 @@ impl Manifest {
         if manifest.replay_from.epoch > manifest.epoch.next() {
             return Err(Error::damaged(format!("{what} is damaged: its checkpoint is newer than its epoch")));
         }
-        let replays = manifest.pins.iter().map(|pin| &pin.moment.replay).chain([&manifest.inherited]);
-        replays.into_iter().try_for_each(|runs| check_runs(&what, runs))?;
+        if manifest.epoch.0.saturating_sub(manifest.replay_from.epoch.0) > EPOCHS_REPLAYED_MAX {
+            let from = manifest.replay_from.epoch;
+            return Err(Error::damaged(format!("{what} is damaged: no epoch since {from} has written a checkpoint")));
+        }
+        manifest.check_counts(&what)?;
+        check_runs(&what, &manifest.inherited)?;
+        manifest.pins.iter().try_for_each(|pin| check_moment(&what, &pin.moment))?;
         Ok(manifest)
+    }
+
+    /// Refuses counts that nothing counts up to, before anybody adds to them.
+    fn check_counts(&self, what: &str) -> Result<()> {
+        let counts = [
+            ("version", self.generation),
+            ("segment", self.replay_from.number.0),
+            ("sequence", self.sequence.0),
+            ("sequence of snapshots", self.snapshotted.0),
+            ("count of stored bytes", self.stored_bytes.0),
+        ];
+        match counts.into_iter().find(|(_, count)| *count > COUNT_MAX) {
+            Some((name, count)) => {
+                Err(Error::damaged(format!("{what} is damaged: a {name} of {count} makes no sense")))
+            }
+            None => Ok(()),
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::codec::{Reader, Writer};
-use crate::limits::{FRAME_BLOCKS, SEGMENT_OBJECT_BYTES_MAX};
+use crate::limits::{COUNT_MAX, FRAME_BLOCKS, SEGMENT_INDEX_BYTES_MAX, SEGMENT_OBJECT_BYTES_MAX, VOLUME_BYTES_MAX};
 use crate::map::SegmentPlace;
 use crate::units::{
     BLOCK_SIZE, BlockCount, BlockRange, Epoch, Lba, SegmentId, SegmentNumber, Sequence, Token, UnixMillis, VolumeId,
@@ -204,13 +204,16 @@ fn decode_identity(id: SegmentId, input: &mut Reader<'_>) -> Result<SegmentHeade
     }
     let token = Token(input.u128()?);
     let (first, last) = (Sequence(input.u64()?), Sequence(input.u64()?));
+    if first.0.max(last.0) > COUNT_MAX {
+        return Err(input.damaged("its places in the sequence make no sense"));
+    }
     Ok(SegmentHeader { id, token, first, last, created_at: UnixMillis(0), seal: false })
 }
 
 /// The index (compressed) and the trailer as bytes, to stand behind `frames_end` bytes of header and frames.
 ///
 /// # Errors
-/// `Damaged` if the compressor fails, which only a bug can cause.
+/// `Damaged` if the compressor fails, `Invalid` for more than a reader would accept; only a bug can cause either.
 pub fn encode_tail(
     header: &SegmentHeader,
     frames: &[FrameEntry],
@@ -237,6 +240,9 @@ pub fn encode_tail(
         }
     }
     let raw = index.bytes;
+    if raw.len() as u64 > SEGMENT_INDEX_BYTES_MAX {
+        return Err(Error::invalid(format!("segment {} cannot hold this many changes", header.id)));
+    }
     let compressed = zstd::bulk::compress(&raw, 1)
         .map_err(|error| Error::damaged(format!("the index of segment {} cannot be compressed: {error}", header.id)))?;
     let (codec, stored) =
@@ -348,8 +354,8 @@ pub fn decode_index(id: SegmentId, trailer: &Trailer, tail: &[u8]) -> Result<Seg
     if crc32c::crc32c(stored) != trailer.crc {
         return Err(reader.damaged("its checksum is wrong"));
     }
-    if u64::from(trailer.raw_length) > SEGMENT_OBJECT_BYTES_MAX {
-        return Err(reader.damaged("it announces more than a segment can hold"));
+    if u64::from(trailer.raw_length.max(trailer.index_length)) > SEGMENT_INDEX_BYTES_MAX {
+        return Err(reader.damaged("it announces more than the index of a segment can hold"));
     }
     let raw = match trailer.codec {
         Codec::Raw => stored.to_vec(),
@@ -367,8 +373,23 @@ pub fn decode_index(id: SegmentId, trailer: &Trailer, tail: &[u8]) -> Result<Seg
     for _ in 0..entry_count {
         entries.push(decode_entry(&mut input, blocks)?);
     }
+    if input.remaining() > 0 {
+        return Err(input.damaged("more follows than it announces"));
+    }
+    check_apart(&input, &entries)?;
     let object_length = trailer.frames_end + trailer.tail_length();
     Ok(SegmentIndex { header, frames, entries, object_length })
+}
+
+/// Refuses entries that overlap: readers apply them in any order.
+fn check_apart(input: &Reader<'_>, entries: &[IndexEntry]) -> Result<()> {
+    let follow = |pair: &[IndexEntry]| pair[0].range.end() <= pair[1].range.start;
+    if entries.windows(2).all(follow) {
+        return Ok(());
+    }
+    let mut sorted = entries.to_vec();
+    sorted.sort_unstable_by_key(|entry| entry.range.start);
+    if sorted.windows(2).all(follow) { Ok(()) } else { Err(input.damaged("entries overlap")) }
 }
 
 fn decode_frames(input: &mut Reader<'_>, frame_count: usize, frames_end: u64) -> Result<Vec<FrameEntry>> {
@@ -398,7 +419,7 @@ fn decode_frames(input: &mut Reader<'_>, frame_count: usize, frames_end: u64) ->
 fn decode_entry(input: &mut Reader<'_>, blocks: u64) -> Result<IndexEntry> {
     let (kind, block) = (input.u32()?, input.u32()?);
     let (start, length) = (input.u64()?, input.u64()?);
-    let end = start.checked_add(length).filter(|&end| length > 0 && end <= 1 << 52);
+    let end = start.checked_add(length).filter(|&end| length > 0 && end <= VOLUME_BYTES_MAX / BLOCK_SIZE);
     let within = kind == 2 || u64::from(block).checked_add(length).is_some_and(|end| end <= blocks);
     if end.is_none() || !within {
         return Err(input.damaged("an entry has a range that makes no sense"));
@@ -409,6 +430,9 @@ fn decode_entry(input: &mut Reader<'_>, blocks: u64) -> Result<IndexEntry> {
         3 => {
             let (volume, number) = (VolumeId(input.u64()?), SegmentNumber(input.u64()?));
             let (epoch, old_block) = (Epoch(input.u32()?), input.u32()?);
+            if u64::from(old_block) + length > u64::from(u32::MAX) {
+                return Err(input.damaged("an entry was moved from a place that no segment has"));
+            }
             let segment = SegmentId { volume, epoch, number };
             EntryKind::Moved { block, old: SegmentPlace { segment, block: old_block } }
         }

@@ -344,7 +344,8 @@ impl Index {
             );
             open::note_damage(&self.path);
         }
-        Error::new(kind, format!("{what} the index {}: {error}", self.path.display()))
+        let remedy = if kind == ErrorKind::Damaged { "; it is made anew when the daemon is started again" } else { "" };
+        Error::new(kind, format!("{what} the index {}: {error}{remedy}", self.path.display()))
     }
 }
 

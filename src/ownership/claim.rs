@@ -80,9 +80,7 @@ pub fn may_claim(manifest: &Manifest, permit: Permit) -> Result<()> {
 }
 
 fn busy(manifest: &Manifest, owner: &Owner) -> Error {
-    let since = humantime::format_rfc3339_seconds(
-        std::time::UNIX_EPOCH + std::time::Duration::from_millis(owner.attached_at.0),
-    );
+    let since = owner.attached_at.date();
     Error::new(
         ErrorKind::Busy,
         format!(

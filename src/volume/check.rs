@@ -9,18 +9,20 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::lineage::Moment;
 use crate::format::manifest::Manifest;
-use crate::format::segment::SegmentIndex;
+use crate::format::segment::{EntryKind, SegmentIndex};
 use crate::limits::PAGE_BLOCKS;
-use crate::map::{MapPage, PageIndex};
+use crate::map::{LogOverlay, LogPlace, MapPage, OverlayPlace, PageIndex};
 use crate::segment::{fetch_index, open_frame, parse_object_tail};
 use crate::service::{CheckProblem, CheckProgress, CheckReport};
 use crate::store::{ByteRange, ObjectKey, Store, list_all};
-use crate::units::{BLOCK_SIZE, BlockRange, ByteLen, SegmentId, SegmentNumber, VolumeId};
+use crate::units::{BLOCK_SIZE, BlockRange, ByteLen, LogOffset, SegmentId, SegmentNumber, VolumeId};
 
 /// At most this many block ranges are named for one object.
 const RANGES_NAMED: usize = 16;
 /// At most this many damaged pages and directories of a checkpoint are named.
 const PAGES_NAMED: usize = 64;
+/// At most this many segments are named that a moment replays and that cannot be read.
+const REPLAYED_NAMED: usize = 64;
 
 /// Which blocks of a segment cannot be had.
 enum Damage {
@@ -134,12 +136,23 @@ fn note(report: &mut CheckReport, object: String, what: String, blocks: Option<S
 
 /// The segments that a moment replays over its checkpoint: each of them must be there.
 async fn replayed(store: &Arc<dyn Store>, moment: &Moment, report: &mut CheckReport) -> Result<Vec<SegmentIndex>> {
-    let mut found = Vec::new();
+    let (mut found, mut unnamed) = (Vec::new(), 0_usize);
+    let room = report.problems.len() + REPLAYED_NAMED;
     for id in moment.replayed() {
         match fetch_index(&**store, id).await {
             Ok(index) => found.push(index),
-            Err(error) => note(report, ObjectKey::segment(id).to_string(), tolerate(error)?, None),
+            Err(error) => {
+                let what = tolerate(error)?;
+                match report.problems.len() < room {
+                    true => note(report, ObjectKey::segment(id).to_string(), what, None),
+                    false => unnamed += 1,
+                }
+            }
         }
+    }
+    if unnamed > 0 {
+        let what = format!("{unnamed} more segments that are replayed over the checkpoint cannot be read");
+        note(report, "segments".to_owned(), what, None);
     }
     Ok(found)
 }
@@ -221,6 +234,7 @@ async fn name_blocks(
     if damages.is_empty() {
         return Ok(());
     }
+    let newest = newest_of(tail);
     let mut blocks: BTreeMap<SegmentId, Vec<BlockRange>> = BTreeMap::new();
     let mut hit = |id: SegmentId, range: BlockRange, block: u32| {
         let Some((damage, _)) = damages.get(&id) else { return };
@@ -241,17 +255,21 @@ async fn name_blocks(
             for (offset, count, place) in page.iter().flat_map(|page| page.places()) {
                 let start = crate::units::Lba(index.range().start.0 + u64::from(offset));
                 let range = BlockRange::new(start, crate::units::BlockCount(u64::from(count)));
-                hit(place.segment, range, place.block);
+                newest.lookup(range, |part, above| {
+                    if above == OverlayPlace::Below {
+                        hit(place.segment, part, place.block + (part.start.0 - start.0) as u32);
+                    }
+                });
             }
             Ok(())
         };
         checkpoint.survey(&mut visit).await?;
     }
-    for index in tail {
-        for entry in &index.entries {
-            if let crate::format::segment::EntryKind::Data { block } = entry.kind {
-                hit(index.header.id, entry.range, block);
-            }
+    for (range, place) in newest.extents() {
+        if let OverlayPlace::Log(place) = place
+            && let Some(index) = usize::try_from(place.record.0).ok().and_then(|number| tail.get(number))
+        {
+            hit(index.header.id, range, place.block);
         }
     }
     for (id, (_, what)) in damages {
@@ -259,6 +277,23 @@ async fn name_blocks(
         note(report, ObjectKey::segment(id).to_string(), what, named);
     }
     Ok(())
+}
+
+/// What the segments behind the checkpoint have the newest content of. Where a log would have a record, stands the number of the segment.
+fn newest_of(tail: &[SegmentIndex]) -> LogOverlay {
+    let mut newest = LogOverlay::default();
+    for (number, index) in tail.iter().enumerate() {
+        let record = LogOffset(number as u64);
+        for entry in &index.entries {
+            match entry.kind {
+                EntryKind::Data { block } => newest.set(entry.range, OverlayPlace::Log(LogPlace { record, block })),
+                EntryKind::Zero => newest.set(entry.range, OverlayPlace::Zero(record)),
+                // It may have had no effect: what lies below is named as well.
+                EntryKind::Moved { .. } => {}
+            }
+        }
+    }
+    newest
 }
 
 fn add_block(ranges: &mut Vec<BlockRange>, block: u64) {

@@ -62,6 +62,7 @@ pub use device::VolumeDevice;
 pub use export_log::export_log;
 pub use fetch::SegmentIndexCache;
 pub use fleet::Fleet;
+pub use local_state::LocalState;
 pub use open::{Opened, attach};
 pub use pages::PageBudget;
 pub use purge::{PurgeTimer, UNDELETE_MILLIS};

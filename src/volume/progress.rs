@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::block_device::CommitDone;
 use crate::error::Error;
-use crate::limits::SEGMENT_BYTES_TARGET;
+use crate::limits::{SEGMENT_BYTES_TARGET, SEGMENT_RECORDS_MAX};
 use crate::service::Lag;
 use crate::units::{ByteLen, LogOffset, Sequence};
 
@@ -33,6 +33,7 @@ pub struct Run {
 struct Piece {
     end: Mark,
     bytes: u64,
+    records: u64,
     since: Duration,
     /// True if a moment was asked for at its end: nothing is added any more.
     closed: bool,
@@ -69,11 +70,16 @@ impl Progress {
     pub fn accept(&mut self, end: Mark, bytes: u64, now: Duration) -> bool {
         self.accepted = end;
         match self.uncut.back_mut() {
-            Some(piece) if !piece.closed && piece.bytes + bytes <= SEGMENT_BYTES_TARGET => {
+            Some(piece)
+                if !piece.closed
+                    && piece.bytes + bytes <= SEGMENT_BYTES_TARGET
+                    && piece.records < SEGMENT_RECORDS_MAX =>
+            {
                 piece.end = end;
                 piece.bytes += bytes;
+                piece.records += 1;
             }
-            _ => self.uncut.push_back(Piece { end, bytes, since: now, closed: false }),
+            _ => self.uncut.push_back(Piece { end, bytes, records: 1, since: now, closed: false }),
         }
         self.uncut.len() > 1
     }
@@ -188,6 +194,17 @@ mod tests {
         assert_eq!(progress.lag(Duration::from_secs(5)), Lag { bytes: ByteLen(4096), seconds: 4.0 });
         progress.store(mark(13));
         assert_eq!(progress.lag(Duration::from_secs(5)), Lag::default());
+    }
+
+    #[test]
+    fn trims_without_data_fill_a_segment_too() {
+        let mut progress = Progress::new(mark(0));
+        for sequence in 1..=SEGMENT_RECORDS_MAX {
+            assert!(!progress.accept(mark(sequence), 0, Duration::ZERO));
+        }
+        assert!(progress.accept(mark(SEGMENT_RECORDS_MAX + 1), 0, Duration::ZERO));
+        let run = progress.next_run(Duration::ZERO, Duration::MAX).unwrap();
+        assert_eq!(run.end, mark(SEGMENT_RECORDS_MAX));
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! How results look: `Label: value` blocks and tables in the manner of flyctl, or JSON; sizes and times for people.
 
-use std::time::{Duration, SystemTime};
-
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 use varve::error::{Error, ErrorKind, Result};
@@ -10,8 +8,6 @@ use varve::units::{ByteLen, UnixMillis};
 
 /// Columns that labels are right-aligned in.
 const LABEL_COLUMNS: usize = 20;
-/// The last moment that has a year of four digits: 9999-12-31T23:59:59Z.
-const MOMENT_MAX: UnixMillis = UnixMillis(253_402_300_799_000);
 
 /// What a command has to say at its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -110,10 +106,7 @@ pub fn size(bytes: ByteLen) -> String {
 
 /// A moment: `2026-11-21T04:23:58Z`.
 pub fn moment(at: UnixMillis) -> String {
-    if at > MOMENT_MAX {
-        return format!("{} ms after 1970", at.0);
-    }
-    humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_millis(at.0)).to_string()
+    at.date()
 }
 
 /// How long ago something was: `just now`, `3 minutes ago`.
