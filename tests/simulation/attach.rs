@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::RngExt;
+use varve::block_device::BlockDevice;
 use varve::clock;
 use varve::error::ErrorKind;
 use varve::ownership;
 use varve::service::AttachReport;
-use varve::volume::Volume;
+use varve::volume::{Volume, VolumeDevice};
 
 use super::host::{kind_of, within};
 use super::record::{Floor, SECTOR};
@@ -138,18 +139,28 @@ impl World {
     ) -> bool {
         self.calm(number);
         let is_home = self.subjects[which].home == Some(number);
-        let sectors = report.status.size.0 as usize / SECTOR;
-        let known = (self.subjects[which].record.lock().unwrap().sectors(), self.subjects[which].sectors_max);
-        assert!(sectors >= known.0 && sectors <= known.1, "the volume has {sectors} sectors, not {known:?}");
-        let attached = self.client(which, number, volume);
-        let client = attached.client.clone();
-        let reading = self.host(number).run(async move { client.read_sectors(0, sectors).await });
-        let read = match within(PATIENCE, reading).await {
-            Some(Ok(Ok(read))) => read,
-            other => {
-                let said = other.map(|done| done.map(|read| kind_of(&read)));
-                self.journal.note(format_args!("volume {which} cannot be read: {said:?}"));
+        let attached = self.client(which, number, volume.clone());
+        let (read, sectors) = loop {
+            let sectors = VolumeDevice::new(volume.clone()).geometry().size as usize / SECTOR;
+            let known = (self.subjects[which].record.lock().unwrap().sectors(), self.subjects[which].sectors_max);
+            if sectors < known.0 && self.subjects[which].has_rivals {
+                self.journal.note(format_args!("volume {which} has grown elsewhere, and host {number} cannot be told"));
                 return false;
+            }
+            assert!(sectors >= known.0 && sectors <= known.1, "the volume has {sectors} sectors, not {known:?}");
+            let client = attached.client.clone();
+            let reading = self.host(number).run(async move { client.read_sectors(0, sectors).await });
+            match within(PATIENCE, reading).await {
+                // It may have grown under the hands of the attachment before, if that is the same one.
+                Some(Ok(Ok(read))) if self.subjects[which].record.lock().unwrap().sectors() <= sectors => {
+                    break (read, sectors);
+                }
+                Some(Ok(Ok(_))) => {}
+                other => {
+                    let said = other.map(|done| done.map(|read| kind_of(&read)));
+                    self.journal.note(format_args!("volume {which} cannot be read: {said:?}"));
+                    return false;
+                }
             }
         };
         let disk = read.unwrap_or_else(|fault| panic!("volume {which}, just attached: {fault}"));
