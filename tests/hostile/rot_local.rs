@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt};
 use varve::block_device::BlockDevice;
 use varve::disk::host::HostDisk;
 use varve::error::{Error, ErrorKind};
@@ -14,6 +15,9 @@ use varve::volume::{Fleet, VolumeDevice};
 
 use super::engine::{self, Setup};
 use super::rot_engine::{World, copy, copy_folder, files, scratch, start, stop};
+
+/// Cases under way at a time: most of each is waiting.
+const AT_ONCE: usize = 6;
 
 /// What was done, and what came of it.
 #[derive(Debug, Default)]
@@ -116,27 +120,37 @@ pub async fn damage_index_and_cache() -> Found {
     let places = [20, 4100, 8200, 8300, 20_000, 60_000, 200_000];
     cases.extend(places.map(|at| (cache.clone(), Damage::Flip(at))));
     cases.extend([Damage::Cut(0), Damage::Cut(100_000), Damage::Gone].map(|damage| (cache.clone(), damage)));
-    let mut found = Found::default();
-    for (path, damage) in cases {
-        let (folder, store) = (scratch.path().join("case"), copy(&*world.store).await);
+    let mut found = Found { cases: cases.len() as u64, ..Found::default() };
+    let runs = cases.into_iter().enumerate().map(|(number, (path, damage))| {
+        let folder = scratch.path().join(format!("case-{number}"));
         copy_folder(&template, &folder);
         damage.apply(&folder.join(&path));
-        let what = format!("{}: {damage:?}", path.display());
-        found.cases += 1;
-        match whole(&world, &store, &folder, &what).await {
-            Ok(()) => found.at_once += 1,
-            Err(error) => {
-                assert!(error.message().contains("index"), "{what}: {error}");
-                assert_eq!(error.kind(), ErrorKind::Damaged, "{what}: {error}");
-                whole(&world, &store, &folder, &what).await.unwrap_or_else(|error| panic!("{what}: {error}"));
-                found.at_second_start += 1;
-            }
+        index_case(&world, folder, format!("{}: {damage:?}", path.display()))
+    });
+    let mut runs = stream::iter(runs).buffer_unordered(AT_ONCE);
+    while let Some(at_once) = runs.next().await {
+        match at_once {
+            true => found.at_once += 1,
+            false => found.at_second_start += 1,
         }
-        fs::remove_dir_all(&folder).unwrap();
     }
+    drop(runs);
     fs::remove_dir_all(template.join("index")).unwrap();
     whole(&world, &copy(&*world.store).await, &template, "without the index").await.unwrap();
     found
+}
+
+/// True if all is right at the first start, false if that tells of damage to the index and the second start has all right.
+async fn index_case(world: &World, folder: PathBuf, what: String) -> bool {
+    let store = copy(&*world.store).await;
+    let first = whole(world, &store, &folder, &what).await;
+    if let Err(error) = &first {
+        assert!(error.message().contains("index"), "{what}: {error}");
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{what}: {error}");
+        whole(world, &store, &folder, &what).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    }
+    fs::remove_dir_all(&folder).unwrap();
+    first.is_ok()
 }
 
 /// Damages a write log of which nothing is stored yet. Every write is a block of its own and was made durable.
@@ -164,28 +178,37 @@ pub async fn damage_log() -> Found {
     let record = 64 + 4096;
     let places = (0..WRITES).flat_map(|write| [9, 50, 63, 2000].map(|at| 8192 + write * record + at));
     let superblocks = [0, 8, 40, 90, 130, 2000, 4096, 4200];
-    for at in places.chain(superblocks).chain([8192 + WRITES * record, 8192 + WRITES * record + 99_999]) {
-        let folder = scratch.path().join("case");
+    let all = places.chain(superblocks).chain([8192 + WRITES * record, 8192 + WRITES * record + 99_999]);
+    let runs = all.map(|at| {
+        let folder = scratch.path().join(format!("case-{at}"));
         copy_folder(&template, &folder);
         flip(&folder.join(&log), at);
-        found.cases += 1;
         let is_record = (8192..8192 + WRITES * record).contains(&at);
-        log_case(&world, &copy(&*store).await, &folder, at, is_record.then(|| (at - 8192) / record), &mut found).await;
-        fs::remove_dir_all(&folder).unwrap();
+        log_case(&world, &store, folder, at, is_record.then(|| (at - 8192) / record))
+    });
+    let mut runs = stream::iter(runs).buffer_unordered(AT_ONCE);
+    while let Some(refused) = runs.next().await {
+        found.cases += 1;
+        match refused {
+            true => found.refused += 1,
+            false => found.at_once += 1,
+        }
     }
+    drop(runs);
     found
 }
 
-/// `hit` is the write whose record was hit.
-async fn log_case(world: &World, store: &Arc<dyn Store>, folder: &Path, at: u64, hit: Option<u64>, found: &mut Found) {
-    let what = format!("byte {at} of the log");
-    let fleet = patient(store, folder).await;
-    match fleet.attach(world.id, false, false).await {
+/// `hit` is the write whose record was hit. True if attaching is refused.
+async fn log_case(world: &World, store: &Arc<dyn Store>, folder: PathBuf, at: u64, hit: Option<u64>) -> bool {
+    let (what, store) = (format!("byte {at} of the log"), copy(&**store).await);
+    let fleet = patient(&store, &folder).await;
+    let attached = fleet.attach(world.id, false, false).await;
+    let is_refused = attached.is_err();
+    match attached {
         Err(error) => {
             assert_eq!(error.kind(), ErrorKind::Damaged, "{what}: {error}");
             assert!(error.message().contains("write log"), "{what}: {error}");
             assert!(hit.is_some(), "{what}: {error}");
-            found.refused += 1;
         }
         Ok((volume, _)) => {
             // A last record that nothing proves to have been durable is cut off like a torn one; then it alone is lost.
@@ -196,11 +219,11 @@ async fn log_case(world: &World, store: &Arc<dyn Store>, folder: &Path, at: u64,
             }
             assert!(hit.is_none() || torn.is_some(), "{what}: record {hit:?} was hit, and nobody says so");
             assert!(left.read_all(&volume, &what).await.0.is_empty());
-            found.at_once += 1;
-            drop(volume);
         }
     }
     // What it then does with the store is of no interest here.
     let _ = fleet.detach(world.id, true).await;
-    stop(fleet, folder).await;
+    stop(fleet, &folder).await;
+    fs::remove_dir_all(&folder).unwrap();
+    is_refused
 }
