@@ -19,6 +19,9 @@ pub const SEGMENT_BYTES_TARGET: u64 = 24 << 20;
 /// Records of the sequence after which a segment is cut, however little data they hold: trims have none, and a flood of
 /// them while the store is away must not become an index that no reader accepts.
 pub const SEGMENT_RECORDS_MAX: u64 = 1 << 16;
+/// Segments of one volume that are packed or uploaded at the same time: hides the store's latency, and bounds memory. Part of the protocol:
+/// whoever finds a segment so many places behind a hole knows that one is missing there (`ownership::discover`).
+pub const UPLOADS_AT_ONCE: usize = 4;
 /// Longest index of a segment before compression, in bytes. A reader takes no more memory than a few times this for one.
 pub const SEGMENT_INDEX_BYTES_MAX: u64 = 16 << 20;
 /// Longest object that a reader accepts as a segment.

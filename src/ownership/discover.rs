@@ -8,12 +8,13 @@ use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::Position;
 use crate::format::segment::{SegmentHeader, SegmentIndex};
+use crate::limits::UPLOADS_AT_ONCE;
 use crate::segment::{build_seal, fetch_index};
 use crate::store::{Condition, ObjectKey, Store, StoreErrorKind};
 use crate::units::{Epoch, SegmentId, SegmentNumber, Sequence, Token, VolumeId};
 
 /// Indexes of an epoch asked for in the first round; each further round asks for four times as many.
-const FIRST_WINDOW: u64 = 24;
+const FIRST_WINDOW: u64 = 28;
 const WINDOW_MAX: u64 = 512;
 /// Epochs looked at together: a host that was restarted often leaves many behind, with little in each.
 const EPOCHS_AT_ONCE: u32 = 16;
@@ -59,9 +60,17 @@ struct Seen {
 }
 
 impl Seen {
-    /// True if what was asked for last is not all there: nothing that counts comes behind it.
+    /// True if the end was found, and it was looked far enough behind it to tell it from a loss.
     fn is_ended(&self) -> bool {
-        self.found.iter().any(|index| index.as_ref().map_or(true, |index| index.header.seal))
+        let end = self.found.iter().position(|index| index.as_ref().map_or(true, |index| index.header.seal));
+        end.is_some_and(|end| self.found[end].is_ok() || self.found.len() > end + UPLOADS_AT_ONCE)
+    }
+
+    /// True if what is behind the free place `hole` could not be there had nothing ever been at that place: a segment whose upload
+    /// began when the one at that place had taken effect, or a seal.
+    fn proves_loss(&self, hole: usize) -> bool {
+        let mut behind = self.found.iter().enumerate().skip(hole + 1);
+        behind.any(|(at, index)| index.as_ref().is_ok_and(|index| index.header.seal || at - hole >= UPLOADS_AT_ONCE))
     }
 }
 
@@ -90,11 +99,12 @@ async fn look_ahead(store: &dyn Store, volume: VolumeId, from: Position, count: 
 /// Takes the segments of an epoch into the history, and seals it behind the last of them if nobody has.
 async fn walk_epoch(store: &dyn Store, seen: Seen, token: Token, history: &mut History) -> Result<()> {
     let mut id = seen.first;
-    let mut found = seen.found.into_iter();
-    loop {
-        let index = match found.next() {
-            Some(Err(error)) if error.kind() != ErrorKind::NotFound => return Err(error),
-            Some(Ok(index)) => index,
+    for at in 0.. {
+        let index = match seen.found.get(at) {
+            Some(Err(error)) if error.kind() != ErrorKind::NotFound => return Err(error.clone()),
+            Some(Ok(index)) => index.clone(),
+            // Nothing was there when we looked, but there must be: the old owner may have gone on while we did.
+            _ if seen.proves_loss(at) => fetch_index(store, id).await.map_err(|error| lost(id, error))?,
             // Nothing was there when we looked, or we did not look that far.
             _ => match seal_epoch(store, id, token, history.last).await? {
                 Sealing::Sealed => return Ok(()),
@@ -120,6 +130,19 @@ async fn walk_epoch(store: &dyn Store, seen: Seen, token: Token, history: &mut H
         history.segments.push(Arc::new(index));
         id.number = id.number.next();
     }
+    Ok(())
+}
+
+/// The error for a segment that is not there, though the store shows that it was. To take the place for the end of the history would lose
+/// everything behind it without a word.
+fn lost(id: SegmentId, error: Error) -> Error {
+    if error.kind() != ErrorKind::NotFound {
+        return error;
+    }
+    Error::damaged(format!(
+        "segment {id} is missing in the store, though what was stored after it is there: bring the object back (an older version of the \
+         bucket may have it), or go back to a snapshot with 'varve volumes create NAME --snapshot-id VS'"
+    ))
 }
 
 /// How an attempt to seal ended.
@@ -142,5 +165,69 @@ pub async fn seal_epoch(store: &dyn Store, id: SegmentId, token: Token, last: Se
         Ok(_) => Ok(Sealing::Sealed),
         Err(error) if error.kind == StoreErrorKind::PreconditionFailed => Ok(Sealing::Occupied),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::segment::SegmentBuilder;
+    use crate::store::{ByteRange, MemoryStore};
+    use crate::units::{BlockCount, BlockRange, Lba, UnixMillis};
+
+    const VOLUME: VolumeId = VolumeId(7);
+
+    fn id(number: u64) -> SegmentId {
+        SegmentId { volume: VOLUME, epoch: Epoch(1), number: SegmentNumber(number) }
+    }
+
+    /// A store with these segments of epoch 1; each holds one place of the sequence.
+    async fn store_of(numbers: impl IntoIterator<Item = u64>) -> MemoryStore {
+        let store = MemoryStore::new();
+        for number in numbers {
+            let place = Sequence(number + 1);
+            let (token, created_at) = (Token(1), UnixMillis(0));
+            let header = SegmentHeader { id: id(number), token, first: place, last: place, created_at, seal: false };
+            let mut builder = SegmentBuilder::new(header, BlockCount(1)).unwrap();
+            builder.push_zero(BlockRange::new(Lba(number), BlockCount(1)));
+            let body = builder.finish().unwrap().bytes;
+            store.put(&ObjectKey::segment(id(number)), body, Condition::IfAbsent).await.unwrap();
+        }
+        store
+    }
+
+    async fn discovered(store: &MemoryStore) -> Result<usize> {
+        let from = Position { epoch: Epoch(1), number: SegmentNumber(0) };
+        let history = discover(store, VOLUME, from, Epoch(2), Token(2), Sequence(0)).await?;
+        Ok(history.segments.len())
+    }
+
+    #[tokio::test]
+    async fn what_was_under_way_behind_a_hole_is_no_part_of_the_history() {
+        // The last owner had four uploads under way, and the first of them never arrived.
+        let store = store_of([0, 1, 2, 4, 5, 6]).await;
+        assert_eq!(discovered(&store).await.unwrap(), 3);
+        assert!(store.get(&ObjectKey::segment(id(3)), ByteRange::Full).await.is_ok(), "the hole is sealed");
+        assert_eq!(discovered(&store).await.unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_segment_that_is_gone_is_not_taken_for_the_end() {
+        for (gone, count) in [(0, 5), (3, 8), (24, 40), (27, 32), (100, 130)] {
+            let store = store_of((0..count).filter(|number| *number != gone)).await;
+            let refused = discovered(&store).await.unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Damaged, "{refused}");
+            assert!(refused.to_string().contains(&id(gone).to_string()), "{refused}");
+            let place = store.get(&ObjectKey::segment(id(gone)), ByteRange::Full).await;
+            assert!(place.is_err(), "nothing was put in its place");
+        }
+    }
+
+    #[tokio::test]
+    async fn of_an_epoch_that_is_over_no_segment_may_be_missing() {
+        let store = store_of(0..3).await;
+        assert_eq!(discovered(&store).await.unwrap(), 3);
+        store.delete(&ObjectKey::segment(id(1))).await.unwrap();
+        assert_eq!(discovered(&store).await.unwrap_err().kind(), ErrorKind::Damaged);
     }
 }

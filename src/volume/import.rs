@@ -23,7 +23,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::manifest::Position;
 use crate::format::map_object::CheckpointRef;
 use crate::format::segment::{SegmentHeader, SegmentIndex};
-use crate::limits::{SEGMENT_BYTES_TARGET, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
+use crate::limits::{SEGMENT_BYTES_TARGET, UPLOADS_AT_ONCE, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
 use crate::map::{MapPage, PageIndex};
 use crate::ownership::{self, Loaded, seal_epoch};
 use crate::segment::{SegmentBuilder, apply_entry};
@@ -35,8 +35,6 @@ use crate::units::{
 use crate::volume::admin::{Admin, new_manifest, summary};
 use crate::volume::purge;
 
-/// Segments that are packed or uploaded at the same time. With one being cut and one waiting: the memory of an import.
-const UPLOADS_AT_ONCE: usize = 4;
 /// Pages (1 MiB of volume each) that may gather before they go into a checkpoint.
 const PAGES_KEPT: usize = 16 << 10;
 /// Objects deleted at the same time.

@@ -23,7 +23,7 @@ use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::lineage::count_segments;
 use crate::format::segment::{SegmentHeader, SegmentIndex};
-use crate::limits::{LOG_BYTES_MIN, RECORD_BYTES_MAX};
+use crate::limits::{LOG_BYTES_MIN, RECORD_BYTES_MAX, UPLOADS_AT_ONCE};
 use crate::log::{LogRead, LogReader, RecordKind};
 use crate::map::{LogOverlay, LogPlace, OverlayPlace};
 use crate::segment::{SegmentBuilder, fetch_index};
@@ -35,8 +35,6 @@ use crate::volume::progress::{Mark, Run};
 use crate::work::Task;
 use crate::work::simulated::{self, Mutation};
 
-/// Segments that are packed or uploaded at the same time: bounds memory, and hides the store's latency.
-const UPLOADS_AT_ONCE: usize = 4;
 /// First and longest pause between attempts at a store that refuses.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
