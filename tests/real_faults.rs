@@ -253,7 +253,8 @@ fn a_burst_of_reads_takes_a_bounded_number_of_connections() {
         most = most.max(std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count());
     }
     assert!(site.proxy.hits(rule) > 200, "only {} fetches: that is no burst", site.proxy.hits(rule));
-    assert!(most <= STORE_FETCHES_AT_ONCE + OTHER_DESCRIPTORS, "{most} descriptors");
+    // A fetch that begins to connect may get a connection that came free first; its own then rests beside the others.
+    assert!(most <= 2 * STORE_FETCHES_AT_ONCE + OTHER_DESCRIPTORS, "{most} descriptors");
     println!("{} fetches, {most} descriptors at most", site.proxy.hits(rule));
     drop(client);
     daemon.stop();
