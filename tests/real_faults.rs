@@ -20,7 +20,7 @@ use support::daemon::{Daemon, Host, StoreKind, World};
 use support::fault_proxy::{Fault, FaultProxy};
 use support::history::{Chance, History, Load};
 use support::process;
-use varve::limits::STORE_FETCHES_AT_ONCE;
+use varve::limits::{STORE_FETCHES_AT_ONCE, UPLOADS_AT_ONCE};
 
 const SIZE: u64 = 16 << 20;
 const SIZE_ARGUMENT: &str = "16MiB";
@@ -29,8 +29,6 @@ const DEPTH: usize = 16;
 /// How often each fault strikes in a row.
 const TIMES: u64 = 3;
 const LATE: Duration = Duration::from_millis(300);
-/// Segments that are sent without one having been answered.
-const UPLOADS_AT_ONCE: u64 = 4;
 const EIO: u32 = 5;
 const PRECONDITION_FAILED: u16 = 412;
 
@@ -73,6 +71,22 @@ impl Site {
         while self.history.acknowledged() < target {
             self.step(load, daemon);
         }
+    }
+
+    /// Writes, and hands everything back: the store has it all.
+    fn fill(&mut self, count: usize) {
+        let daemon = self.host.start();
+        let mut load = self.load();
+        self.write(&mut load, &daemon, count);
+        load.finish(&mut self.history);
+        drop(load);
+        daemon.stop();
+    }
+
+    /// A daemon that has nothing local: all of the disk comes from the store, and so does what attaching takes.
+    fn start_anew(&self) -> Daemon {
+        std::fs::remove_dir_all(self.host.state()).unwrap();
+        self.host.start()
     }
 
     /// What another host finds, with nothing but the store, and with a way to it that is sound.
@@ -141,12 +155,7 @@ fn every_fault_of_a_write_in_turn() {
 #[test]
 fn every_fault_of_a_read_in_turn() {
     let mut site = Site::new(52);
-    let daemon = site.host.start();
-    let mut load = site.load();
-    site.write(&mut load, &daemon, 3000);
-    load.finish(&mut site.history);
-    drop(load);
-    daemon.stop();
+    site.fill(3000);
     let faults = [
         ("429", Fault::Refuse(429)),
         ("500", Fault::Refuse(500)),
@@ -158,9 +167,7 @@ fn every_fault_of_a_read_in_turn() {
         ("reply cut", Fault::CutReply),
     ];
     for (name, fault) in faults {
-        // A host with nothing local: all of the disk comes from the store, and so does what attaching takes.
-        std::fs::remove_dir_all(site.host.state()).unwrap();
-        let daemon = site.host.start();
+        let daemon = site.start_anew();
         let rules: Vec<_> = ["/segments/", "/map/", "/manifest"]
             .into_iter()
             .map(|part| (part, site.proxy.add("GET", part, 0, 2, fault.clone())))
@@ -168,8 +175,9 @@ fn every_fault_of_a_read_in_turn() {
         let disk = site.connect().read_all();
         site.history.check(&disk, site.history.moment());
         for (part, rule) in rules {
-            // What is merely late need not be read twice.
-            assert!(site.proxy.hits(rule) >= 1, "{name}: {part} was not read");
+            // A fault makes a second try; what is merely late need not be read twice.
+            let wanted = if name == "delay" { 1 } else { 2 };
+            assert!((wanted..=2).contains(&site.proxy.hits(rule)), "{name}: reads of {part}");
         }
         daemon.stop();
     }
@@ -207,14 +215,8 @@ fn refused_for_a_while() {
 #[test]
 fn a_refused_read_is_an_error_of_its_blocks_until_access_is_back() {
     let mut site = Site::new(54);
-    let daemon = site.host.start();
-    let mut load = site.load();
-    site.write(&mut load, &daemon, 1000);
-    load.finish(&mut site.history);
-    drop(load);
-    daemon.stop();
-    std::fs::remove_dir_all(site.host.state()).unwrap();
-    let daemon = site.host.start();
+    site.fill(1000);
+    let daemon = site.start_anew();
     let mut client = site.connect();
     let rule = site.proxy.add("GET", "/segments/", 0, u64::MAX, Fault::Refuse(403));
     let refused = client.ask(support::client::Command::Read, 0, 0, 1 << 20, &[]);
@@ -234,14 +236,8 @@ const READS: u64 = 1000;
 #[test]
 fn a_burst_of_reads_takes_a_bounded_number_of_connections() {
     let mut site = Site::new(57);
-    let daemon = site.host.start();
-    let mut load = site.load();
-    site.write(&mut load, &daemon, 3000);
-    load.finish(&mut site.history);
-    drop(load);
-    daemon.stop();
-    std::fs::remove_dir_all(site.host.state()).unwrap();
-    let daemon = site.host.start();
+    site.fill(3000);
+    let daemon = site.start_anew();
     let mut client = site.connect();
     let rule = site.proxy.add("GET", "/segments/", 0, u64::MAX, Fault::Delay(LATE));
     for _ in 0..READS {
@@ -272,7 +268,7 @@ fn late_writes_of_a_lost_host_change_nothing() {
     site.host.varve(&["volumes", "sync", &site.volume]).succeeded();
     let floor = site.history.moment();
     let rule = site.proxy.add("PUT", "", 0, u64::MAX, Fault::Postpone);
-    while site.proxy.hits(rule) < UPLOADS_AT_ONCE {
+    while site.proxy.hits(rule) < UPLOADS_AT_ONCE as u64 {
         site.step(&mut load, &daemon);
     }
     daemon.kill9();
@@ -288,7 +284,7 @@ fn late_writes_of_a_lost_host_change_nothing() {
     disk[..1 << 20].fill(0x33);
     other.varve(&["volumes", "sync", &site.volume]).succeeded();
     let late = site.proxy.send_late();
-    assert!(late.len() as u64 >= UPLOADS_AT_ONCE, "{late:?}");
+    assert!(late.len() >= UPLOADS_AT_ONCE, "{late:?}");
     // Segments behind a hole may be created, as long as nobody takes notice of them; the place of the seal must be taken.
     assert!(late.iter().any(|(_, status)| *status == PRECONDITION_FAILED), "{late:?}");
     println!("late: {late:?}");

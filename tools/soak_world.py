@@ -177,29 +177,27 @@ class Host:
 
     def varve(self, *words):
         """Tries until it succeeds: daemons die and the store goes away all the time."""
-        end = time.monotonic() + PATIENCE
-        while True:
-            done, said = self.try_varve(*words)
-            if done:
-                return said
-            if time.monotonic() > end:
-                raise RuntimeError(f"varve {' '.join(words)} on host {self.name}: {said.strip()}")
-            time.sleep(0.3)
+        return self.persist(words)
 
     def id_of(self, *words):
         return id_in(self.varve(*words))
 
     def of_owner(self, volume, *words):
         """A command that only the owner can do: a daemon that was killed takes the volume up again first."""
+        return self.persist(("volumes", "attach", volume), words)
+
+    def persist(self, *commands):
+        """Tries the commands, in order, until all succeed. Returns what the last one said."""
         end = time.monotonic() + PATIENCE
         while True:
-            attached, said = self.try_varve("volumes", "attach", volume)
-            if attached:
+            for words in commands:
                 done, said = self.try_varve(*words)
-                if done:
-                    return said
+                if not done:
+                    break
+            else:
+                return said
             if time.monotonic() > end:
-                raise RuntimeError(f"varve {' '.join(words)} on host {self.name}: {said.strip()}")
+                raise RuntimeError(f"varve {' '.join(commands[-1])} on host {self.name}: {said.strip()}")
             time.sleep(0.3)
 
     def connect(self, export):
