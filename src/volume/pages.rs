@@ -24,9 +24,11 @@ use crate::map::{PageIndex, PagePlace};
 use crate::segment::apply_entry;
 use crate::units::{BlockRange, VolumeId};
 
+mod count;
 mod memory;
 mod view;
 
+pub use count::Shifts;
 pub use memory::PageBudget;
 use memory::{Postponed, Residents};
 
@@ -85,7 +87,7 @@ impl PageTable {
                 if page.is_empty() && entry.kind == EntryKind::Zero {
                     continue;
                 }
-                self.change(index, page, |page| apply_entry(page, index, part, entry, segment.header.id));
+                self.change_counted(index, page, part, |page| apply_entry(page, index, part, entry, segment.header.id));
             }
         }
         Ok(())

@@ -12,6 +12,7 @@ use crate::map::{MapPage, PageIndex};
 use crate::segment::apply_entry;
 use crate::units::{BlockCount, BlockRange, VolumeId};
 use crate::volume::pages::PageTable;
+use crate::volume::pages::count::Shifts;
 
 /// Neighbours that a fetch from the checkpoint may bring along.
 const READ_AHEAD_PAGES: usize = 64;
@@ -52,6 +53,8 @@ pub(super) struct Residents {
     pub is_closed: bool,
     /// Changes to pages that are neither in memory nor in RocksDB, in the order of the sequence.
     pub postponed: HashMap<PageIndex, Vec<Postponed>>,
+    /// What [`PageTable::apply`] has changed for the census.
+    pub shifts: Shifts,
 }
 
 impl Residents {

@@ -1,6 +1,6 @@
 //! The pages of one volume as others see them: a checkpoint that is written from them, and a comparison with a snapshot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -27,6 +27,15 @@ impl PageTable {
         let residents = self.residents.lock();
         let changed = residents.changed.range(PageIndex(first)..PageIndex(first + DIRECTORY_PAGES)).copied().collect();
         (self.base(), changed)
+    }
+}
+
+impl PageTable {
+    /// The directories (each the pages of one GiB) that may hold something, in order.
+    pub fn directories(&self) -> BTreeSet<u32> {
+        let residents = self.residents.lock();
+        let changed = residents.changed.iter().map(|index| (index.0 / DIRECTORY_PAGES) as u32);
+        self.base().root().directories.iter().map(|(which, _)| *which).chain(changed).collect()
     }
 }
 
