@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::clock;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::service::{AttachReport, AttachedStatus};
 use crate::units::VolumeId;
 use crate::volume::catalog::Catalog;
@@ -92,16 +92,21 @@ impl Fleet {
     /// Attaches a volume unless it is attached here already, and counts a client if `client` says so.
     ///
     /// # Errors
-    /// What attaching says.
+    /// What attaching says; what the store says, if it cannot confirm to one who is no client that a volume which is attached here is still ours.
     pub async fn attach(&self, id: VolumeId, takeover: bool, client: bool) -> Result<(Arc<Volume>, AttachReport)> {
         let slot = self.slot(id);
         let mut attached = slot.attached.lock().await;
         if let Some(current) = &*attached {
             if !client {
                 // Who asks for an attachment by name is told how things are, also by an owner that was put out and does not know it yet. If
-                // the store does not say, the attachment stands.
-                if let Err(error) = current.volume.confirm_ownership().await {
-                    tracing::info!(volume = %id, %error, "ownership is not confirmed");
+                // the store does not say, the attachment stands, but is not vouched for.
+                let confirmed = current.volume.confirm_ownership().await;
+                if current.volume.gate.closed().is_none() {
+                    confirmed.context(|| {
+                        format!(
+                            "volume {id} is attached here and its clients go on, but whether it is still ours cannot be confirmed"
+                        )
+                    })?;
                 }
             }
             match current.volume.gate.closed() {

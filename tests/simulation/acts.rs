@@ -211,9 +211,10 @@ impl World {
         }
         let name = format!("f{}", self.next_number());
         let (service, family) = (self.host(host).service().await, self.family.clone());
-        let (id, sectors_max) = (self.subjects[which].id, self.subjects[which].sectors_max);
+        let (id, sectors_max) = (self.subjects[which].id, self.subjects[which].sectors_max.clone());
         Some(self.hosts[host as usize - 1].run(async move {
-            let expected = client.record.lock().unwrap().moment();
+            // The host may have been paused before it came to ask, and the volume may have been made to grow meanwhile.
+            let (expected, sectors_max) = (client.record.lock().unwrap().moment(), sectors_max.load(Ordering::SeqCst));
             let asked = Fork { id: None, expected, sectors_max };
             family.lock().unwrap().forks.insert(name.clone(), asked);
             match service.fork(id, NewForks { name: Some(name.clone()), count: 1 }).await {
@@ -229,8 +230,8 @@ impl World {
 
     fn grow(&mut self, which: usize, client: Client, host: u32) -> Option<Join<()>> {
         let sectors = client.record.lock().unwrap().sectors() + BLOCK * self.random.random_range(1..60);
-        let subject = &mut self.subjects[which];
-        subject.sectors_max = subject.sectors_max.max(sectors);
+        let subject = &self.subjects[which];
+        subject.sectors_max.fetch_max(sectors, Ordering::SeqCst);
         self.journal.hit("family: growth");
         let change = VolumeChange { size: Some(ByteLen((sectors * SECTOR) as u64)), ..VolumeChange::default() };
         Some(self.hosts[host as usize - 1].run(async move {
@@ -251,7 +252,9 @@ impl World {
         for name in known {
             if let Some(Fork { id: Some(id), expected, sectors_max }) = family.forks.remove(&name) {
                 self.journal.hit("family: fork");
-                self.subjects.push(Subject { sectors_max, ..Subject::new(id, expected) });
+                let subject = Subject::new(id, expected);
+                subject.sectors_max.store(sectors_max, Ordering::SeqCst);
+                self.subjects.push(subject);
             }
         }
     }

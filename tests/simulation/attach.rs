@@ -12,6 +12,7 @@ use varve::ownership;
 use varve::service::AttachReport;
 use varve::volume::{Volume, VolumeDevice};
 
+use super::client::{Client, Witness};
 use super::host::{kind_of, within};
 use super::record::{Floor, SECTOR};
 use super::world::{Attached, World};
@@ -142,7 +143,8 @@ impl World {
         let attached = self.client(which, number, volume.clone());
         let (read, sectors) = loop {
             let sectors = VolumeDevice::new(volume.clone()).geometry().size as usize / SECTOR;
-            let known = (self.subjects[which].record.lock().unwrap().sectors(), self.subjects[which].sectors_max);
+            let subject = &self.subjects[which];
+            let known = (subject.record.lock().unwrap().sectors(), subject.sectors_max.load(Ordering::SeqCst));
             if sectors < known.0 && self.subjects[which].has_rivals {
                 self.journal.note(format_args!("volume {which} has grown elsewhere, and host {number} cannot be told"));
                 return false;
@@ -192,8 +194,9 @@ impl World {
         }
         let record = Arc::new(Mutex::new(record));
         subject.record = record.clone();
-        let client = super::client::Client { record, ..attached.client };
-        subject.attached = Some(Attached { client, ..attached });
+        let Attached { host, life, client: Client { volume, witness } } = attached;
+        subject.attached =
+            Some(Attached { host, life, client: Client { volume, witness: Witness { record, ..witness } } });
         (subject.home, subject.floor, subject.has_rivals) = (Some(number), Floor::Acknowledged, false);
         self.show_scene();
         self.look();

@@ -102,6 +102,9 @@ pub fn run(plan: &Plan) -> Done {
                         let seconds = began.elapsed().as_secs_f64();
                         println!("{} histories in {seconds:.0} s, {} failed", done.histories, done.failed.len());
                     }
+                    if let Some(failure) = &outcome.failure {
+                        println!("seed {seed} failed: {}", failure.lines().next().unwrap_or_default());
+                    }
                     outcome.hits.iter().for_each(|(what, count)| *done.hits.entry(what).or_default() += count);
                     done.failed.extend(outcome.failure.map(|failure| (seed, failure)));
                 }

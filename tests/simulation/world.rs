@@ -1,7 +1,7 @@
 //! A world: a store, a few hosts, and volumes that live on them; and what happens to the hosts.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use varve::units::{ByteLen, SnapshotId, VolumeId};
 use varve::volume::{Admin, root};
 use varve::work::simulated::{self, HostId};
 
-use super::client::{Client, Excuses, Faults};
+use super::client::{Client, Excuses, Faults, Witness};
 use super::disk;
 use super::host::{Host, Setup, Surroundings, log_path};
 use super::journal::Journal;
@@ -66,8 +66,8 @@ pub struct Subject {
     pub floor: Floor,
     /// Another host than its home has tried to take it since.
     pub has_rivals: bool,
-    /// The most sectors that somebody asked for.
-    pub sectors_max: usize,
+    /// The most sectors that somebody asked for; commands under way look at it, too.
+    pub sectors_max: Arc<AtomicUsize>,
     /// A life of a host that may still be detaching it.
     pub leaving: Option<HostId>,
     /// Owners that do not know yet that they are none any more.
@@ -76,7 +76,7 @@ pub struct Subject {
 
 impl Subject {
     pub fn new(id: VolumeId, expected: Expected) -> Subject {
-        let sectors_max = expected.stamps.len();
+        let sectors_max = Arc::new(AtomicUsize::new(expected.stamps.len()));
         Subject {
             id,
             record: Arc::new(Mutex::new(Record::new(expected))),
@@ -225,7 +225,7 @@ impl World {
                 home: subject.home,
                 floor: subject.floor,
                 has_rivals: subject.has_rivals,
-                sectors_max: subject.sectors_max,
+                sectors_max: subject.sectors_max.load(Ordering::SeqCst),
             });
             *scene.lock().unwrap() = known.collect();
         }
@@ -290,16 +290,15 @@ impl World {
     pub fn client(&self, which: usize, host: u32, volume: Arc<varve::volume::Volume>) -> Attached {
         let subject = &self.subjects[which];
         let life = self.hosts[host as usize - 1].id;
-        let client = Client {
+        let witness = Witness {
             name: format!("volume {which} on {}", life.0),
-            volume,
             record: subject.record.clone(),
             faults: self.faults.clone(),
             journal: self.journal.clone(),
             excuses: Arc::new(Excuses::default()),
             has_failed: Arc::new(AtomicBool::new(false)),
         };
-        let attached = Attached { host, life, client };
+        let attached = Attached { host, life, client: Client { volume, witness } };
         let (store, disk, rot) = self.hardness;
         excuse(&attached, store, disk, rot);
         attached.client.excuses.leaving.store(subject.leaving == Some(life), Ordering::SeqCst);

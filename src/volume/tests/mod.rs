@@ -13,6 +13,7 @@ use crate::units::{ByteLen, StoreId, VolumeId};
 use crate::volume::state_directory::{self, StateSettings};
 use crate::volume::{Admin, EngineSettings, Fleet, PurgeTimer, Volume, VolumeDevice};
 
+mod again;
 mod catalog;
 mod claims;
 mod crashes;
