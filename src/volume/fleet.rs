@@ -26,7 +26,7 @@ use crate::work::Task;
 /// An attached volume and the task that uploads for it.
 struct Attached {
     volume: Arc<Volume>,
-    uploader: Task<()>,
+    uploader: Task<Result<()>>,
 }
 
 #[derive(Default)]
@@ -171,14 +171,16 @@ impl Fleet {
             return Ok(());
         }
         volume.begin_stop();
-        if uploader.await.is_err() {
-            volume.let_go().await;
-            return Err(Error::new(ErrorKind::Stopping, format!("the uploader of {id} was stopped")));
-        }
+        let uploaded = uploader.await;
         *slot.shown.lock() = None;
-        let handed_back = volume.hand_back().await;
+        let handed_back = match uploaded {
+            Ok(Ok(())) => volume.hand_back().await,
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::new(ErrorKind::Stopping, "its uploader was stopped")),
+        };
         volume.let_go().await;
-        handed_back?;
+        handed_back
+            .context(|| format!("volume {id} was not handed back, and what is not in the store is in its log here"))?;
         drop(volume);
         let path = open::log_path(&self.shared, id);
         if let Err(error) = self.shared.disk.remove(&path) {

@@ -58,7 +58,18 @@ impl Volume {
     }
 
     /// Runs until the volume fails or stops.
-    pub(super) async fn run_uploader(self: Arc<Self>) {
+    ///
+    /// # Errors
+    /// Why it failed. While it stops nobody else learns of that: the gate is closed already, for another reason.
+    pub(super) async fn run_uploader(self: Arc<Self>) -> Result<()> {
+        let ended = self.upload().await;
+        if let Err(error) = &ended {
+            self.fail(error);
+        }
+        ended
+    }
+
+    async fn upload(self: &Arc<Self>) -> Result<()> {
         let mut uploads = Uploads::new();
         while self.gate.closed().is_none() || self.is_draining() {
             if uploads.len() < UPLOADS_AT_ONCE
@@ -68,25 +79,22 @@ impl Volume {
                 uploads.push_back(self.shared.runtime.spawn(self.clone().pack_and_upload(run, number)));
                 continue;
             }
-            if let Err(error) = self.release_log() {
-                return self.fail(&error);
-            }
+            self.release_log()?;
             let due = self.progress.lock().due_at(self.shared.settings.segment_age);
             tokio::select! {
                 biased;
                 Some(done) = uploads.next(), if !uploads.is_empty() => {
                     let uploaded = done.unwrap_or_else(|_| Err(Error::new(ErrorKind::Stopping, "the uploader was stopped")));
-                    if let Err(error) = self.take_effect(uploaded).await {
-                        return self.fail(&error);
-                    }
+                    self.take_effect(uploaded).await?;
                 }
                 () = self.upload_wake.notified() => {}
                 () = sleep_until(due), if due.is_some() && uploads.len() < UPLOADS_AT_ONCE => {}
             }
             if self.stopping.load(Ordering::Acquire) && uploads.is_empty() && !self.has_uncut() {
-                return;
+                return Ok(());
             }
         }
+        self.gate.closed().map_or(Ok(()), Err)
     }
 
     fn is_draining(&self) -> bool {

@@ -197,7 +197,10 @@ impl World {
         let Attached { host, life, client: Client { volume, witness } } = attached;
         subject.attached =
             Some(Attached { host, life, client: Client { volume, witness: Witness { record, ..witness } } });
-        (subject.home, subject.floor, subject.has_rivals) = (Some(number), Floor::Acknowledged, false);
+        // One that was there already has not looked at its log anew: rot in there is still to be found.
+        let is_same = is_home && subject.epoch == Some(report.status.epoch);
+        subject.floor = if is_same { subject.floor } else { Floor::Acknowledged };
+        (subject.home, subject.epoch, subject.has_rivals) = (Some(number), Some(report.status.epoch), false);
         self.show_scene();
         self.look();
         true

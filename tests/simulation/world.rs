@@ -11,7 +11,7 @@ use varve::clock;
 use varve::disk::simulated::Kept;
 use varve::service::{Durability, NewVolume};
 use varve::store::{Counts, MemoryStore, Retry, RetryPolicy, Store};
-use varve::units::{ByteLen, SnapshotId, VolumeId};
+use varve::units::{ByteLen, Epoch, SnapshotId, VolumeId};
 use varve::volume::{Admin, root};
 use varve::work::simulated::{self, HostId};
 
@@ -64,6 +64,8 @@ pub struct Subject {
     pub home: Option<u32>,
     /// What is left of that at least.
     pub floor: Floor,
+    /// The newest attachment that was looked at.
+    pub epoch: Option<Epoch>,
     /// Another host than its home has tried to take it since.
     pub has_rivals: bool,
     /// The most sectors that somebody asked for; commands under way look at it, too.
@@ -83,6 +85,7 @@ impl Subject {
             attached: None,
             home: None,
             floor: Floor::Stored,
+            epoch: None,
             has_rivals: false,
             sectors_max,
             leaving: None,

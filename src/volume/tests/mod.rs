@@ -20,6 +20,7 @@ mod crashes;
 mod export_log;
 mod family;
 mod frozen;
+mod handing_back;
 mod manifest;
 mod purge;
 
