@@ -8,6 +8,8 @@ mod acts;
 mod attach;
 #[path = "simulation/client.rs"]
 mod client;
+#[path = "simulation/commands.rs"]
+mod commands;
 #[path = "simulation/disk.rs"]
 mod disk;
 #[path = "simulation/finale.rs"]

@@ -22,6 +22,11 @@ impl World {
     /// One thing, whichever.
     pub async fn act(&mut self) {
         let which = self.some_subject();
+        if self.has_commands && self.random.random_bool(0.03) {
+            self.command(which).await;
+            self.adopt();
+            return self.look();
+        }
         match self.random.random_range(0..200) {
             0..=3 => {
                 let host = self.some_host();
@@ -187,7 +192,7 @@ impl World {
                 let record = client.record.lock().unwrap();
                 (record.moment(), record.now())
             };
-            let asked = Snapshot { id: None, expected, is_destroyed: false };
+            let asked = Snapshot { of: id, id: None, expected, is_destroyed: false };
             family.lock().unwrap().snapshots.insert(name.clone(), asked);
             let new = NewSnapshot { name: Some(name.clone()), retention_seconds: None };
             match service.snapshot(id, new).await {

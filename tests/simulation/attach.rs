@@ -117,8 +117,10 @@ impl World {
             attached.client.excuses.leaving.store(true, Ordering::SeqCst);
             attached.client.excuses.rival.store(true, Ordering::SeqCst);
             subject.record.lock().unwrap().died();
+            subject.former.push((number, attached.client.excuses.clone()));
         }
-        subject.ghosts.retain(|ghost| ghost.host != number);
+        let ghosts = subject.ghosts.extract_if(.., |ghost| ghost.host == number);
+        subject.former.extend(ghosts.map(|ghost| (number, ghost.client.excuses.clone())));
     }
 
     fn rival(&mut self, which: usize) {
@@ -248,6 +250,7 @@ impl World {
         client.excuses.leaving.store(true, Ordering::SeqCst);
         client.excuses.rival.store(true, Ordering::SeqCst);
         let (record, id) = (client.record.clone(), self.subjects[which].id);
+        self.subjects[which].former.push((host, client.excuses.clone()));
         drop(client);
         let fleet = self.host(host).fleet().await;
         let detaching = self.host(host).run(async move { fleet.detach(id, true).await });

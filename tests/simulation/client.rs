@@ -214,10 +214,13 @@ impl Client {
     pub async fn flush(self) {
         let (durability, to) = (self.volume.durability(), self.record.lock().unwrap().now());
         let (sender, receiver) = oneshot::channel();
-        let witness = self.witness.clone();
+        let (witness, volume) = (self.witness.clone(), Arc::downgrade(&self.volume));
         // The record learns of it in the step in which the engine says so.
         self.device().commit(Box::new(move |result| {
-            witness.flushed(&result, durability, to);
+            // A flush that waited for the end of a doubt promises what is promised then: somebody may have switched that meanwhile.
+            let now = volume.upgrade().map_or(durability, |volume| volume.durability());
+            let level = if now == Durability::Local { now } else { durability };
+            witness.flushed(&result, level, to);
             // Whoever waits may be gone.
             let _ = sender.send(());
         }));

@@ -128,6 +128,9 @@ fn wanted() -> impl Iterator<Item = &'static str> {
         "family: fork",
         "family: a snapshot is verified",
         "family: a snapshot is destroyed",
+        "family: a volume is rolled back",
+        "family: a volume is destroyed",
+        "family: a volume is purged",
         "client: waits for a change",
     ];
     BLOWS

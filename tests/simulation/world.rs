@@ -74,6 +74,8 @@ pub struct Subject {
     pub leaving: Option<HostId>,
     /// Owners that do not know yet that they are none any more.
     pub ghosts: Vec<Attached>,
+    /// Clients of before, by host, some of whom may still wait for an answer.
+    pub former: Vec<(u32, Arc<Excuses>)>,
 }
 
 impl Subject {
@@ -90,7 +92,15 @@ impl Subject {
             sectors_max,
             leaving: None,
             ghosts: Vec::new(),
+            former: Vec::new(),
         }
+    }
+
+    /// What all who ever were clients on this host may be excused for.
+    fn excuses(&self, host: u32) -> impl Iterator<Item = &Arc<Excuses>> {
+        let known = self.attached.iter().chain(&self.ghosts).map(|attached| (attached.host, &attached.client.excuses));
+        let former = self.former.iter().map(|(host, excuses)| (*host, excuses));
+        known.chain(former).filter(move |(on, _)| *on == host).map(|(_, excuses)| excuses)
     }
 
     fn host_died(&mut self, host: u32, life: HostId, left: Option<Floor>) {
@@ -124,6 +134,7 @@ pub type Scene = Vec<SceneSubject>;
 /// A snapshot that was asked for.
 #[derive(Clone)]
 pub struct Snapshot {
+    pub of: VolumeId,
     pub id: Option<SnapshotId>,
     pub expected: Expected,
     pub is_destroyed: bool,
@@ -164,6 +175,8 @@ pub struct World {
     pub hardness: (u32, u32, u32),
     /// Hosts may die while they attach.
     pub is_dangerous: bool,
+    /// Volumes that nobody uses are rolled back, destroyed and purged.
+    pub has_commands: bool,
     /// How many volumes there may be.
     pub subjects_max: usize,
 }
@@ -185,6 +198,7 @@ impl World {
             stamp: seed << 32,
             hardness: (0, 0, 0),
             is_dangerous: false,
+            has_commands: false,
             subjects_max: 4,
         }
     }
@@ -210,7 +224,9 @@ impl World {
             3 => (20, 0, 40),
             _ => (100, 20, [0, 10][random.random_range(0..2)]),
         };
-        let mut world = World { random, broken, hardness, is_dangerous: true, ..World::with(seed, around, hosts) };
+        let has_commands = seed % 4 == 3;
+        let mut world =
+            World { random, broken, hardness, has_commands, is_dangerous: true, ..World::with(seed, around, hosts) };
         for _ in 0..world.random.random_range(1..3) {
             let sectors = 2048 * world.random.random_range(1..3) + 8 * world.random.random_range(0..30);
             let durability = if world.random.random_bool(0.3) { Durability::Store } else { Durability::Local };
@@ -421,9 +437,7 @@ impl World {
             if subject.home == Some(number) {
                 subject.floor = Floor::Stored;
             }
-            for attached in subject.attached.iter().chain(&subject.ghosts).filter(|attached| attached.host == number) {
-                attached.client.excuses.rot.store(true, Ordering::SeqCst);
-            }
+            subject.excuses(number).for_each(|excuses| excuses.rot.store(true, Ordering::SeqCst));
         }
     }
 
@@ -454,10 +468,9 @@ impl World {
             }
         }
         self.journal.note(format_args!("host {number}: disturbance {kind}"));
-        let is_cut = self.host(number).is_cut;
-        let all = self.subjects.iter().flat_map(|subject| subject.attached.iter().chain(&subject.ghosts));
-        for attached in all.filter(|attached| attached.host == number && is_cut) {
-            attached.client.excuses.store.store(true, Ordering::SeqCst);
+        if self.host(number).is_cut {
+            let all = self.subjects.iter().flat_map(|subject| subject.excuses(number));
+            all.for_each(|excuses| excuses.store.store(true, Ordering::SeqCst));
         }
     }
 
