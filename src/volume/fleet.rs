@@ -143,10 +143,11 @@ impl Fleet {
         }
     }
 
-    /// Uploads what is left of a volume and hands it back. With `only_idle` it stays if a client is there.
+    /// Uploads what is left of a volume and hands it back. Unless `force`, it stays if a client is there. One that was put out is let go of:
+    /// it is not ours to hand back.
     ///
     /// # Errors
-    /// `NotFound`, `Busy`, and what the store says.
+    /// `NotFound`, `Busy`, and what the store says; why the volume had failed, if it was let go of without being handed back.
     pub async fn detach(&self, id: VolumeId, force: bool) -> Result<()> {
         let not_attached = || Error::not_found(format!("volume {id} is not attached here"));
         let slot = self.slots.lock().get(&id).cloned().ok_or_else(not_attached)?;
@@ -168,7 +169,7 @@ impl Fleet {
         if let Some(error) = volume.gate.closed() {
             self.forget(&slot, Some(Attached { volume, uploader })).await;
             tracing::warn!(volume = %id, %error, "let go of a volume that had failed");
-            return Ok(());
+            return if error.kind() == ErrorKind::Fenced { Ok(()) } else { Err(error).context(|| not_handed_back(id)) };
         }
         volume.begin_stop();
         let uploaded = uploader.await;
@@ -229,7 +230,7 @@ impl Fleet {
                 .find(id)
                 .is_some_and(|volume| volume.epoch == epoch && volume.clients.load(Ordering::Acquire) == 0);
             if idle && let Err(error) = fleet.detach(id, false).await {
-                tracing::info!(volume = %id, %error, "stays attached");
+                tracing::info!(volume = %id, %error, "not detached");
             }
         }));
     }
@@ -244,6 +245,10 @@ impl Fleet {
         }
         self.catalog.resolve(name).await
     }
+}
+
+fn not_handed_back(id: VolumeId) -> String {
+    format!("volume {id} was not handed back, and what is not in the store is in its log here")
 }
 
 fn refuse_if_used(volume: &Volume) -> Result<()> {

@@ -265,9 +265,12 @@ impl World {
         if !matches!(done, Some(Ok(Ok(())))) {
             return false;
         }
-        // One that had failed is let go of without anything being uploaded.
+        // One that was put out is let go of without anything being uploaded.
         let manifest = ownership::load(&self.network.store, id).await.expect("a volume that was attached").manifest;
-        if manifest.owner.is_some() || !manifest.complete || self.subjects[which].has_rivals {
+        let is_free = manifest.owner.is_none() && manifest.complete;
+        let is_newest = self.subjects[which].epoch == Some(manifest.epoch);
+        assert!(is_free || !is_newest, "volume {which} was said to be handed back, and was not");
+        if !is_free || self.subjects[which].has_rivals {
             return false;
         }
         self.journal.hit("owner: detached");

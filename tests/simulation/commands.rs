@@ -10,7 +10,7 @@ use varve::ownership;
 use varve::units::SnapshotId;
 use varve::work::simulated::{self, HostId};
 
-use super::record::{Expected, Floor, Record};
+use super::record::{Expected, Floor};
 use super::world::{Snapshot, World};
 
 /// How often a volume is brought up until it can be handed back in good order.
@@ -87,7 +87,8 @@ impl World {
         let asked = Snapshot { of: id, id: Some(kept), expected: present, is_destroyed: false };
         self.family.lock().unwrap().snapshots.insert(format!("kept {kept}"), asked);
         let subject = &mut self.subjects[which];
-        subject.record = Arc::new(Mutex::new(Record::new(Expected { stamps, optional })));
+        let record = subject.record.lock().unwrap().set_to(Expected { stamps, optional });
+        subject.record = Arc::new(Mutex::new(record));
         (subject.home, subject.floor, subject.epoch) = (None, Floor::Stored, None);
         if self.random.random_bool(0.5) {
             let host = self.some_host();

@@ -3,9 +3,9 @@
 use std::task::Poll;
 
 use super::{World, read, write};
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::ownership;
-use crate::store::{Condition, Effect, Gate, Matching, ObjectKey, Operation};
+use crate::store::{Condition, Effect, Gate, Matching, ObjectKey, Operation, StoreErrorKind};
 use crate::units::{SegmentId, SegmentNumber};
 
 #[test]
@@ -51,6 +51,26 @@ fn what_cannot_be_uploaded_is_not_handed_back() {
         let (volume, report) = fleet.attach(id, false, false).await.unwrap();
         assert_eq!(report.replayed_records, 1);
         assert_eq!((read(&volume, 0).await, read(&volume, 4096).await), (1, 2));
+        fleet.detach(id, false).await.unwrap();
+    });
+}
+
+#[test]
+fn a_volume_that_had_failed_is_not_said_to_be_handed_back() {
+    let world = World::new();
+    let id = world.create();
+    world.life("a", async |fleet| {
+        let (volume, _) = fleet.attach(id, false, false).await.unwrap();
+        world.faults.outage(Some(StoreErrorKind::Unavailable));
+        write(&volume, 0, 1).await;
+        volume.fail(&Error::new(ErrorKind::Io, "the disk burns"));
+        let refused = fleet.detach(id, false).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Io, "{refused}");
+        assert!(refused.message().contains("was not handed back"), "{refused}");
+        world.faults.outage(None);
+        let (volume, report) = fleet.attach(id, false, false).await.unwrap();
+        assert_eq!((report.replayed_records, read(&volume, 0).await), (1, 1));
+        volume.fail(&volume.fenced("a rival"));
         fleet.detach(id, false).await.unwrap();
     });
 }
