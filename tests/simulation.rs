@@ -54,6 +54,16 @@ fn the_engine_survives_power_loss_death_and_loss_of_the_host() {
 }
 
 #[test]
+fn seeds_that_found_something_pass() {
+    let failed = all_cores(
+        runs::KEPT,
+        |(seed, _)| assert_eq!(history(*seed, false).failure, None),
+        |(seed, found)| format!("seed {seed}, which found that {found}"),
+    );
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
 fn one_seed_is_one_history() {
     let digests: Vec<BTreeMap<u64, (u64, u64)>> =
         (0..2).map(|_| (0..TWICE).map(|seed| (seed, history(seed, false).digest)).collect()).collect();

@@ -186,14 +186,7 @@ impl World {
             record.stored_all();
         }
         self.journal.note(format_args!("{why}: at step {at}"));
-        if let Some(late) = subject.attached.take() {
-            late.client.record.lock().unwrap().survived = Some(at);
-            subject.ghosts.push(late);
-        }
-        for ghost in &subject.ghosts {
-            let mut record = ghost.client.record.lock().unwrap();
-            record.survived = Some(record.survived.map_or(at, |before| before.min(at)));
-        }
+        subject.put_out_others(at);
         let record = Arc::new(Mutex::new(record));
         subject.record = record.clone();
         let Attached { host, life, client: Client { volume, witness } } = attached;

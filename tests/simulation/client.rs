@@ -132,6 +132,7 @@ impl Witness {
             ErrorKind::Unavailable | ErrorKind::Denied => is(&excuses.store),
             ErrorKind::Damaged => is(&excuses.rot),
             ErrorKind::Stopping | ErrorKind::NotFound => is(&excuses.leaving),
+            ErrorKind::Invalid => is(&excuses.leaving) && error.message().contains("is destroyed"),
             // Another change of the manifest whose outcome is unknown may look like a rival's.
             // A wall clock that has jumped makes a command give up.
             ErrorKind::Conflict => is(&excuses.rival) || is(&excuses.store) || error.message().contains("took so long"),

@@ -13,6 +13,24 @@ use super::journal::{self, Journal, Listener};
 use super::world::{BLOWS, Broken, World};
 use super::{disk, network};
 
+/// Seeds that found something, when the engine and the world were as they were then.
+pub const KEPT: &[(u64, &str)] = &[
+    (4408, "a flush that waited for the end of a doubt promises what is promised then"),
+    (8733, "clients of before are cut off, too"),
+    (9971, "a volume that was rolled back has owners of before"),
+    (10403, "an owner that was put out and cut off answered an attachment as if all were well"),
+    (13896, "a fork that is asked for late has a later size"),
+    (18233, "zeros over parts of two blocks are two records"),
+    (22795, "rot stays when the same attachment is asked for again"),
+    (23263, "a volume was handed back although the log could not be read"),
+    (23592, "the same, with a snapshot under way"),
+    (26147, "the same, with a clock that stands still"),
+    (32171, "the same"),
+    (38701, "the same"),
+    (41915, "rot is found by a later attachment"),
+    (45500, "rot concerns clients of before, too"),
+];
+
 /// Which histories are to be run.
 pub struct Plan {
     pub from: u64,

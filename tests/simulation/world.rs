@@ -103,6 +103,15 @@ impl Subject {
         known.chain(former).filter(move |(on, _)| *on == host).map(|(_, excuses)| excuses)
     }
 
+    /// Another owner began with what there was at this step.
+    pub fn put_out_others(&mut self, at: usize) {
+        self.ghosts.extend(self.attached.take());
+        for ghost in &self.ghosts {
+            let mut record = ghost.client.record.lock().unwrap();
+            record.survived = Some(record.survived.map_or(at, |before| before.min(at)));
+        }
+    }
+
     fn host_died(&mut self, host: u32, life: HostId, left: Option<Floor>) {
         self.ghosts.retain(|ghost| ghost.life != life);
         if self.attached.as_ref().is_some_and(|attached| attached.life == life) {
