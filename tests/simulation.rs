@@ -8,6 +8,8 @@ mod acts;
 mod attach;
 #[path = "simulation/client.rs"]
 mod client;
+#[path = "simulation/commands.rs"]
+mod commands;
 #[path = "simulation/disk.rs"]
 mod disk;
 #[path = "simulation/finale.rs"]
@@ -49,6 +51,16 @@ fn the_engine_survives_power_loss_death_and_loss_of_the_host() {
     println!("{} histories in {:.1} s", done.histories, done.seconds);
     let missed = runs::missed(&done.hits);
     assert!(is_chosen || missed.is_empty(), "never met in {} histories: {missed:?}", done.histories);
+}
+
+#[test]
+fn seeds_that_found_something_pass() {
+    let failed = all_cores(
+        runs::KEPT,
+        |(seed, _)| assert_eq!(history(*seed, false).failure, None),
+        |(seed, found)| format!("seed {seed}, which found that {found}"),
+    );
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 #[test]

@@ -79,9 +79,21 @@ impl Volume {
     /// Ends the attachment once everything is uploaded: seals its epoch, writes the last checkpoint and hands the volume back.
     ///
     /// # Errors
-    /// As [`Volume::write_checkpoint`]. It may be tried again.
+    /// As [`Volume::write_checkpoint`], and `Io` if not everything is uploaded. It may be tried again.
     pub(super) async fn hand_back(&self) -> Result<()> {
-        let stored = self.progress.lock().stored();
+        let (stored, accepted) = {
+            let progress = self.progress.lock();
+            (progress.stored(), progress.accepted())
+        };
+        if stored.sequence < accepted.sequence {
+            return Err(Error::new(
+                ErrorKind::Io,
+                format!(
+                    "only {} of {} writes of volume {} are in the store",
+                    stored.sequence, accepted.sequence, self.id
+                ),
+            ));
+        }
         let number = SegmentNumber(self.next_segment.load(Ordering::Acquire));
         let id = SegmentId { volume: self.id, epoch: self.epoch, number };
         if seal_epoch(&*self.shared.store, id, self.token, stored.sequence).await? == Sealing::Occupied {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::clock;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::service::{AttachReport, AttachedStatus};
 use crate::units::VolumeId;
 use crate::volume::catalog::Catalog;
@@ -26,7 +26,7 @@ use crate::work::Task;
 /// An attached volume and the task that uploads for it.
 struct Attached {
     volume: Arc<Volume>,
-    uploader: Task<()>,
+    uploader: Task<Result<()>>,
     cleaner: Task<()>,
 }
 
@@ -93,16 +93,21 @@ impl Fleet {
     /// Attaches a volume unless it is attached here already, and counts a client if `client` says so.
     ///
     /// # Errors
-    /// What attaching says.
+    /// What attaching says; what the store says, if it cannot confirm to one who is no client that a volume which is attached here is still ours.
     pub async fn attach(&self, id: VolumeId, takeover: bool, client: bool) -> Result<(Arc<Volume>, AttachReport)> {
         let slot = self.slot(id);
         let mut attached = slot.attached.lock().await;
         if let Some(current) = &*attached {
             if !client {
                 // Who asks for an attachment by name is told how things are, also by an owner that was put out and does not know it yet. If
-                // the store does not say, the attachment stands.
-                if let Err(error) = current.volume.confirm_ownership().await {
-                    tracing::info!(volume = %id, %error, "ownership is not confirmed");
+                // the store does not say, the attachment stands, but is not vouched for.
+                let confirmed = current.volume.confirm_ownership().await;
+                if current.volume.gate.closed().is_none() {
+                    confirmed.context(|| {
+                        format!(
+                            "volume {id} is attached here and its clients go on, but whether it is still ours cannot be confirmed"
+                        )
+                    })?;
                 }
             }
             match current.volume.gate.closed() {
@@ -142,10 +147,11 @@ impl Fleet {
         }
     }
 
-    /// Uploads what is left of a volume and hands it back. With `only_idle` it stays if a client is there.
+    /// Uploads what is left of a volume and hands it back. Unless `force`, it stays if a client is there. One that was put out is let go of:
+    /// it is not ours to hand back.
     ///
     /// # Errors
-    /// `NotFound`, `Busy`, and what the store says.
+    /// `NotFound`, `Busy`, and what the store says; why the volume had failed, if it was let go of without being handed back.
     pub async fn detach(&self, id: VolumeId, force: bool) -> Result<()> {
         let not_attached = || Error::not_found(format!("volume {id} is not attached here"));
         let slot = self.slots.lock().get(&id).cloned().ok_or_else(not_attached)?;
@@ -166,21 +172,23 @@ impl Fleet {
         if let Some(error) = current.volume.gate.closed() {
             self.forget(&slot, Some(current)).await;
             tracing::warn!(volume = %id, %error, "let go of a volume that had failed");
-            return Ok(());
+            return if error.kind() == ErrorKind::Fenced { Ok(()) } else { Err(error).context(|| not_handed_back(id)) };
         }
         let Attached { volume, uploader, cleaner } = current;
         volume.begin_stop();
         cleaner.abort();
         // As above: it was wanted.
         let _ = cleaner.await;
-        if uploader.await.is_err() {
-            volume.let_go().await;
-            return Err(Error::new(ErrorKind::Stopping, format!("the uploader of {id} was stopped")));
-        }
+        let uploaded = uploader.await;
         *slot.shown.lock() = None;
-        let handed_back = volume.hand_back().await;
+        let handed_back = match uploaded {
+            Ok(Ok(())) => volume.hand_back().await,
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::new(ErrorKind::Stopping, "its uploader was stopped")),
+        };
         volume.let_go().await;
-        handed_back?;
+        handed_back
+            .context(|| format!("volume {id} was not handed back, and what is not in the store is in its log here"))?;
         drop(volume);
         let path = open::log_path(&self.shared, id);
         if let Err(error) = self.shared.disk.remove(&path) {
@@ -229,7 +237,7 @@ impl Fleet {
                 .find(id)
                 .is_some_and(|volume| volume.epoch == epoch && volume.clients.load(Ordering::Acquire) == 0);
             if idle && let Err(error) = fleet.detach(id, false).await {
-                tracing::info!(volume = %id, %error, "stays attached");
+                tracing::info!(volume = %id, %error, "not detached");
             }
         }));
     }
@@ -244,6 +252,10 @@ impl Fleet {
         }
         self.catalog.resolve(name).await
     }
+}
+
+fn not_handed_back(id: VolumeId) -> String {
+    format!("volume {id} was not handed back, and what is not in the store is in its log here")
 }
 
 fn refuse_if_used(volume: &Volume) -> Result<()> {

@@ -68,7 +68,19 @@ impl Volume {
     }
 
     /// Runs until the volume fails or stops.
-    pub(super) async fn run_uploader(self: Arc<Self>) {
+    ///
+    /// # Errors
+    /// Why it failed. While it stops nobody else learns of that: the gate is closed already, for another reason.
+    pub(super) async fn run_uploader(self: Arc<Self>) -> Result<()> {
+        let ended = self.upload().await;
+        match &ended {
+            Ok(()) => self.end_uploads(),
+            Err(error) => self.fail(error),
+        }
+        ended
+    }
+
+    async fn upload(self: &Arc<Self>) -> Result<()> {
         let mut uploads = Uploads::new();
         while self.gate.closed().is_none() || self.is_draining() {
             self.serve_moment_waiters();
@@ -86,28 +98,23 @@ impl Volume {
                 uploads.push_back(self.shared.runtime.spawn(self.clone().pack_and_upload(run, self.next_header())));
                 continue;
             }
-            if let Err(error) = self.release_log() {
-                return self.fail(&error);
-            }
-            if let Err(error) = self.write_asked_checkpoint().await {
-                return self.fail(&error);
-            }
+            self.release_log()?;
+            self.write_asked_checkpoint().await?;
             let due = self.progress.lock().due_at(self.shared.settings.segment_age);
             tokio::select! {
                 biased;
                 Some(done) = uploads.next(), if !uploads.is_empty() => {
                     let uploaded = done.unwrap_or_else(|_| Err(Error::new(ErrorKind::Stopping, "the uploader was stopped")));
-                    if let Err(error) = self.take_effect(uploaded).await {
-                        return self.fail(&error);
-                    }
+                    self.take_effect(uploaded).await?;
                 }
                 () = self.upload_wake.notified() => {}
                 () = sleep_until(due), if due.is_some() && uploads.len() < UPLOADS_AT_ONCE => {}
             }
             if self.stopping.load(Ordering::Acquire) && uploads.is_empty() && !self.has_uncut() {
-                return self.end_uploads();
+                return Ok(());
             }
         }
+        self.gate.closed().map_or(Ok(()), Err)
     }
 
     /// The header of the next segment, with no place of the sequence in it yet.

@@ -22,6 +22,11 @@ impl World {
     /// One thing, whichever.
     pub async fn act(&mut self) {
         let which = self.some_subject();
+        if self.has_commands && self.random.random_bool(0.03) {
+            self.command(which).await;
+            self.adopt();
+            return self.look();
+        }
         match self.random.random_range(0..200) {
             0..=3 => {
                 let host = self.some_host();
@@ -187,7 +192,7 @@ impl World {
                 let record = client.record.lock().unwrap();
                 (record.moment(), record.now())
             };
-            let asked = Snapshot { id: None, expected, is_destroyed: false };
+            let asked = Snapshot { of: id, id: None, expected, is_destroyed: false };
             family.lock().unwrap().snapshots.insert(name.clone(), asked);
             let new = NewSnapshot { name: Some(name.clone()), retention_seconds: None };
             match service.snapshot(id, new).await {
@@ -211,9 +216,10 @@ impl World {
         }
         let name = format!("f{}", self.next_number());
         let (service, family) = (self.host(host).service().await, self.family.clone());
-        let (id, sectors_max) = (self.subjects[which].id, self.subjects[which].sectors_max);
+        let (id, sectors_max) = (self.subjects[which].id, self.subjects[which].sectors_max.clone());
         Some(self.hosts[host as usize - 1].run(async move {
-            let expected = client.record.lock().unwrap().moment();
+            // The host may have been paused before it came to ask, and the volume may have been made to grow meanwhile.
+            let (expected, sectors_max) = (client.record.lock().unwrap().moment(), sectors_max.load(Ordering::SeqCst));
             let asked = Fork { id: None, expected, sectors_max };
             family.lock().unwrap().forks.insert(name.clone(), asked);
             match service.fork(id, NewForks { name: Some(name.clone()), count: 1 }).await {
@@ -229,8 +235,8 @@ impl World {
 
     fn grow(&mut self, which: usize, client: Client, host: u32) -> Option<Join<()>> {
         let sectors = client.record.lock().unwrap().sectors() + BLOCK * self.random.random_range(1..60);
-        let subject = &mut self.subjects[which];
-        subject.sectors_max = subject.sectors_max.max(sectors);
+        let subject = &self.subjects[which];
+        subject.sectors_max.fetch_max(sectors, Ordering::SeqCst);
         self.journal.hit("family: growth");
         let change = VolumeChange { size: Some(ByteLen((sectors * SECTOR) as u64)), ..VolumeChange::default() };
         Some(self.hosts[host as usize - 1].run(async move {
@@ -251,7 +257,9 @@ impl World {
         for name in known {
             if let Some(Fork { id: Some(id), expected, sectors_max }) = family.forks.remove(&name) {
                 self.journal.hit("family: fork");
-                self.subjects.push(Subject { sectors_max, ..Subject::new(id, expected) });
+                let subject = Subject::new(id, expected);
+                subject.sectors_max.store(sectors_max, Ordering::SeqCst);
+                self.subjects.push(subject);
             }
         }
     }

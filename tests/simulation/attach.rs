@@ -12,6 +12,7 @@ use varve::ownership;
 use varve::service::AttachReport;
 use varve::volume::{Volume, VolumeDevice};
 
+use super::client::{Client, Witness};
 use super::host::{kind_of, within};
 use super::record::{Floor, SECTOR};
 use super::world::{Attached, World};
@@ -116,8 +117,10 @@ impl World {
             attached.client.excuses.leaving.store(true, Ordering::SeqCst);
             attached.client.excuses.rival.store(true, Ordering::SeqCst);
             subject.record.lock().unwrap().died();
+            subject.former.push((number, attached.client.excuses.clone()));
         }
-        subject.ghosts.retain(|ghost| ghost.host != number);
+        let ghosts = subject.ghosts.extract_if(.., |ghost| ghost.host == number);
+        subject.former.extend(ghosts.map(|ghost| (number, ghost.client.excuses.clone())));
     }
 
     fn rival(&mut self, which: usize) {
@@ -142,7 +145,8 @@ impl World {
         let attached = self.client(which, number, volume.clone());
         let (read, sectors) = loop {
             let sectors = VolumeDevice::new(volume.clone()).geometry().size as usize / SECTOR;
-            let known = (self.subjects[which].record.lock().unwrap().sectors(), self.subjects[which].sectors_max);
+            let subject = &self.subjects[which];
+            let known = (subject.record.lock().unwrap().sectors(), subject.sectors_max.load(Ordering::SeqCst));
             if sectors < known.0 && self.subjects[which].has_rivals {
                 self.journal.note(format_args!("volume {which} has grown elsewhere, and host {number} cannot be told"));
                 return false;
@@ -182,19 +186,16 @@ impl World {
             record.stored_all();
         }
         self.journal.note(format_args!("{why}: at step {at}"));
-        if let Some(late) = subject.attached.take() {
-            late.client.record.lock().unwrap().survived = Some(at);
-            subject.ghosts.push(late);
-        }
-        for ghost in &subject.ghosts {
-            let mut record = ghost.client.record.lock().unwrap();
-            record.survived = Some(record.survived.map_or(at, |before| before.min(at)));
-        }
+        subject.put_out_others(at);
         let record = Arc::new(Mutex::new(record));
         subject.record = record.clone();
-        let client = super::client::Client { record, ..attached.client };
-        subject.attached = Some(Attached { client, ..attached });
-        (subject.home, subject.floor, subject.has_rivals) = (Some(number), Floor::Acknowledged, false);
+        let Attached { host, life, client: Client { volume, witness } } = attached;
+        subject.attached =
+            Some(Attached { host, life, client: Client { volume, witness: Witness { record, ..witness } } });
+        // One that was there already has not looked at its log anew: rot in there is still to be found.
+        let is_same = is_home && subject.epoch == Some(report.status.epoch);
+        subject.floor = if is_same { subject.floor } else { Floor::Acknowledged };
+        (subject.home, subject.epoch, subject.has_rivals) = (Some(number), Some(report.status.epoch), false);
         self.show_scene();
         self.look();
         true
@@ -242,6 +243,7 @@ impl World {
         client.excuses.leaving.store(true, Ordering::SeqCst);
         client.excuses.rival.store(true, Ordering::SeqCst);
         let (record, id) = (client.record.clone(), self.subjects[which].id);
+        self.subjects[which].former.push((host, client.excuses.clone()));
         drop(client);
         let fleet = self.host(host).fleet().await;
         let detaching = self.host(host).run(async move { fleet.detach(id, true).await });
@@ -256,9 +258,12 @@ impl World {
         if !matches!(done, Some(Ok(Ok(())))) {
             return false;
         }
-        // One that had failed is let go of without anything being uploaded.
+        // One that was put out is let go of without anything being uploaded.
         let manifest = ownership::load(&self.network.store, id).await.expect("a volume that was attached").manifest;
-        if manifest.owner.is_some() || !manifest.complete || self.subjects[which].has_rivals {
+        let is_free = manifest.owner.is_none() && manifest.complete;
+        let is_newest = self.subjects[which].epoch == Some(manifest.epoch);
+        assert!(is_free || !is_newest, "volume {which} was said to be handed back, and was not");
+        if !is_free || self.subjects[which].has_rivals {
             return false;
         }
         self.journal.hit("owner: detached");

@@ -1,5 +1,6 @@
 //! What clients do with one attached volume, on its host, and how the record learns of it.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -65,10 +66,11 @@ impl Wish {
         let steps = match self {
             Wish::Write(step) => vec![*step],
             Wish::Trim(_) => vec![zeros(inner, inner_end.max(inner))],
-            Wish::Zero(_) if inner < inner_end => {
+            // Each block that is zero in part is a record of its own.
+            Wish::Zero(_) if inner <= inner_end => {
                 vec![zeros(range.first, inner), zeros(inner_end, range.end()), zeros(inner, inner_end)]
             }
-            // Within two blocks at most: both are written together.
+            // Within one block.
             Wish::Zero(_) => vec![zeros(range.first, range.end())],
         };
         steps.into_iter().filter(|step| step.count > 0).collect()
@@ -95,6 +97,20 @@ impl Wish {
 #[derive(Clone)]
 pub struct Client {
     pub volume: Arc<Volume>,
+    pub witness: Witness,
+}
+
+impl Deref for Client {
+    type Target = Witness;
+
+    fn deref(&self) -> &Witness {
+        &self.witness
+    }
+}
+
+/// What the clients know and note, without the volume: what the volume itself holds, and a death leaves unanswered, must not hold the volume.
+#[derive(Clone)]
+pub struct Witness {
     pub record: Arc<Mutex<Record>>,
     pub faults: Faults,
     pub journal: Journal,
@@ -104,11 +120,7 @@ pub struct Client {
     pub name: String,
 }
 
-impl Client {
-    fn device(&self) -> VolumeDevice {
-        VolumeDevice::new(self.volume.clone())
-    }
-
+impl Witness {
     /// Notes an error that a client was given: is there an excuse?
     pub fn met(&self, what: &str, error: &Error) {
         let is = |excuse: &AtomicBool| excuse.load(Ordering::SeqCst);
@@ -120,6 +132,7 @@ impl Client {
             ErrorKind::Unavailable | ErrorKind::Denied => is(&excuses.store),
             ErrorKind::Damaged => is(&excuses.rot),
             ErrorKind::Stopping | ErrorKind::NotFound => is(&excuses.leaving),
+            ErrorKind::Invalid => is(&excuses.leaving) && error.message().contains("is destroyed"),
             // Another change of the manifest whose outcome is unknown may look like a rival's.
             // A wall clock that has jumped makes a command give up.
             ErrorKind::Conflict => is(&excuses.rival) || is(&excuses.store) || error.message().contains("took so long"),
@@ -138,6 +151,32 @@ impl Client {
         ) {
             self.has_failed.store(true, Ordering::SeqCst);
         }
+    }
+
+    fn flushed(&self, result: &Result<()>, durability: Durability, to: usize) {
+        match result {
+            Ok(()) => {
+                self.journal.note(format_args!("{}: a flush to {to} is acknowledged ({durability:?})", self.name));
+                let mut record = self.record.lock().unwrap();
+                let noted = match durability {
+                    Durability::Local => {
+                        record.flushed(to);
+                        Ok(())
+                    }
+                    Durability::Store => record.stored(to),
+                };
+                if let Err(fault) = noted {
+                    self.faults.note(format!("{}: {fault}", self.name));
+                }
+            }
+            Err(error) => self.met("a flush", error),
+        }
+    }
+}
+
+impl Client {
+    fn device(&self) -> VolumeDevice {
+        VolumeDevice::new(self.volume.clone())
     }
 
     /// Makes a change that the record has begun with, and flushes it if it is FUA.
@@ -176,35 +215,18 @@ impl Client {
     pub async fn flush(self) {
         let (durability, to) = (self.volume.durability(), self.record.lock().unwrap().now());
         let (sender, receiver) = oneshot::channel();
-        let client = self.clone();
+        let (witness, volume) = (self.witness.clone(), Arc::downgrade(&self.volume));
         // The record learns of it in the step in which the engine says so.
         self.device().commit(Box::new(move |result| {
-            client.flushed(&result, durability, to);
+            // A flush that waited for the end of a doubt promises what is promised then: somebody may have switched that meanwhile.
+            let now = volume.upgrade().map_or(durability, |volume| volume.durability());
+            let level = if now == Durability::Local { now } else { durability };
+            witness.flushed(&result, level, to);
             // Whoever waits may be gone.
             let _ = sender.send(());
         }));
         // Without an answer the log was closed, which somebody else tells of.
         let _ = receiver.await;
-    }
-
-    fn flushed(&self, result: &Result<()>, durability: Durability, to: usize) {
-        match result {
-            Ok(()) => {
-                self.journal.note(format_args!("{}: a flush to {to} is acknowledged ({durability:?})", self.name));
-                let mut record = self.record.lock().unwrap();
-                let noted = match durability {
-                    Durability::Local => {
-                        record.flushed(to);
-                        Ok(())
-                    }
-                    Durability::Store => record.stored(to),
-                };
-                if let Err(fault) = noted {
-                    self.faults.note(format!("{}: {fault}", self.name));
-                }
-            }
-            Err(error) => self.met("a flush", error),
-        }
     }
 
     pub async fn sync(self) {

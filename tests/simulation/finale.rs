@@ -66,21 +66,7 @@ impl World {
         self.adopt();
         self.look();
         for which in 0..self.subjects.len() {
-            let down = match &self.subjects[which].attached {
-                None => true,
-                Some(attached) => attached.client.has_failed.load(std::sync::atomic::Ordering::SeqCst),
-            };
-            if down {
-                let host = self.subjects[which].home.unwrap_or(1);
-                self.bring_up(which, host).await;
-            }
-            let mut tries = 0;
-            while !self.detach(which).await {
-                tries += 1;
-                assert!(tries < 5, "volume {which} cannot be handed back");
-                let host = self.subjects[which].home.unwrap_or(1);
-                self.bring_up(which, host).await;
-            }
+            assert!(self.put_down(which).await, "volume {which} cannot be handed back");
         }
         self.look();
         self.fresh_host().await;
@@ -106,7 +92,7 @@ impl World {
             let id = self.subjects[which].id;
             for snapshot in admin.snapshots(id).await.expect("a list of snapshots") {
                 let name = snapshot.name.unwrap_or_default();
-                let found = known.iter().find(|(_, _, known)| *known == name);
+                let found = known.iter().find(|(id, _, known)| *id == Some(snapshot.id) || *known == name);
                 let Some((_, expected, _)) = found else { panic!("nobody asked for snapshot '{name}'") };
                 self.verify_snapshot(number, snapshot.id, expected, &name).await;
             }

@@ -4,6 +4,7 @@
 //! A script runs once. At each point the disks, the indexes and the store are copied, with what clients had been told by then. Then each
 //! copy is gone on with: on the same host, or on one that has nothing.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -227,7 +228,7 @@ impl World {
     }
 
     async fn extend(&mut self, sectors: usize) {
-        self.subjects[0].sectors_max = sectors;
+        self.subjects[0].sectors_max.store(sectors, Ordering::SeqCst);
         self.show_scene();
         let attached = self.subjects[0].attached.as_ref().expect("the script has attached it");
         let (client, host) = (attached.client.clone(), attached.host);
@@ -361,7 +362,8 @@ fn revived(known: SceneSubject, record: Record, left: Floor) -> Subject {
     let mut subject = Subject::new(known.id, Expected { stamps: Vec::new(), optional: Vec::new() });
     subject.record = Arc::new(Mutex::new(record));
     (subject.home, subject.floor) = (known.home, known.floor.min(left));
-    (subject.has_rivals, subject.sectors_max) = (known.has_rivals, known.sectors_max);
+    subject.has_rivals = known.has_rivals;
+    subject.sectors_max.store(known.sectors_max, Ordering::SeqCst);
     subject
 }
 

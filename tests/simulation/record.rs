@@ -160,6 +160,13 @@ impl Record {
         }
     }
 
+    /// The same record, of a disk that somebody set to another moment; steps are counted on, for the sake of owners of before.
+    pub fn set_to(&self, moment: Expected) -> Record {
+        let now = self.now();
+        let all = self.all.clone();
+        Record { base_at: now, all, flushed: now, stored: now, ..Record::new(moment) }
+    }
+
     pub fn sectors(&self) -> usize {
         self.current.len()
     }

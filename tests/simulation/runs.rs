@@ -13,6 +13,24 @@ use super::journal::{self, Journal, Listener};
 use super::world::{BLOWS, Broken, World};
 use super::{disk, network};
 
+/// Seeds that found something, when the engine and the world were as they were then.
+pub const KEPT: &[(u64, &str)] = &[
+    (4408, "a flush that waited for the end of a doubt promises what is promised then"),
+    (8733, "clients of before are cut off, too"),
+    (9971, "a volume that was rolled back has owners of before"),
+    (10403, "an owner that was put out and cut off answered an attachment as if all were well"),
+    (13896, "a fork that is asked for late has a later size"),
+    (18233, "zeros over parts of two blocks are two records"),
+    (22795, "rot stays when the same attachment is asked for again"),
+    (23263, "a volume was handed back although the log could not be read"),
+    (23592, "the same, with a snapshot under way"),
+    (26147, "the same, with a clock that stands still"),
+    (32171, "the same"),
+    (38701, "the same"),
+    (41915, "rot is found by a later attachment"),
+    (45500, "rot concerns clients of before, too"),
+];
+
 /// Which histories are to be run.
 pub struct Plan {
     pub from: u64,
@@ -102,6 +120,9 @@ pub fn run(plan: &Plan) -> Done {
                         let seconds = began.elapsed().as_secs_f64();
                         println!("{} histories in {seconds:.0} s, {} failed", done.histories, done.failed.len());
                     }
+                    if let Some(failure) = &outcome.failure {
+                        println!("seed {seed} failed: {}", failure.lines().next().unwrap_or_default());
+                    }
                     outcome.hits.iter().for_each(|(what, count)| *done.hits.entry(what).or_default() += count);
                     done.failed.extend(outcome.failure.map(|failure| (seed, failure)));
                 }
@@ -125,6 +146,9 @@ fn wanted() -> impl Iterator<Item = &'static str> {
         "family: fork",
         "family: a snapshot is verified",
         "family: a snapshot is destroyed",
+        "family: a volume is rolled back",
+        "family: a volume is destroyed",
+        "family: a volume is purged",
         "client: waits for a change",
     ];
     BLOWS

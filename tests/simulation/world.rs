@@ -1,7 +1,7 @@
 //! A world: a store, a few hosts, and volumes that live on them; and what happens to the hosts.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use varve::clock;
 use varve::disk::simulated::Kept;
 use varve::service::{Durability, NewVolume};
 use varve::store::{Counts, MemoryStore, Retry, RetryPolicy, Store};
-use varve::units::{ByteLen, SnapshotId, VolumeId};
+use varve::units::{ByteLen, Epoch, SnapshotId, VolumeId};
 use varve::volume::{Admin, root};
 use varve::work::simulated::{self, HostId};
 
-use super::client::{Client, Excuses, Faults};
+use super::client::{Client, Excuses, Faults, Witness};
 use super::disk;
 use super::host::{Host, Setup, Surroundings, log_path};
 use super::journal::Journal;
@@ -64,29 +64,51 @@ pub struct Subject {
     pub home: Option<u32>,
     /// What is left of that at least.
     pub floor: Floor,
+    /// The newest attachment that was looked at.
+    pub epoch: Option<Epoch>,
     /// Another host than its home has tried to take it since.
     pub has_rivals: bool,
-    /// The most sectors that somebody asked for.
-    pub sectors_max: usize,
+    /// The most sectors that somebody asked for; commands under way look at it, too.
+    pub sectors_max: Arc<AtomicUsize>,
     /// A life of a host that may still be detaching it.
     pub leaving: Option<HostId>,
     /// Owners that do not know yet that they are none any more.
     pub ghosts: Vec<Attached>,
+    /// Clients of before, by host, some of whom may still wait for an answer.
+    pub former: Vec<(u32, Arc<Excuses>)>,
 }
 
 impl Subject {
     pub fn new(id: VolumeId, expected: Expected) -> Subject {
-        let sectors_max = expected.stamps.len();
+        let sectors_max = Arc::new(AtomicUsize::new(expected.stamps.len()));
         Subject {
             id,
             record: Arc::new(Mutex::new(Record::new(expected))),
             attached: None,
             home: None,
             floor: Floor::Stored,
+            epoch: None,
             has_rivals: false,
             sectors_max,
             leaving: None,
             ghosts: Vec::new(),
+            former: Vec::new(),
+        }
+    }
+
+    /// What all who ever were clients on this host may be excused for.
+    fn excuses(&self, host: u32) -> impl Iterator<Item = &Arc<Excuses>> {
+        let known = self.attached.iter().chain(&self.ghosts).map(|attached| (attached.host, &attached.client.excuses));
+        let former = self.former.iter().map(|(host, excuses)| (*host, excuses));
+        known.chain(former).filter(move |(on, _)| *on == host).map(|(_, excuses)| excuses)
+    }
+
+    /// Another owner began with what there was at this step.
+    pub fn put_out_others(&mut self, at: usize) {
+        self.ghosts.extend(self.attached.take());
+        for ghost in &self.ghosts {
+            let mut record = ghost.client.record.lock().unwrap();
+            record.survived = Some(record.survived.map_or(at, |before| before.min(at)));
         }
     }
 
@@ -121,6 +143,7 @@ pub type Scene = Vec<SceneSubject>;
 /// A snapshot that was asked for.
 #[derive(Clone)]
 pub struct Snapshot {
+    pub of: VolumeId,
     pub id: Option<SnapshotId>,
     pub expected: Expected,
     pub is_destroyed: bool,
@@ -161,6 +184,8 @@ pub struct World {
     pub hardness: (u32, u32, u32),
     /// Hosts may die while they attach.
     pub is_dangerous: bool,
+    /// Volumes that nobody uses are rolled back, destroyed and purged.
+    pub has_commands: bool,
     /// How many volumes there may be.
     pub subjects_max: usize,
 }
@@ -182,6 +207,7 @@ impl World {
             stamp: seed << 32,
             hardness: (0, 0, 0),
             is_dangerous: false,
+            has_commands: false,
             subjects_max: 4,
         }
     }
@@ -207,7 +233,9 @@ impl World {
             3 => (20, 0, 40),
             _ => (100, 20, [0, 10][random.random_range(0..2)]),
         };
-        let mut world = World { random, broken, hardness, is_dangerous: true, ..World::with(seed, around, hosts) };
+        let has_commands = seed % 4 == 3;
+        let mut world =
+            World { random, broken, hardness, has_commands, is_dangerous: true, ..World::with(seed, around, hosts) };
         for _ in 0..world.random.random_range(1..3) {
             let sectors = 2048 * world.random.random_range(1..3) + 8 * world.random.random_range(0..30);
             let durability = if world.random.random_bool(0.3) { Durability::Store } else { Durability::Local };
@@ -225,7 +253,7 @@ impl World {
                 home: subject.home,
                 floor: subject.floor,
                 has_rivals: subject.has_rivals,
-                sectors_max: subject.sectors_max,
+                sectors_max: subject.sectors_max.load(Ordering::SeqCst),
             });
             *scene.lock().unwrap() = known.collect();
         }
@@ -290,16 +318,15 @@ impl World {
     pub fn client(&self, which: usize, host: u32, volume: Arc<varve::volume::Volume>) -> Attached {
         let subject = &self.subjects[which];
         let life = self.hosts[host as usize - 1].id;
-        let client = Client {
+        let witness = Witness {
             name: format!("volume {which} on {}", life.0),
-            volume,
             record: subject.record.clone(),
             faults: self.faults.clone(),
             journal: self.journal.clone(),
             excuses: Arc::new(Excuses::default()),
             has_failed: Arc::new(AtomicBool::new(false)),
         };
-        let attached = Attached { host, life, client };
+        let attached = Attached { host, life, client: Client { volume, witness } };
         let (store, disk, rot) = self.hardness;
         excuse(&attached, store, disk, rot);
         attached.client.excuses.leaving.store(subject.leaving == Some(life), Ordering::SeqCst);
@@ -419,9 +446,7 @@ impl World {
             if subject.home == Some(number) {
                 subject.floor = Floor::Stored;
             }
-            for attached in subject.attached.iter().chain(&subject.ghosts).filter(|attached| attached.host == number) {
-                attached.client.excuses.rot.store(true, Ordering::SeqCst);
-            }
+            subject.excuses(number).for_each(|excuses| excuses.rot.store(true, Ordering::SeqCst));
         }
     }
 
@@ -452,10 +477,9 @@ impl World {
             }
         }
         self.journal.note(format_args!("host {number}: disturbance {kind}"));
-        let is_cut = self.host(number).is_cut;
-        let all = self.subjects.iter().flat_map(|subject| subject.attached.iter().chain(&subject.ghosts));
-        for attached in all.filter(|attached| attached.host == number && is_cut) {
-            attached.client.excuses.store.store(true, Ordering::SeqCst);
+        if self.host(number).is_cut {
+            let all = self.subjects.iter().flat_map(|subject| subject.excuses(number));
+            all.for_each(|excuses| excuses.store.store(true, Ordering::SeqCst));
         }
     }
 

@@ -13,12 +13,14 @@ use crate::units::{ByteLen, StoreId, VolumeId};
 use crate::volume::state_directory::{self, StateSettings};
 use crate::volume::{Admin, CLEANING, EngineSettings, Fleet, PurgeTimer, Volume, VolumeDevice};
 
+mod again;
 mod catalog;
 mod claims;
 mod crashes;
 mod export_log;
 mod family;
 mod frozen;
+mod handing_back;
 mod manifest;
 mod purge;
 
