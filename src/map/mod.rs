@@ -11,5 +11,5 @@
 mod overlay;
 mod page;
 
-pub use overlay::{LogOverlay, LogPlace, OverlayPlace};
+pub use overlay::{EXTENT_BYTES, LogOverlay, LogPlace, OverlayPlace};
 pub use page::{MapPage, PageExtent, PageIndex, PagePlace, SegmentPlace, join_places};

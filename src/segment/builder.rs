@@ -1,6 +1,6 @@
 //! Building a segment in one pass: blocks come in block order and are cut into frames, compressed where it pays.
 //!
-//! Memory: the object's own bytes and one frame. Compression is skipped where it does not pay: a frame that
+//! Memory: the object's own bytes (reserved for the case that nothing can be compressed) and one frame. Compression is skipped where it does not pay: a frame that
 //! shrinks by less than an eighth is stored as it is, and after several such frames in a row only
 //! every eighth is tried until one pays again.
 
@@ -20,6 +20,8 @@ const ZSTD_LEVEL: i32 = 1;
 /// After this many frames in a row that did not pay, most are not tried.
 const FUTILE_FRAMES: u32 = 4;
 const TRY_EVERY: u32 = 8;
+/// Room for the index of an ordinary segment, besides that for its frames.
+const TAIL_ROOM: usize = 256 << 10;
 
 /// A segment, ready to be uploaded.
 #[derive(Clone, Debug)]
@@ -51,7 +53,10 @@ impl SegmentBuilder {
     pub fn new(header: SegmentHeader, expected: BlockCount) -> Result<Self> {
         let compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)
             .map_err(|error| Error::io("cannot make a zstd compressor", &error))?;
-        let mut out = Vec::with_capacity(HEADER_BYTES + usize::try_from(expected.bytes().0 / 2).unwrap_or(0));
+        // Room for all of it, compressed or not: what is not touched takes no memory, but growing would leave copies of half and a quarter of
+        // the object behind, which the allocator keeps for a second.
+        let expected = usize::try_from(expected.bytes().0).unwrap_or(0);
+        let mut out = Vec::with_capacity(HEADER_BYTES + expected + expected / 128 + TAIL_ROOM);
         out.extend_from_slice(&encode_header(&header));
         Ok(SegmentBuilder {
             header,

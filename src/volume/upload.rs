@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesOrdered, StreamExt};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -32,6 +33,7 @@ use crate::units::{BLOCK_SIZE, BlockCount, ByteLen, LogOffset, SegmentId, Segmen
 use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
 use crate::volume::progress::{Mark, Run};
+use crate::volume::shared::UPLOADS_KIB_MAX;
 use crate::work::Task;
 use crate::work::simulated::{self, Mutation};
 
@@ -68,6 +70,9 @@ impl Volume {
                 uploads.push_back(self.shared.runtime.spawn(self.clone().pack_and_upload(run, number)));
                 continue;
             }
+            let pressed = self.shared.places.pressed();
+            tokio::pin!(pressed);
+            pressed.as_mut().enable();
             if let Err(error) = self.release_log() {
                 return self.fail(&error);
             }
@@ -81,6 +86,7 @@ impl Volume {
                     }
                 }
                 () = self.upload_wake.notified() => {}
+                () = pressed => {}
                 () = sleep_until(due), if due.is_some() && uploads.len() < UPLOADS_AT_ONCE => {}
             }
             if self.stopping.load(Ordering::Acquire) && uploads.is_empty() && !self.has_uncut() {
@@ -99,7 +105,7 @@ impl Volume {
 
     fn next_run(&self) -> Option<Run> {
         let stopping = self.stopping.load(Ordering::Acquire);
-        let tight = self.committer.free() < self.release_below();
+        let tight = self.committer.free() < self.release_below() || self.shared.places.is_pressed();
         let age = if stopping || tight { Duration::ZERO } else { self.shared.settings.segment_age };
         self.progress.lock().next_run(clock::uptime(), age)
     }
@@ -115,9 +121,20 @@ impl Volume {
             seal: false,
         };
         let log = self.log.clone();
+        // Whoever has room waits for the store alone, so that it comes free again in any order.
+        let mut room = self.room_to_upload(run.bytes).await?;
         let built = self.shared.packers.run(move || pack(&log, header, run)).await?;
+        drop(room.split(room.num_permits().saturating_sub(built.bytes.len().div_ceil(1024))));
         self.put_segment(id, built.bytes).await?;
+        drop(room);
         Ok(Uploaded { end: run.end, index: built.index })
+    }
+
+    /// Room in memory for a segment of `bytes` of data. Volumes take turns.
+    async fn room_to_upload(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
+        let kib = usize::try_from(bytes.div_ceil(1024)).unwrap_or(usize::MAX).clamp(1, UPLOADS_KIB_MAX);
+        let room = self.shared.uploads.clone().acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX)).await;
+        room.map_err(|_| Error::new(ErrorKind::Stopping, "the daemon is stopping"))
     }
 
     /// Puts a segment into the store, however long that takes.
@@ -196,7 +213,7 @@ impl Volume {
         }
     }
 
-    /// Gives back log space that is stored already, as long as little is free.
+    /// Gives back log space that is stored already, as long as little is free or its places take too much memory.
     pub(super) fn release_log(&self) -> Result<()> {
         if self.gate.closed().is_some() {
             return Ok(());
@@ -205,7 +222,8 @@ impl Volume {
             let stored = self.progress.lock().stored();
             let from = LogOffset(self.released.load(Ordering::Acquire));
             let free = self.committer.length().0 - (self.log_head().0 - from.0);
-            if free >= self.release_below().0 || from >= stored.end {
+            let keeps = free >= self.release_below().0 && !self.shared.places.is_pressed();
+            if keeps || from >= stored.end {
                 return Ok(());
             }
             let mut to = Mark { sequence: stored.sequence, end: from };
@@ -230,6 +248,7 @@ impl Volume {
             for range in ranges {
                 overlay.release(range, to.end);
             }
+            self.places.set(overlay.extent_count());
             drop(overlay);
             self.committer.release(to.end, to.sequence.next())?;
         }
