@@ -12,7 +12,7 @@
 mod reader;
 mod writer;
 
-pub use reader::Checkpoint;
+pub use reader::{Checkpoint, KnownDirectories};
 pub use writer::{PageSource, Position, WrittenStats, write};
 
 #[cfg(test)]

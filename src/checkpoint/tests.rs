@@ -9,7 +9,7 @@ use super::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::map_object::CheckpointRef;
 use crate::limits::{DIRECTORY_PAGES, PAGE_BLOCKS};
-use crate::map::{MapPage, PageIndex, SegmentPlace};
+use crate::map::{ChangedPages, MapPage, PageIndex, SegmentPlace};
 use crate::store::{
     ByteRange, Condition, Effect, Faults, Gate, Matching, MemoryStore, ObjectKey, Operation, Store, StoreErrorKind,
     wrap,
@@ -36,7 +36,7 @@ async fn save(
     changed: &BTreeSet<PageIndex>,
     model: &Model,
 ) -> (Checkpoint, WrittenStats) {
-    let changed: Vec<PageIndex> = changed.iter().copied().collect();
+    let changed: ChangedPages = changed.iter().copied().collect();
     let size = ByteLen(1 << 40);
     let volume = VolumeId(volume);
     let written = write(store.clone(), volume, Epoch(1), number, base, POSITION, size, &changed, model).await;
@@ -156,7 +156,7 @@ async fn damage_is_noticed() {
     for index in 0..20 {
         model.0.insert(PageIndex(index), random_page(&mut random));
     }
-    let changed: Vec<PageIndex> = model.0.keys().copied().collect();
+    let changed: ChangedPages = model.0.keys().copied().collect();
     let empty = Checkpoint::empty(store.clone());
     let (volume, size) = (VolumeId(1), ByteLen(1 << 30));
     let (mut reference, ..) =
@@ -188,7 +188,7 @@ async fn twenty_pages() -> (Faults, Arc<dyn Store>, CheckpointRef, Model) {
     let store = faults.wrap(Arc::new(MemoryStore::new()));
     let mut random = SmallRng::seed_from_u64(5);
     let model = Model((0..20).map(|index| (PageIndex(index), scattered_page(&mut random))).collect());
-    let changed: Vec<PageIndex> = model.0.keys().copied().collect();
+    let changed: ChangedPages = model.0.keys().copied().collect();
     let empty = Checkpoint::empty(store.clone());
     let written =
         write(store.clone(), VolumeId(1), Epoch(1), &mut 0, &empty, POSITION, ByteLen(1 << 30), &changed, &model).await;
@@ -248,7 +248,7 @@ async fn the_next_checkpoint_need_not_fetch_what_the_last_one_wrote() {
     for round in 0..3 {
         faults.clear_log();
         model.0.insert(PageIndex(round), MapPage::default());
-        let changed = [PageIndex(round)];
+        let changed = ChangedPages::from_iter([PageIndex(round)]);
         let written = write(
             store.clone(),
             VolumeId(1),
@@ -378,7 +378,7 @@ async fn after_a_failure_writing_goes_on_under_a_new_name() {
     let mut number = 1;
     faults.inject(Matching::operation(Operation::Put), Effect::FailAfter(StoreErrorKind::OutcomeUnknown), 1);
     let again = async |number: &mut u64| {
-        let (volume, changed) = (VolumeId(1), [PageIndex(4)]);
+        let (volume, changed) = (VolumeId(1), ChangedPages::from_iter([PageIndex(4)]));
         write(store.clone(), volume, Epoch(1), number, &base, POSITION, ByteLen(1 << 30), &changed, &model).await
     };
     let error: Error = again(&mut number).await.err().unwrap();
@@ -387,17 +387,9 @@ async fn after_a_failure_writing_goes_on_under_a_new_name() {
     let (reference, checkpoint, _) = again(&mut number).await.unwrap();
     assert_eq!((reference.root.object.number, number), (2, 3));
     assert_equals(&checkpoint, &model).await;
-    let outside = write(
-        store.clone(),
-        VolumeId(1),
-        Epoch(1),
-        &mut number,
-        &base,
-        POSITION,
-        ByteLen(1 << 30),
-        &[PageIndex(1 << 24)],
-        &model,
-    );
+    let far = ChangedPages::from_iter([PageIndex(1 << 24)]);
+    let outside =
+        write(store.clone(), VolumeId(1), Epoch(1), &mut number, &base, POSITION, ByteLen(1 << 30), &far, &model);
     assert_eq!(outside.await.err().unwrap().kind(), ErrorKind::Invalid);
 }
 
@@ -407,9 +399,9 @@ fn futures_can_move_between_threads() {
     fn movable<T: Send>(_: T) {}
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let checkpoint = Checkpoint::empty(store.clone());
-    let (mut number, model) = (0, Model::default());
+    let (mut number, model, none) = (0, Model::default(), ChangedPages::default());
     movable(checkpoint.pages(PageIndex(0), 1));
     movable(checkpoint.objects());
     movable(checkpoint.walk(&mut |_, _| Ok(())));
-    movable(write(store, VolumeId(1), Epoch(1), &mut number, &checkpoint, POSITION, ByteLen(0), &[], &model));
+    movable(write(store, VolumeId(1), Epoch(1), &mut number, &checkpoint, POSITION, ByteLen(0), &none, &model));
 }

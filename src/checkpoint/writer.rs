@@ -11,7 +11,7 @@ use crate::error::{Context, Error, Result};
 use crate::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, RAW_BYTES_MAX, References, Root};
 use crate::format::page::encode_page;
 use crate::limits::{PAGE_BLOCKS, VOLUME_BYTES_MAX};
-use crate::map::{MapPage, PageIndex};
+use crate::map::{ChangedPages, MapPage, PageIndex};
 use crate::store::{Condition, ObjectKey, Store};
 use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentNumber, Sequence, VolumeId};
 
@@ -155,8 +155,8 @@ impl Writing<'_> {
     }
 }
 
-/// Writes a checkpoint: `base` with the `changed` pages (sorted, each once) replaced by what `source` says of them. Takes the memory of
-/// one object (16 MiB) and a few directories, however much has changed.
+/// Writes a checkpoint: `base` with the `changed` pages replaced by what `source` says of them, and without what was cleared. Takes the memory
+/// of one object (16 MiB) and a few directories, however much has changed; what was cleared is not read.
 ///
 /// # Errors
 /// `Invalid` if a page lies outside the volume; what `source` and the store say. The checkpoint is then not written, and
@@ -170,10 +170,9 @@ pub async fn write(
     base: &Checkpoint,
     position: Position,
     size: ByteLen,
-    changed: &[PageIndex],
+    changed: &ChangedPages,
     source: &dyn PageSource,
 ) -> Result<(CheckpointRef, Checkpoint, WrittenStats)> {
-    assert!(changed.is_sorted_by(|a, b| a < b), "changed pages are sorted, and each is named once");
     let pages = VOLUME_BYTES_MAX / BLOCK_SIZE / PAGE_BLOCKS;
     if let Some(last) = changed.last().filter(|last| last.0 >= pages) {
         return Err(Error::invalid(format!("page {} of the block map lies outside any volume", last.0)));
@@ -187,19 +186,19 @@ pub async fn write(
         object: Vec::new(),
         waiting: Vec::new(),
         waiting_bytes: 0,
-        directories: base.root().directories.clone(),
+        directories: kept_directories(base, changed),
         stats: WrittenStats::default(),
     };
-    let groups: Vec<(u32, &[PageIndex])> =
-        changed.chunk_by(|a, b| split(*a).0 == split(*b).0).map(|group| (split(group[0]).0, group)).collect();
+    let groups: Vec<u32> =
+        changed.directories().filter(|(_, directory)| !directory.names_none()).map(|(which, _)| which).collect();
     for batch in groups.chunks(PARALLEL_FETCHES) {
-        let known = try_join_all(batch.iter().map(|(which, _)| base.directory(*which))).await?;
-        for ((which, group), known) in batch.iter().zip(known) {
+        let known = try_join_all(batch.iter().map(|which| what_counts(base, changed, *which))).await?;
+        for (which, known) in batch.iter().zip(known) {
             let mut directory = (*known).clone();
-            for index in *group {
-                let page = source.page(*index).await?;
+            for index in changed.pages_of(*which) {
+                let page = source.page(index).await?;
                 let reference = if page.is_empty() { None } else { Some(writing.add_page(&page).await?) };
-                replace(&mut directory, split(*index).1, reference);
+                replace(&mut directory, split(index).1, reference);
             }
             writing.add_directory(*which, directory).await?;
         }
@@ -211,6 +210,18 @@ pub async fn write(
     let reference = CheckpointRef { root: writing.append(&Packed::new(map_object::encode_root(&root))) };
     writing.put().await?;
     Ok((reference, base.successor(store, root), writing.stats))
+}
+
+/// The directories of the base without those of which nothing is left.
+fn kept_directories(base: &Checkpoint, changed: &ChangedPages) -> References {
+    let is_gone =
+        |which| changed.directory(which).is_some_and(|directory| directory.is_cleared() && directory.names_none());
+    base.root().directories.iter().filter(|(which, _)| !is_gone(*which)).copied().collect()
+}
+
+/// What counts of a directory of the base.
+async fn what_counts(base: &Checkpoint, changed: &ChangedPages, which: u32) -> Result<Arc<References>> {
+    if changed.is_cleared(which) { Ok(Arc::default()) } else { base.directory(which).await }
 }
 
 fn replace(references: &mut References, slot: u32, reference: Option<PageRef>) {

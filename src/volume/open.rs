@@ -236,10 +236,11 @@ async fn replay_pages(
         let state = LocalState { position: manifest.replay_from, sequence: manifest.sequence };
         shared.index.put_volume_state(id, &state.encode())?;
     }
-    let pages = PageTable::new(id, shared.index.clone(), shared.page_budget.clone(), Arc::new(base));
+    let base = Arc::new(base.sharing(&shared.directories));
+    let pages = PageTable::new(id, shared.index.clone(), shared.page_budget.clone(), base);
     for segment in behind_checkpoint {
         keep_index(shared, segment)?;
-        pages.replay(segment).await?;
+        pages.replay(segment)?;
     }
     Ok(pages)
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use crate::cache::ReadCache;
+use crate::checkpoint::KnownDirectories;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::segment::SegmentIndex;
@@ -64,6 +65,8 @@ pub struct Shared {
     pub frozen_maps: FrozenMaps,
     /// Memory of the places in the write logs.
     pub places: Arc<PlacesBudget>,
+    /// Directories of checkpoints, in memory.
+    pub directories: KnownDirectories,
     /// Memory of the map's pages.
     pub page_budget: Arc<PageBudget>,
     /// Threads that pack segments.

@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::cache::{CacheSettings, ReadCache};
+use crate::checkpoint::KnownDirectories;
 use crate::disk::host::{HostDisk, LockGuard, lock_exclusive};
 use crate::disk::{Disk, OpenMode};
 use crate::error::{Context, Error, Result};
@@ -105,6 +106,7 @@ pub fn open_on(
         uploads: Arc::new(Semaphore::new(UPLOADS_KIB_MAX)),
         segment_indexes: new_segment_index_cache(share(2)),
         frozen_maps: FrozenMaps::default(),
+        directories: KnownDirectories::default(),
         places: Arc::new(PlacesBudget::new(half_of_pages)),
         page_budget: Arc::new(PageBudget::new(half_of_pages)),
         packers: Packers::start()?,

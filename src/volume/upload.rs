@@ -184,7 +184,8 @@ impl Volume {
         }
         self.serve_moment_waiters();
         let newest = self.newest.lock().clone();
-        if count_segments(&newest.replay) >= self.shared.settings.segments_per_checkpoint {
+        let is_due = count_segments(&newest.replay) >= self.shared.settings.segments_per_checkpoint;
+        if is_due || self.pages.wants_checkpoint() {
             let (next, sequence) = (newest.position, newest.sequence);
             self.retry_while_unavailable("writing a checkpoint", || self.write_checkpoint(next, sequence, false))
                 .await?;
