@@ -67,9 +67,9 @@ const _: () = assert!(REQUEST_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
 const _: () = assert!(LOG_BYTES_MIN >= 2 * RECORD_BYTES_MAX + SEGMENT_BYTES_TARGET);
 const _: () = assert!(SEGMENT_BYTES_TARGET + RECORD_BYTES_MAX < SEGMENT_OBJECT_BYTES_MAX);
 const _: () = assert!(VOLUME_BYTES_MAX / BLOCK_SIZE <= 1 << 32);
-// A record cuts at most one extent in two, an entry has at most 48 bytes, and a block of data at most one.
+// A record cuts at most one extent in two, blocks of zeros cut one at each block, an entry has at most 48 bytes, and a block of data at most one.
 const _: () = assert!(
-    (2 * SEGMENT_RECORDS_MAX + 1) * 48
+    (2 * SEGMENT_RECORDS_MAX + 1 + (SEGMENT_BYTES_TARGET + RECORD_BYTES_MAX) / BLOCK_SIZE) * 48
         + (SEGMENT_BYTES_TARGET + RECORD_BYTES_MAX) / FRAME_BLOCKS / BLOCK_SIZE * 36
         + 256
         < SEGMENT_INDEX_BYTES_MAX

@@ -12,7 +12,7 @@
 mod reader;
 mod writer;
 
-pub use reader::{Checkpoint, read_census};
+pub use reader::{Checkpoint, KnownDirectories, read_census};
 pub use writer::{NewCheckpoint, PageSource, Position, Written, WrittenStats, write};
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::map::{MapPage, PageIndex};
 use crate::store::{ByteRange, ObjectKey, Store, StoreErrorKind};
 use crate::units::ByteLen;
 
-/// Directories kept decoded in memory, of at most 48 KiB each.
+/// Directories that a checkpoint by itself keeps decoded in memory, of at most 48 KiB each.
 pub(super) const DIRECTORIES_KEPT: usize = 64;
 /// Longest range request for neighbouring pages, in bytes.
 const FETCH_BYTES_MAX: u32 = 256 << 10;
@@ -25,6 +25,16 @@ pub(super) const PARALLEL_FETCHES: usize = 8;
 /// The place of a directory in the store. What lies there never changes, so that checkpoints can share what they know.
 pub(super) type Place = (MapObjectId, u32);
 type Directories = quick_cache::sync::Cache<Place, Arc<References>>;
+/// Directories kept in memory, which any number of checkpoints share: at most 6 MiB. Clones are the same.
+#[derive(Clone)]
+pub struct KnownDirectories(Arc<Directories>);
+
+impl Default for KnownDirectories {
+    fn default() -> Self {
+        KnownDirectories(Arc::new(Directories::new(2 * DIRECTORIES_KEPT)))
+    }
+}
+
 /// Pages to be fetched by one request: references that lie back to back in one object.
 type Group = Vec<(PageIndex, PageRef)>;
 
@@ -53,6 +63,12 @@ impl Checkpoint {
         Ok(Checkpoint { root, ..Checkpoint::empty(store) })
     }
 
+    /// The same, with memory for directories that others use too.
+    #[must_use]
+    pub fn sharing(self, known: &KnownDirectories) -> Self {
+        Checkpoint { directories: known.0.clone(), ..self }
+    }
+
     /// The checkpoint that follows this one; it shares the directories kept in memory.
     pub(super) fn successor(&self, store: Arc<dyn Store>, root: Root) -> Self {
         Checkpoint { store, root, directories: self.directories.clone() }
@@ -72,6 +88,13 @@ impl Checkpoint {
     pub fn reference(&self, which: u32) -> Option<PageRef> {
         let at = self.root.directories.partition_point(|(known, _)| *known < which);
         self.root.directories.get(at).filter(|(known, _)| *known == which).map(|(_, reference)| *reference)
+    }
+
+    /// True if the directory is in memory, and all its pages are `known`. Asks the store for nothing.
+    pub fn has_only(&self, which: u32, known: impl Fn(PageIndex) -> bool) -> bool {
+        let Some(reference) = self.reference(which) else { return true };
+        let directory = self.directories.get(&(reference.object, reference.offset));
+        directory.is_some_and(|directory| directory.iter().all(|(slot, _)| known(join(which, *slot))))
     }
 
     /// Size of the volume when it was written.

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::census::{Counted, ObjectAt, ObjectKind, Row, encode_rows};
 use crate::format::map_object::CheckpointRef;
 use crate::limits::{DIRECTORY_PAGES, PAGE_BLOCKS};
-use crate::map::{MapPage, PageIndex, SegmentPlace};
+use crate::map::{ChangedPages, MapPage, PageIndex, SegmentPlace};
 use crate::store::{
     ByteRange, Condition, Effect, Faults, Gate, Matching, MemoryStore, ObjectKey, Operation, Store, StoreErrorKind,
     wrap,
@@ -34,7 +34,7 @@ async fn write_one(
     store: &Arc<dyn Store>,
     number: &mut u64,
     base: &Checkpoint,
-    changed: &[PageIndex],
+    changed: &ChangedPages,
     source: &Model,
 ) -> Result<Written> {
     let (volume, size) = (VolumeId(1), ByteLen(1 << 30));
@@ -50,9 +50,9 @@ async fn save(
     changed: &BTreeSet<PageIndex>,
     model: &Model,
 ) -> (Checkpoint, WrittenStats) {
-    let changed: Vec<PageIndex> = changed.iter().copied().collect();
+    let changed: ChangedPages = changed.iter().copied().collect();
     let (volume, size) = (VolumeId(volume), ByteLen(1 << 40));
-    let (changed, source) = (&changed[..], model);
+    let (changed, source) = (&changed, model);
     let new = NewCheckpoint { volume, epoch: Epoch(1), position: POSITION, size, changed, source, replaced: None };
     let written = write(store, base, number, new, &mut |_| Vec::new()).await;
     let Written { reference, stats, .. } = written.unwrap();
@@ -171,7 +171,7 @@ async fn damage_is_noticed() {
     for index in 0..20 {
         model.0.insert(PageIndex(index), random_page(&mut random));
     }
-    let changed: Vec<PageIndex> = model.0.keys().copied().collect();
+    let changed: ChangedPages = model.0.keys().copied().collect();
     let empty = Checkpoint::empty(store.clone());
     let mut reference = write_one(&store, &mut 0, &empty, &changed, &model).await.unwrap().reference;
     reference.root.crc ^= 1;
@@ -201,7 +201,7 @@ async fn twenty_pages() -> (Faults, Arc<dyn Store>, CheckpointRef, Model) {
     let store = faults.wrap(Arc::new(MemoryStore::new()));
     let mut random = SmallRng::seed_from_u64(5);
     let model = Model((0..20).map(|index| (PageIndex(index), scattered_page(&mut random))).collect());
-    let changed: Vec<PageIndex> = model.0.keys().copied().collect();
+    let changed: ChangedPages = model.0.keys().copied().collect();
     let empty = Checkpoint::empty(store.clone());
     let reference = write_one(&store, &mut 0, &empty, &changed, &model).await.unwrap().reference;
     faults.clear_log();
@@ -259,7 +259,7 @@ async fn the_next_checkpoint_need_not_fetch_what_the_last_one_wrote() {
     for round in 0..3 {
         faults.clear_log();
         model.0.insert(PageIndex(round), MapPage::default());
-        let changed = [PageIndex(round)];
+        let changed = ChangedPages::from_iter([PageIndex(round)]);
         base = write_one(&store, &mut number, &base, &changed, &model).await.unwrap().checkpoint;
         assert_eq!(faults.count(&gets()), usize::from(round == 0));
     }
@@ -376,14 +376,15 @@ async fn after_a_failure_writing_goes_on_under_a_new_name() {
     model.0.insert(PageIndex(4), MapPage::default());
     let mut number = 1;
     faults.inject(Matching::operation(Operation::Put), Effect::FailAfter(StoreErrorKind::OutcomeUnknown), 1);
-    let again = async |number: &mut u64| write_one(&store, number, &base, &[PageIndex(4)], &model).await;
+    let changed = ChangedPages::from_iter([PageIndex(4)]);
+    let again = async |number: &mut u64| write_one(&store, number, &base, &changed, &model).await;
     let error: Error = again(&mut number).await.err().unwrap();
     assert_eq!((error.kind(), number), (ErrorKind::Unavailable, 2));
     assert!(error.message().contains("volumes/vol_0000000000001/map/"), "{error}");
     let Written { reference, checkpoint, .. } = again(&mut number).await.unwrap();
     assert_eq!((reference.root.object.number, number), (2, 3));
     assert_equals(&checkpoint, &model).await;
-    let outside = [PageIndex(1 << 24)];
+    let outside = ChangedPages::from_iter([PageIndex(1 << 24)]);
     let refused = write_one(&store, &mut number, &base, &outside, &model).await;
     assert_eq!(refused.err().unwrap().kind(), ErrorKind::Invalid);
 }
@@ -394,11 +395,11 @@ fn futures_can_move_between_threads() {
     fn movable<T: Send>(_: T) {}
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let checkpoint = Checkpoint::empty(store.clone());
-    let (mut number, model) = (0, Model::default());
+    let (mut number, model, none) = (0, Model::default(), ChangedPages::default());
     movable(checkpoint.pages(PageIndex(0), 1));
     movable(checkpoint.objects());
     movable(checkpoint.walk(&mut |_, _| Ok(())));
-    movable(write_one(&store, &mut number, &checkpoint, &[], &model));
+    movable(write_one(&store, &mut number, &checkpoint, &none, &model));
 }
 
 #[tokio::test]
@@ -416,11 +417,10 @@ async fn what_a_checkpoint_lets_go_of_is_counted_and_its_census_is_read_back() {
     let (mut known, mut number) = (base, 1);
     for step in 0..4 {
         // Half of the pages at first; all of them in the end.
-        let changed: Vec<PageIndex> =
-            (0..20).filter(|index| step == 3 || index % 2 == step % 2).map(PageIndex).collect();
+        let changed: ChangedPages = (0..20).filter(|index| step == 3 || index % 2 == step % 2).map(PageIndex).collect();
         model.0.get_mut(&PageIndex(0)).unwrap().set(step as u16, 1, None);
         let (volume, size) = (VolumeId(1), ByteLen(1 << 30));
-        let changed = &changed[..];
+        let changed = &changed;
         let replaced_now = Some(replaced);
         let source = &model;
         let new = NewCheckpoint {

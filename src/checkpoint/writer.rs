@@ -12,7 +12,7 @@ use crate::format::census::{MapChanges, ObjectAt};
 use crate::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, RAW_BYTES_MAX, References, Root};
 use crate::format::page::encode_page;
 use crate::limits::{PAGE_BLOCKS, VOLUME_BYTES_MAX};
-use crate::map::{MapPage, PageIndex};
+use crate::map::{ChangedDirectory, ChangedPages, MapPage, PageIndex};
 use crate::store::{Condition, ObjectKey, Store};
 use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentNumber, Sequence, VolumeId};
 
@@ -42,8 +42,8 @@ pub struct NewCheckpoint<'a> {
     pub position: Position,
     /// Size of the volume.
     pub size: ByteLen,
-    /// Pages that may differ from those of the checkpoint before: sorted, each once.
-    pub changed: &'a [PageIndex],
+    /// Pages that may differ from those of the checkpoint before.
+    pub changed: &'a ChangedPages,
     /// Where they come from.
     pub source: &'a dyn PageSource,
     /// How a manifest names the checkpoint before, if there is one.
@@ -217,8 +217,8 @@ impl Writing<'_> {
     }
 }
 
-/// Writes a checkpoint: `base` with the changed pages replaced by what their source says of them. Takes the memory of one object (16 MiB)
-/// and a few directories, however much has changed. `take_census` is called once all else is known.
+/// Writes a checkpoint: `base` with the changed pages replaced by what their source says of them, and without what was cleared. Takes the
+/// memory of one object (16 MiB) and a few directories, however much has changed. `take_census` is called once all else is known.
 ///
 /// # Errors
 /// `Invalid` if a page lies outside the volume; what the source and the store say. The checkpoint is then not written, and
@@ -231,7 +231,6 @@ pub async fn write(
     take_census: TakeCensus<'_>,
 ) -> Result<Written> {
     let changed = new.changed;
-    assert!(changed.is_sorted_by(|a, b| a < b), "changed pages are sorted, and each is named once");
     let pages = VOLUME_BYTES_MAX / BLOCK_SIZE / PAGE_BLOCKS;
     if let Some(last) = changed.last().filter(|last| last.0 >= pages) {
         return Err(Error::invalid(format!("page {} of the block map lies outside any volume", last.0)));
@@ -245,21 +244,22 @@ pub async fn write(
         object: Vec::new(),
         waiting: Vec::new(),
         waiting_bytes: 0,
-        directories: base.root().directories.clone(),
+        directories: kept_directories(base, changed),
         stats: WrittenStats::default(),
         changes: MapChanges::default(),
         live: 0,
     };
-    let groups: Vec<(u32, &[PageIndex])> =
-        changed.chunk_by(|a, b| split(*a).0 == split(*b).0).map(|group| (split(group[0]).0, group)).collect();
+    writing.release_cleared(changed).await?;
+    let groups: Vec<u32> =
+        changed.directories().filter(|(_, directory)| !directory.names_none()).map(|(which, _)| which).collect();
     for batch in groups.chunks(PARALLEL_FETCHES) {
-        let known = try_join_all(batch.iter().map(|(which, _)| base.directory(*which))).await?;
-        for ((which, group), known) in batch.iter().zip(known) {
+        let known = try_join_all(batch.iter().map(|which| what_counts(base, changed, *which))).await?;
+        for (which, known) in batch.iter().zip(known) {
             let mut directory = (*known).clone();
-            for index in *group {
-                let page = new.source.page(*index).await?;
+            for index in changed.pages_of(*which) {
+                let page = new.source.page(index).await?;
                 let reference = if page.is_empty() { None } else { Some(writing.add_page(&page).await?) };
-                let old = replace(&mut directory, split(*index).1, reference);
+                let old = replace(&mut directory, split(index).1, reference);
                 writing.release(old);
             }
             writing.add_directory(*which, directory).await?;
@@ -284,6 +284,35 @@ impl Writing<'_> {
         let checkpoint = self.base.successor(self.store.clone(), root);
         Ok(Written { reference, checkpoint, stats: self.stats, changes: self.changes, census })
     }
+
+    /// Notes that of directories that were cleared nothing is in use any more.
+    async fn release_cleared(&mut self, changed: &ChangedPages) -> Result<()> {
+        let is_cleared = |(which, _): &&(u32, PageRef)| changed.is_cleared(*which);
+        let cleared: Vec<(u32, PageRef)> = self.base.root().directories.iter().filter(is_cleared).copied().collect();
+        for batch in cleared.chunks(PARALLEL_FETCHES) {
+            let known = try_join_all(batch.iter().map(|(which, _)| self.base.directory(*which))).await?;
+            for ((which, directory), known) in batch.iter().zip(known) {
+                known.iter().for_each(|(_, page)| self.release(Some(*page)));
+                // One that gets pages again lets go of the old one when it is put in its place.
+                if changed.directory(*which).is_some_and(ChangedDirectory::names_none) {
+                    self.release(Some(*directory));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The directories of the base without those of which nothing is left.
+fn kept_directories(base: &Checkpoint, changed: &ChangedPages) -> References {
+    let is_gone =
+        |which| changed.directory(which).is_some_and(|directory| directory.is_cleared() && directory.names_none());
+    base.root().directories.iter().filter(|(which, _)| !is_gone(*which)).copied().collect()
+}
+
+/// What counts of a directory of the base.
+async fn what_counts(base: &Checkpoint, changed: &ChangedPages, which: u32) -> Result<Arc<References>> {
+    if changed.is_cleared(which) { Ok(Arc::default()) } else { base.directory(which).await }
 }
 
 /// Puts a reference in its slot, and returns the one that was there.

@@ -16,6 +16,11 @@ pub fn page_key(volume: VolumeId, page: u64) -> [u8; 16] {
     key
 }
 
+/// The number of the page that has this key; `None` if none has.
+pub fn page_of_key(key: &[u8]) -> Option<u64> {
+    key.get(8..)?.try_into().ok().map(u64::from_be_bytes)
+}
+
 /// The range that holds the keys of all pages of a volume: from the first on, up to but without the second.
 pub fn page_keys(volume: VolumeId) -> (Vec<u8>, Vec<u8>) {
     let first = volume_key(volume).to_vec();
@@ -92,6 +97,7 @@ mod tests {
                 let key = page_key(VolumeId(id), page);
                 first.as_slice() <= key.as_slice() && key.as_slice() < end.as_slice()
             };
+            assert_eq!(page_of_key(&page_key(VolumeId(volume), 77)), Some(77));
             assert!(inside(volume, 0) && inside(volume, 77) && inside(volume, u64::MAX));
             assert!(volume == 0 || !inside(volume - 1, u64::MAX));
             assert!(volume == u64::MAX || !inside(volume + 1, 0));

@@ -4,7 +4,7 @@
 //! little-endian, all checksums CRC32C. Decoders take any bytes: they answer `None` or an error, never more.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::{COUNT_MAX, RECORD_BYTES_MAX};
+use crate::limits::{COUNT_MAX, RECORD_BYTES_MAX, VOLUME_BYTES_MAX};
 use crate::units::{
     BLOCK_SIZE, BlockCount, BlockRange, ByteLen, Epoch, Lba, LogOffset, Sequence, StoreId, Token, UnixMillis, VolumeId,
 };
@@ -265,7 +265,7 @@ pub fn peek_header(bytes: &[u8; HEADER_BYTES], offset: LogOffset, ring_length: B
         RecordKind::Zero => count > 0,
         RecordKind::Fence | RecordKind::Pad => count == 0 && start == 0,
     };
-    let last_byte_known = start.checked_add(count).is_some_and(|end| end <= u64::MAX / BLOCK_SIZE);
+    let in_a_volume = start.checked_add(count).is_some_and(|end| end <= VOLUME_BYTES_MAX / BLOCK_SIZE);
     let mark = match take_u32(bytes, 60) {
         MARK_UNKNOWN => None,
         units => Some(LogOffset(offset.0.checked_sub(u64::from(units) * RECORD_ALIGN)?)),
@@ -280,7 +280,7 @@ pub fn peek_header(bytes: &[u8; HEADER_BYTES], offset: LogOffset, ring_length: B
         first_crc: take_u32(bytes, 56),
         mark,
     };
-    let inside = fits && last_byte_known && offset.0 % ring_length.0 + header.span(ring_length) <= ring_length.0;
+    let inside = fits && in_a_volume && offset.0 % ring_length.0 + header.span(ring_length) <= ring_length.0;
     inside.then_some(header)
 }
 

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use rocksdb::{ColumnFamily, DB, FlushOptions, WriteBatch};
+use rocksdb::{ColumnFamily, DB, Direction, FlushOptions, IteratorMode, ReadOptions, WriteBatch};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::index as keys;
@@ -123,6 +123,48 @@ impl Index {
         pages: impl IntoIterator<Item = (PageIndex, B)>,
     ) -> Result<()> {
         let batch = self.page_batch(volume, pages)?;
+        self.write(batch)
+    }
+
+    /// The pages of a volume from `first` on and before `end` that there are, in order, at most `count` of them.
+    ///
+    /// # Errors
+    /// As [`Index::page`].
+    pub fn pages_between(
+        &self,
+        volume: VolumeId,
+        first: PageIndex,
+        end: PageIndex,
+        count: usize,
+    ) -> Result<Vec<(PageIndex, Bytes)>> {
+        let (first, end) = (keys::page_key(volume, first.0), keys::page_key(volume, end.0));
+        let named = |key: &[u8]| keys::page_of_key(key).map(PageIndex);
+        let db = match &self.rows {
+            Rows::RocksDb(db) => db,
+            Rows::Twin(twin) => {
+                let rows = twin.range(Family::Pages, &first, &end, count)?;
+                return Ok(rows.into_iter().filter_map(|(key, value)| Some((named(&key)?, value))).collect());
+            }
+        };
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(end);
+        let from = IteratorMode::From(&first, Direction::Forward);
+        let mut pages = Vec::new();
+        for row in db.iterator_cf_opt(self.family(db, Family::Pages)?, options, from).take(count) {
+            let (key, value) = row.map_err(|error| self.error("reading pages of", &error))?;
+            pages.extend(named(&key).map(|page| (page, Bytes::from(value))));
+        }
+        Ok(pages)
+    }
+
+    /// Deletes the pages of a volume from `first` on and before `end`.
+    ///
+    /// # Errors
+    /// As [`Index::put_pages`].
+    pub fn delete_pages(&self, volume: VolumeId, first: PageIndex, end: PageIndex) -> Result<()> {
+        let mut batch = self.batch();
+        let (first, end) = (keys::page_key(volume, first.0), keys::page_key(volume, end.0));
+        self.delete_range(&mut batch, Family::Pages, first, end)?;
         self.write(batch)
     }
 

@@ -115,6 +115,14 @@ impl Open {
         self.with(|state| state.current.get(&(family, Bytes::copy_from_slice(key))).cloned())
     }
 
+    pub fn range(&self, family: Family, first: &[u8], end: &[u8], count: usize) -> Result<Vec<(Bytes, Bytes)>> {
+        let range = (family, Bytes::copy_from_slice(first))..(family, Bytes::copy_from_slice(end));
+        let rows = |state: &mut State| {
+            state.current.range(range).take(count).map(|((_, key), value)| (key.clone(), value.clone())).collect()
+        };
+        self.with(rows)
+    }
+
     pub fn write(&self, changes: Changes) -> Result<()> {
         self.with(|state| {
             changes.apply(&mut state.current);

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, KnownDirectories};
 use crate::error::Result;
 use crate::format::lineage::Moment;
 use crate::format::map_object::PageRef;
@@ -18,19 +19,37 @@ use crate::segment::apply_entry;
 use crate::store::Store;
 use crate::units::{BlockCount, BlockRange, ByteLen};
 
-/// Memory for pages, in bytes.
+/// Memory for the pages of all maps that share it, in bytes.
 const PAGES_BYTES: u64 = 16 << 20;
 /// An average page, in bytes, from which the cache guesses how many it will hold.
 const PAGE_BYTES: u64 = 512;
+/// What a page takes in the cache besides itself, in bytes.
+const OVERHEAD_BYTES: u64 = 144;
 /// Neighbours that a fetch from the checkpoint may bring along.
 const READ_AHEAD_PAGES: usize = 64;
 
 #[derive(Clone)]
 struct PageWeight;
 
-impl Weighter<PageIndex, Arc<MapPage>> for PageWeight {
-    fn weight(&self, _: &PageIndex, page: &Arc<MapPage>) -> u64 {
-        page.memory_bytes() as u64
+impl Weighter<(u64, PageIndex), Arc<MapPage>> for PageWeight {
+    fn weight(&self, _: &(u64, PageIndex), page: &Arc<MapPage>) -> u64 {
+        page.memory_bytes() as u64 + OVERHEAD_BYTES
+    }
+}
+
+/// Memory for pages and directories that any number of maps share: 22 MiB. Clones are the same.
+#[derive(Clone)]
+pub struct FrozenPages {
+    pages: Arc<Cache<(u64, PageIndex), Arc<MapPage>, PageWeight>>,
+    /// Tells maps apart: the number of the next.
+    next: Arc<AtomicU64>,
+    directories: KnownDirectories,
+}
+
+impl Default for FrozenPages {
+    fn default() -> Self {
+        let pages = Cache::with_weighter((PAGES_BYTES / PAGE_BYTES) as usize, PAGES_BYTES, PageWeight);
+        FrozenPages { pages: Arc::new(pages), next: Arc::default(), directories: KnownDirectories::default() }
     }
 }
 
@@ -50,15 +69,25 @@ pub struct FrozenMap {
     size: ByteLen,
     checkpoint: Checkpoint,
     replay: Vec<SegmentIndex>,
-    pages: Cache<PageIndex, Arc<MapPage>, PageWeight>,
+    pages: FrozenPages,
+    /// Among those who share the pages.
+    number: u64,
 }
 
 impl FrozenMap {
-    /// Opens the map of a moment: one round trip.
+    /// Opens the map of a moment, with memory of its own: one round trip.
     ///
     /// # Errors
     /// `Damaged`, `Unsupported`, and what the store says.
     pub async fn open(store: &Arc<dyn Store>, moment: &Moment) -> Result<Self> {
+        FrozenMap::open_sharing(store, moment, &FrozenPages::default()).await
+    }
+
+    /// As [`FrozenMap::open`], with memory that others use too.
+    ///
+    /// # Errors
+    /// As [`FrozenMap::open`].
+    pub async fn open_sharing(store: &Arc<dyn Store>, moment: &Moment, pages: &FrozenPages) -> Result<Self> {
         let root = async {
             match moment.checkpoint {
                 Some(reference) => Checkpoint::open(store.clone(), reference).await,
@@ -69,8 +98,9 @@ impl FrozenMap {
         for segment in &mut replay {
             segment.entries.sort_by_key(|entry| entry.range.start);
         }
-        let pages = Cache::with_weighter((PAGES_BYTES / PAGE_BYTES) as usize, PAGES_BYTES, PageWeight);
-        Ok(FrozenMap { size: moment.size, checkpoint, replay, pages })
+        let number = pages.next.fetch_add(1, Ordering::Relaxed);
+        let checkpoint = checkpoint.sharing(&pages.directories);
+        Ok(FrozenMap { size: moment.size, checkpoint, replay, pages: pages.clone(), number })
     }
 
     /// Size of the volume, in bytes.
@@ -82,7 +112,7 @@ impl FrozenMap {
     pub fn try_lookup(&self, range: BlockRange, places: &mut Vec<PagePlace>) -> bool {
         let before = places.len();
         for (index, part) in PageIndex::parts_of(range) {
-            let Some(page) = self.pages.get(&index) else {
+            let Some(page) = self.pages.pages.get(&(self.number, index)) else {
                 places.truncate(before);
                 return false;
             };
@@ -107,7 +137,7 @@ impl FrozenMap {
     /// # Errors
     /// `Damaged`, and what the store says.
     pub async fn page(&self, index: PageIndex) -> Result<Arc<MapPage>> {
-        if let Some(page) = self.pages.get(&index) {
+        if let Some(page) = self.pages.pages.get(&(self.number, index)) {
             return Ok(page);
         }
         let mut wanted = None;
@@ -117,7 +147,7 @@ impl FrozenMap {
             if found == index {
                 wanted = Some(page.clone());
             }
-            self.pages.insert(found, page);
+            self.pages.pages.insert((self.number, found), page);
         }
         Ok(wanted.unwrap_or_default())
     }

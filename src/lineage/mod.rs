@@ -28,7 +28,7 @@ mod usage;
 pub use current::current_moment;
 pub use diff::{ChangedExtent, MapView, changes_within, diff};
 pub use forks::{create_forks, new_volumes, pin_forks};
-pub use frozen::{FrozenMap, OccupiedPage};
+pub use frozen::{FrozenMap, FrozenPages, OccupiedPage};
 pub use leftovers::{GRACE, Remnant, put_right, remnants};
 pub use pins::{
     expired, find_snapshot, fork_of, only_if_complete, only_if_usable, pin, release_fork, roll_back, snapshots,

@@ -8,8 +8,10 @@
 //! Why two layers: pages then change only when a segment takes effect, in big ordered steps that are
 //! simple to checkpoint and to replay, and the write path touches one in-memory tree.
 
+mod changed;
 mod overlay;
 mod page;
 
-pub use overlay::{LogOverlay, LogPlace, OverlayPlace};
+pub use changed::{ChangedDirectory, ChangedPages};
+pub use overlay::{EXTENT_BYTES, LogOverlay, LogPlace, OverlayPlace};
 pub use page::{MapPage, PageExtent, PageIndex, PagePlace, SegmentPlace, join_places};

@@ -1,11 +1,20 @@
 //! The overlay: blocks whose newest content lies in the write log, as extents in an ordered tree.
 //!
-//! Memory: one tree entry an extent, and at most one extent a block that the log holds, so the overlay is
-//! bounded by the length of the ring. Zeroed ranges of any length are one extent.
+//! Memory: one tree entry an extent, kept small ([`EXTENT_BYTES`]), for a log of 4 GiB can hold a million of them; zeroed ranges of any
+//! length are one. Whoever owns the log bounds how many there are ([`LogOverlay::extent_count`]).
 
 use std::collections::BTreeMap;
 
-use crate::units::{BlockCount, BlockRange, Lba, LogOffset};
+use crate::limits::{RECORD_BYTES_MAX, VOLUME_BYTES_MAX};
+use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, Lba, LogOffset};
+
+/// What an extent takes in memory, in bytes: key and value in a node that is two thirds full.
+pub const EXTENT_BYTES: usize = 32;
+
+// Blocks of a volume, and blocks of a record, fit into what an extent has for them.
+const _: () = assert!(VOLUME_BYTES_MAX / BLOCK_SIZE - 1 <= u32::MAX as u64);
+const _: () = assert!(RECORD_BYTES_MAX / BLOCK_SIZE <= u16::MAX as u64);
+const _: () = assert!(3 * (size_of::<u32>() + size_of::<Extent>()) <= 2 * EXTENT_BYTES);
 
 /// A block's place in the log: the record, and the block's number within it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,34 +56,68 @@ impl OverlayPlace {
     }
 }
 
+/// A run of blocks in the fewest bytes.
 #[derive(Clone, Copy, Debug)]
 struct Extent {
-    count: u64,
-    place: OverlayPlace,
+    /// Twice the record's offset, and one more if it zeroed the blocks.
+    record: u64,
+    /// Blocks behind the first.
+    more: u32,
+    /// The first block's number within the record.
+    block: u16,
+}
+
+impl Extent {
+    fn new(count: u64, place: OverlayPlace) -> Self {
+        assert!(count > 0 && count <= 1 << 32, "an extent has at least one block, and at most all of a volume");
+        let more = (count - 1) as u32;
+        match place {
+            OverlayPlace::Log(LogPlace { record, block }) => {
+                assert!(block <= u32::from(u16::MAX), "no record has this many blocks");
+                Extent { record: record.0 << 1, more, block: block as u16 }
+            }
+            OverlayPlace::Zero(record) => Extent { record: record.0 << 1 | 1, more, block: 0 },
+            OverlayPlace::Below => Extent { record: 0, more, block: 0 },
+        }
+    }
+
+    fn count(&self) -> u64 {
+        u64::from(self.more) + 1
+    }
+
+    fn place(&self) -> OverlayPlace {
+        let record = LogOffset(self.record >> 1);
+        if self.record & 1 == 1 {
+            return OverlayPlace::Zero(record);
+        }
+        OverlayPlace::Log(LogPlace { record, block: u32::from(self.block) })
+    }
 }
 
 /// Which blocks lie in the log, and where.
 #[derive(Debug, Default)]
 pub struct LogOverlay {
-    extents: BTreeMap<u64, Extent>,
+    extents: BTreeMap<u32, Extent>,
 }
 
 impl LogOverlay {
-    /// Says that the newest content of `range` is at `place`.
+    /// Says that the newest content of `range` is at `place`, which is in the log.
     pub fn set(&mut self, range: BlockRange, place: OverlayPlace) {
         let (start, end) = (range.start.0, range.end().0);
         if start == end {
             return;
         }
+        assert!(place != OverlayPlace::Below, "the overlay holds places in the log");
+        let extent = Extent::new(range.count.0, place);
         // The common case: the same range is written again, or nothing is there yet.
-        if let Some(extent) = self.extents.get_mut(&start)
-            && extent.count == range.count.0
+        if let Some(known) = self.extents.get_mut(&key(start))
+            && known.more == extent.more
         {
-            extent.place = place;
+            *known = extent;
             return;
         }
         self.cut_out(start, end, |_| true);
-        self.extents.insert(start, Extent { count: range.count.0, place });
+        self.extents.insert(key(start), extent);
     }
 
     /// Forgets what lies in `range` and belongs to records that begin before `tail`: the log gives their space back,
@@ -88,23 +131,24 @@ impl LogOverlay {
         let end = range.end().0;
         let mut at = range.start.0;
         let run = |start: u64, end: u64| BlockRange::new(Lba(start), BlockCount(end - start));
-        if let Some((&start, extent)) = self.extents.range(..at).next_back() {
-            let extent_end = start + extent.count;
+        if let Some((start, extent)) = self.before(at) {
+            let extent_end = start + extent.count();
             if extent_end > at {
                 let to = extent_end.min(end);
-                visit(run(at, to), extent.place.plus(at - start));
+                visit(run(at, to), extent.place().plus(at - start));
                 at = to;
             }
         }
         if at >= end {
             return;
         }
-        for (&start, extent) in self.extents.range(at..end) {
+        for (&start, extent) in self.extents.range(key(at)..=key(end - 1)) {
+            let start = u64::from(start);
             if start > at {
                 visit(run(at, start), OverlayPlace::Below);
             }
-            let to = (start + extent.count).min(end);
-            visit(run(start, to), extent.place);
+            let to = (start + extent.count()).min(end);
+            visit(run(start, to), extent.place());
             at = to;
         }
         if at < end {
@@ -116,7 +160,7 @@ impl LogOverlay {
     pub fn extents(&self) -> impl Iterator<Item = (BlockRange, OverlayPlace)> + '_ {
         self.extents
             .iter()
-            .map(|(&start, extent)| (BlockRange::new(Lba(start), BlockCount(extent.count)), extent.place))
+            .map(|(&start, extent)| (BlockRange::new(Lba(start.into()), BlockCount(extent.count())), extent.place()))
     }
 
     /// The place of one block.
@@ -136,33 +180,44 @@ impl LogOverlay {
         self.extents.is_empty()
     }
 
+    /// The last extent that begins before block `at`.
+    fn before(&self, at: u64) -> Option<(u64, Extent)> {
+        let (&start, &extent) = self.extents.range(..key(at)).next_back()?;
+        Some((start.into(), extent))
+    }
+
     /// Removes the parts of extents within `start..end` whose place is `chosen`.
     fn cut_out(&mut self, start: u64, end: u64, chosen: impl Fn(OverlayPlace) -> bool) {
-        if let Some((&before, &extent)) = self.extents.range(..start).next_back()
-            && before + extent.count > start
-            && chosen(extent.place)
+        if let Some((before, extent)) = self.before(start)
+            && before + extent.count() > start
+            && chosen(extent.place())
         {
-            self.extents.insert(before, Extent { count: start - before, place: extent.place });
-            let extent_end = before + extent.count;
+            self.extents.insert(key(before), Extent::new(start - before, extent.place()));
+            let extent_end = before + extent.count();
             if extent_end > end {
-                let rest = Extent { count: extent_end - end, place: extent.place.plus(end - before) };
-                self.extents.insert(end, rest);
+                self.extents.insert(key(end), Extent::new(extent_end - end, extent.place().plus(end - before)));
                 return;
             }
         }
         let mut from = start;
         while from < end {
-            let Some((&at, &extent)) = self.extents.range(from..end).next() else { break };
-            let extent_end = at + extent.count;
-            if chosen(extent.place) {
+            let Some((&at, &extent)) = self.extents.range(key(from)..=key(end - 1)).next() else { break };
+            let extent_end = u64::from(at) + extent.count();
+            if chosen(extent.place()) {
                 self.extents.remove(&at);
                 if extent_end > end {
-                    self.extents.insert(end, Extent { count: extent_end - end, place: extent.place.plus(end - at) });
+                    let rest = Extent::new(extent_end - end, extent.place().plus(end - u64::from(at)));
+                    self.extents.insert(key(end), rest);
                 }
             }
             from = extent_end;
         }
     }
+}
+
+/// A block's number as the tree has it.
+fn key(block: u64) -> u32 {
+    u32::try_from(block).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

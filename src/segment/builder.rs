@@ -1,6 +1,6 @@
 //! Building a segment in one pass: blocks come in block order and are cut into frames, compressed where it pays.
 //!
-//! Memory: the object's own bytes and one frame. Compression is skipped where it does not pay: a frame that
+//! Memory: the object's own bytes (reserved for the case that nothing can be compressed) and one frame. Compression is skipped where it does not pay: a frame that
 //! shrinks by less than an eighth is stored as it is, and after several such frames in a row only
 //! every eighth is tried until one pays again.
 
@@ -12,14 +12,18 @@ use crate::format::segment::{
 };
 use crate::limits::FRAME_BLOCKS;
 use crate::map::SegmentPlace;
-use crate::units::{BLOCK_SIZE, BlockCount, BlockRange};
+use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, Lba};
 
 const FRAME_BYTES: usize = (FRAME_BLOCKS * BLOCK_SIZE) as usize;
+/// A block that reads as zero.
+const ZERO_BLOCK: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
 /// zstd's fastest ordinary level: the packer shares two cores with the foreground.
 const ZSTD_LEVEL: i32 = 1;
 /// After this many frames in a row that did not pay, most are not tried.
 const FUTILE_FRAMES: u32 = 4;
 const TRY_EVERY: u32 = 8;
+/// Room for the index of an ordinary segment, besides that for its frames.
+const TAIL_ROOM: usize = 256 << 10;
 
 /// A segment, ready to be uploaded.
 #[derive(Clone, Debug)]
@@ -51,7 +55,10 @@ impl SegmentBuilder {
     pub fn new(header: SegmentHeader, expected: BlockCount) -> Result<Self> {
         let compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)
             .map_err(|error| Error::io("cannot make a zstd compressor", &error))?;
-        let mut out = Vec::with_capacity(HEADER_BYTES + usize::try_from(expected.bytes().0 / 2).unwrap_or(0));
+        // Room for all of it, compressed or not: what is not touched takes no memory, but growing would leave copies of half and a quarter of
+        // the object behind, which the allocator keeps for a second.
+        let expected = usize::try_from(expected.bytes().0).unwrap_or(0);
+        let mut out = Vec::with_capacity(HEADER_BYTES + expected + expected / 128 + TAIL_ROOM);
         out.extend_from_slice(&encode_header(&header));
         Ok(SegmentBuilder {
             header,
@@ -66,12 +73,35 @@ impl SegmentBuilder {
         })
     }
 
-    /// Adds a run of blocks; `fill` writes the content of some of them, from the given block of the run on, into its buffer.
+    /// Adds a run of blocks; `fill` writes the content of some of them, from the given block of the run on, into its buffer. Those that hold
+    /// nothing but zeros take no room.
     ///
     /// # Errors
     /// What `fill` says.
-    pub fn push_data(&mut self, range: BlockRange, fill: impl FnMut(u64, &mut [u8]) -> Result<()>) -> Result<()> {
-        self.push_blocks(range, EntryKind::Data { block: self.blocks }, fill)
+    pub fn push_data(&mut self, range: BlockRange, mut fill: impl FnMut(u64, &mut [u8]) -> Result<()>) -> Result<()> {
+        let mut done = 0;
+        while done < range.count.0 {
+            let (start, take) = self.fill_frame(done, range.count.0 - done, &mut fill)?;
+            let mut end = start;
+            for number in 0..take {
+                let from = start + (number * BLOCK_SIZE) as usize;
+                let content = from..from + BLOCK_SIZE as usize;
+                let lba = Lba(range.start.0 + done + number);
+                if self.frame[content.clone()] == ZERO_BLOCK {
+                    self.push_zero(BlockRange::new(lba, BlockCount(1)));
+                    continue;
+                }
+                if from != end {
+                    self.frame.copy_within(content, end);
+                }
+                end += BLOCK_SIZE as usize;
+                self.add_block(lba)?;
+            }
+            self.frame.truncate(end);
+            done += take;
+            self.end_frame_if_full()?;
+        }
+        Ok(())
     }
 
     /// Adds a run of blocks that cleaning copied from `old`.
@@ -82,14 +112,28 @@ impl SegmentBuilder {
         &mut self,
         range: BlockRange,
         old: SegmentPlace,
-        fill: impl FnMut(u64, &mut [u8]) -> Result<()>,
+        mut fill: impl FnMut(u64, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        self.push_blocks(range, EntryKind::Moved { block: self.blocks, old }, fill)
+        let block = self.blocks;
+        let mut done = 0;
+        while done < range.count.0 {
+            done += self.fill_frame(done, range.count.0 - done, &mut fill)?.1;
+            self.end_frame_if_full()?;
+        }
+        let count = u32::try_from(range.count.0).map_err(|_| too_many_blocks())?;
+        self.blocks = self.blocks.checked_add(count).ok_or_else(too_many_blocks)?;
+        self.entries.push(IndexEntry { range, kind: EntryKind::Moved { block, old } });
+        Ok(())
     }
 
     /// Says that a run of blocks reads as zero.
     pub fn push_zero(&mut self, range: BlockRange) {
-        self.entries.push(IndexEntry { range, kind: EntryKind::Zero });
+        match self.entries.last_mut() {
+            Some(IndexEntry { range: last, kind: EntryKind::Zero }) if last.end() == range.start => {
+                last.count.0 += range.count.0;
+            }
+            _ => self.entries.push(IndexEntry { range, kind: EntryKind::Zero }),
+        }
     }
 
     /// Ends the segment.
@@ -105,28 +149,40 @@ impl SegmentBuilder {
         Ok(BuiltSegment { bytes: Bytes::from(self.out), index })
     }
 
-    fn push_blocks(
+    /// Adds some of `left` blocks to the frame: where they begin in it, and how many they are.
+    fn fill_frame(
         &mut self,
-        range: BlockRange,
-        kind: EntryKind,
-        mut fill: impl FnMut(u64, &mut [u8]) -> Result<()>,
-    ) -> Result<()> {
-        let mut done = 0;
-        while done < range.count.0 {
-            let room = (FRAME_BYTES - self.frame.len()) as u64 / BLOCK_SIZE;
-            let take = room.min(range.count.0 - done);
-            let start = self.frame.len();
-            self.frame.resize(start + (take * BLOCK_SIZE) as usize, 0);
-            fill(done, &mut self.frame[start..])?;
-            done += take;
-            if self.frame.len() == FRAME_BYTES {
-                self.end_frame()?;
+        done: u64,
+        left: u64,
+        fill: &mut impl FnMut(u64, &mut [u8]) -> Result<()>,
+    ) -> Result<(usize, u64)> {
+        let start = self.frame.len();
+        let take = ((FRAME_BYTES - start) as u64 / BLOCK_SIZE).min(left);
+        self.frame.resize(start + (take * BLOCK_SIZE) as usize, 0);
+        fill(done, &mut self.frame[start..])?;
+        Ok((start, take))
+    }
+
+    /// Says where the block is that was added last; neighbours that lie together are one entry.
+    fn add_block(&mut self, lba: Lba) -> Result<()> {
+        let block = self.blocks;
+        self.blocks = block.checked_add(1).ok_or_else(too_many_blocks)?;
+        match self.entries.last_mut() {
+            Some(IndexEntry { range: last, kind: EntryKind::Data { block: first } })
+                if last.end() == lba && u64::from(*first) + last.count.0 == u64::from(block) =>
+            {
+                last.count.0 += 1;
+            }
+            _ => {
+                let range = BlockRange::new(lba, BlockCount(1));
+                self.entries.push(IndexEntry { range, kind: EntryKind::Data { block } });
             }
         }
-        self.entries.push(IndexEntry { range, kind });
-        let count = u32::try_from(range.count.0).ok().and_then(|count| self.blocks.checked_add(count));
-        self.blocks = count.ok_or_else(|| Error::invalid("a segment cannot hold this many blocks"))?;
         Ok(())
+    }
+
+    fn end_frame_if_full(&mut self) -> Result<()> {
+        if self.frame.len() == FRAME_BYTES { self.end_frame() } else { Ok(()) }
     }
 
     fn end_frame(&mut self) -> Result<()> {
@@ -161,6 +217,10 @@ impl SegmentBuilder {
         self.frame.clear();
         Ok(())
     }
+}
+
+fn too_many_blocks() -> Error {
+    Error::invalid("a segment cannot hold this many blocks")
 }
 
 /// Builds the object that ends an epoch.

@@ -81,8 +81,11 @@ impl Books {
     pub fn note_segment(&mut self, index: &SegmentIndex, shifts: Shifts) {
         self.add(index, 0);
         let volume = index.header.id.volume;
-        for (id, blocks) in shifts.into_iter().filter(|(id, _)| id.volume == volume) {
+        for (id, blocks) in shifts.blocks.into_iter().filter(|(id, _)| id.volume == volume) {
             self.census.shift(id.into(), blocks);
+        }
+        if shifts.is_short {
+            self.begin_audit();
         }
     }
 

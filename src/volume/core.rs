@@ -22,6 +22,7 @@ use crate::units::{BLOCK_SIZE, ByteLen, Epoch, Sequence, Token, VolumeId};
 use crate::volume::books::Books;
 use crate::volume::gate::Gate;
 use crate::volume::pages::PageTable;
+use crate::volume::places::PlacesShare;
 use crate::volume::progress::Progress;
 use crate::volume::read_ahead::ReadAhead;
 use crate::volume::relocate::Relocation;
@@ -46,6 +47,8 @@ pub struct Volume {
     pub(super) log: LogReader,
     pub(super) committer: Committer,
     pub(super) overlay: RwLock<LogOverlay>,
+    /// The memory of the overlay.
+    pub(super) places: PlacesShare,
     /// Everything before this offset of the log is given back: the overlay names nothing there.
     pub(super) released: AtomicU64,
     pub(super) pages: PageTable,

@@ -15,7 +15,7 @@ use crate::block_device::{
     Attempt, BlockDevice, Change, ChangeExtent, CommitDone, Geometry, Residence, ResidenceExtent,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::lineage::{self, FrozenMap};
+use crate::lineage::{self, FrozenMap, FrozenPages};
 use crate::map::join_places;
 use crate::store::Store;
 use crate::units::{BLOCK_SIZE, BlockRange, SnapshotId};
@@ -24,9 +24,12 @@ use crate::volume::near::{self, Loads, ReadsAhead, Residences, WholeBlocks};
 use crate::volume::read_ahead::ReadAhead;
 use crate::volume::shared::Shared;
 
-/// The maps of snapshots that somebody uses here, one of each.
+/// The maps of snapshots that somebody uses here, one of each. They share memory for their pages.
 #[derive(Default)]
-pub struct FrozenMaps(Mutex<HashMap<SnapshotId, Weak<FrozenMap>>>);
+pub struct FrozenMaps {
+    known: Mutex<HashMap<SnapshotId, Weak<FrozenMap>>>,
+    pages: FrozenPages,
+}
 
 impl FrozenMaps {
     /// The map of a snapshot that exists: two requests, and what opening it takes if nobody here has.
@@ -35,11 +38,11 @@ impl FrozenMaps {
     /// `NotFound` if there is no such snapshot, or none any more; `Damaged`, and what the store says.
     pub async fn open(&self, store: &Arc<dyn Store>, id: SnapshotId) -> Result<Arc<FrozenMap>> {
         let found = lineage::find(&**store, id).await?;
-        if let Some(map) = self.0.lock().get(&id).and_then(Weak::upgrade) {
+        if let Some(map) = self.known.lock().get(&id).and_then(Weak::upgrade) {
             return Ok(map);
         }
-        let map = Arc::new(FrozenMap::open(store, &found.moment).await?);
-        let mut known = self.0.lock();
+        let map = Arc::new(FrozenMap::open_sharing(store, &found.moment, &self.pages).await?);
+        let mut known = self.known.lock();
         // Somebody else may have opened it meanwhile.
         if let Some(map) = known.get(&id).and_then(Weak::upgrade) {
             return Ok(map);

@@ -26,7 +26,7 @@ use crate::format::manifest::Position;
 use crate::format::map_object::{CheckpointRef, PageRef};
 use crate::format::segment::{SegmentHeader, SegmentIndex};
 use crate::limits::{SEGMENT_BYTES_TARGET, UPLOADS_AT_ONCE, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
-use crate::map::{MapPage, PageIndex};
+use crate::map::{ChangedPages, MapPage, PageIndex};
 use crate::ownership::{self, Loaded, seal_epoch};
 use crate::segment::{SegmentBuilder, apply_entry};
 use crate::service::{ImageProgress, NewVolume, VolumeSummary};
@@ -291,8 +291,8 @@ impl Import {
     }
 
     async fn write_checkpoint(&mut self, size: ByteLen) -> Result<()> {
-        let changed: Vec<PageIndex> = self.pages.keys().copied().collect();
-        let Some(&last) = changed.last() else { return Ok(()) };
+        let changed: ChangedPages = self.pages.keys().copied().collect();
+        let Some(last) = changed.last() else { return Ok(()) };
         let position = checkpoint::Position {
             epoch: EPOCH,
             number: SegmentNumber(self.effective),

@@ -9,7 +9,7 @@
 //! | `checkpointing` | checkpoints, and the end of an attachment |
 //! | `cleaning`, `relocate`, `books`, `survey` | emptying segments, deleting what nobody needs, and knowing what there is |
 //! | `open`, `claims`, `rescue` | attaching, again after a crash meanwhile, and logs that are no longer part of the history |
-//! | `gate` | may requests be taken? |
+//! | `gate`, `places` | may requests be taken? is there memory for more of them? |
 //! | `family`, `schedule` | moments, snapshots, forks, growth; snapshots by themselves |
 //! | `pages`, `fetch`, `fetch_aside`, `near`, `read_ahead` | map pages and frames, near and far |
 //! | `frozen_device` | snapshots as disks |
@@ -44,6 +44,7 @@ mod local_state;
 mod near;
 mod open;
 mod pages;
+mod places;
 mod progress;
 mod purge;
 mod read;

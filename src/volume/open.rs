@@ -31,6 +31,7 @@ use crate::volume::fetch::keep_index;
 use crate::volume::gate::Gate;
 use crate::volume::local_state::LocalState;
 use crate::volume::pages::PageTable;
+use crate::volume::places::PlacesShare;
 use crate::volume::progress::{Mark, Progress};
 use crate::volume::read_ahead::ReadAhead;
 use crate::volume::rescue;
@@ -237,10 +238,11 @@ async fn replay_pages(
         let state = LocalState { position: manifest.replay_from, sequence: manifest.sequence };
         shared.index.put_volume_state(id, &state.encode())?;
     }
-    let pages = PageTable::new(id, shared.index.clone(), shared.page_budget.clone(), Arc::new(base));
+    let base = Arc::new(base.sharing(&shared.directories));
+    let pages = PageTable::new(id, shared.index.clone(), shared.page_budget.clone(), base);
     for segment in behind_checkpoint {
         keep_index(shared, segment)?;
-        pages.replay(segment).await?;
+        pages.replay(segment)?;
     }
     Ok(pages)
 }
@@ -260,10 +262,9 @@ fn newest_moment(attachment: &Attachment, history: &History) -> Moment {
 struct Replay {
     overlay: LogOverlay,
     released: LogOffset,
-    /// Up to where it is stored already.
-    stored: Mark,
-    /// Records that are not in the store yet: where each ends and the bytes of its data.
-    pending: Vec<(Mark, u64)>,
+    /// What is stored already, and what is not yet.
+    progress: Progress,
+    /// Records that are not in the store yet.
     records: u64,
     last: Sequence,
 }
@@ -320,16 +321,16 @@ fn begin_log(
     let head = log.appender.head();
     let stored = Mark { sequence: stored, end: head };
     let overlay = LogOverlay::default();
-    Ok((log, Replay { overlay, released: head, stored, pending: Vec::new(), records: 0, last: stored.sequence }))
+    let progress = Progress::new(stored);
+    Ok((log, Replay { overlay, released: head, progress, records: 0, last: stored.sequence }))
 }
 
 fn replay_log(recovered: &Recovered, stored: Sequence) -> Result<Replay> {
-    let tail = recovered.tail();
+    let (tail, now) = (recovered.tail(), clock::uptime());
     let mut replay = Replay {
         overlay: LogOverlay::default(),
         released: tail,
-        stored: Mark { sequence: Sequence(recovered.tail_sequence().0.saturating_sub(1)), end: tail },
-        pending: Vec::new(),
+        progress: Progress::new(Mark { sequence: Sequence(recovered.tail_sequence().0.saturating_sub(1)), end: tail }),
         records: 0,
         last: recovered.last_sequence(),
     };
@@ -348,9 +349,9 @@ fn replay_log(recovered: &Recovered, stored: Sequence) -> Result<Replay> {
         };
         let mark = Mark { sequence: view.place.sequence, end: view.place.end };
         if mark.sequence <= stored {
-            replay.stored = mark;
+            replay.progress = Progress::new(mark);
         } else {
-            replay.pending.push((mark, bytes));
+            replay.progress.accept(mark, bytes, now);
             replay.records += 1;
         }
     }
@@ -366,16 +367,14 @@ fn assemble(
     replay: Replay,
     newest: Moment,
 ) -> Arc<Volume> {
-    let now = clock::uptime();
-    let mut progress = Progress::new(replay.stored);
-    for (mark, bytes) in &replay.pending {
-        progress.accept(*mark, *bytes, now);
-    }
+    let mut progress = replay.progress;
     let head = Mark { sequence: replay.last, end: log.appender.head() };
     progress.note_end(head);
     let space_wake = Arc::new(Notify::new());
     let wake = space_wake.clone();
     log.committer.on_space_freed(Arc::new(move || wake.notify_waiters()));
+    let places = PlacesShare::new(shared.places.clone());
+    places.set(replay.overlay.extent_count());
     let manifest = &attachment.loaded.manifest;
     Arc::new(Volume {
         id: manifest.volume,
@@ -389,6 +388,7 @@ fn assemble(
         log: log.reader,
         committer: log.committer,
         overlay: RwLock::new(replay.overlay),
+        places,
         released: AtomicU64::new(replay.released.0),
         pages,
         progress: Mutex::new(progress),

@@ -1,12 +1,14 @@
 //! The pages of one volume's block map: hot ones in memory within a budget, all that were ever touched in RocksDB, the rest
 //! in the checkpoint.
 //!
-//! Invariants: a page that differs from the checkpoint is in memory (dirty) or in RocksDB, or is neither and has postponed
-//! changes; memory is newer than RocksDB, RocksDB newer than the checkpoint. Pages change only by [`PageTable::replay`] and then
-//! [`PageTable::apply`], which one task calls, in the order of the sequence.
+//! Invariants: a page that differs from the checkpoint is named by [`ChangedPages`], or lies in a directory that was cleared and is empty.
+//! One that is named is in memory (dirty) or in RocksDB, or is neither and has postponed changes; memory is newer than RocksDB, RocksDB
+//! newer than the checkpoint. What is neither named nor in a directory of the checkpoint is empty, and takes no memory. Pages change
+//! only by [`PageTable::replay`] and then [`PageTable::apply`], which one task calls, in the order of the sequence.
 //!
 //! Attaching replays segments whose pages are all over the volume. To fetch these first would take a round trip for each, so
-//! changes to a page that is not at hand are postponed until somebody needs the page: it is never seen without them.
+//! the segments are kept in memory, and a page that comes from the checkpoint is changed by all of them, in their order, before anybody sees it.
+//! The next checkpoint holds these changes; there is one before they become many ([`PageTable::wants_checkpoint`]).
 //!
 //! After a crash RocksDB may hold pages that are newer than the checkpoint: replaying the segments behind the checkpoint over
 //! them ends in the same state, since the last write of every block comes last again.
@@ -19,21 +21,24 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::format::segment::{EntryKind, SegmentIndex};
 use crate::index::Index;
-use crate::limits::PAGE_BLOCKS;
-use crate::map::{PageIndex, PagePlace};
+use crate::map::{ChangedPages, PageIndex, PagePlace};
 use crate::segment::apply_entry;
 use crate::units::{BlockRange, VolumeId};
 
+mod clear;
 mod count;
 mod memory;
+#[cfg(test)]
+mod tests;
 mod view;
 
+use clear::Witness;
 pub use count::Shifts;
 pub use memory::PageBudget;
-use memory::{Postponed, Residents};
+use memory::{Residents, directory_of};
 
-/// An entry that changes more pages than this (the trim of a large part of a volume) is not postponed: bounds memory.
-const POSTPONED_PAGES_MAX: u64 = 1024;
+/// Entries of segments behind a checkpoint that call for the next one: whoever attaches has all of them in memory, in 64 bytes each.
+const REPLAYED_ENTRIES_MAX: usize = 1 << 18;
 
 /// The pages of one volume.
 pub struct PageTable {
@@ -50,17 +55,20 @@ impl PageTable {
         PageTable { volume, index, budget, base: RwLock::new(base), residents: Mutex::new(Residents::default()) }
     }
 
-    /// Pushes the places of `range` onto `places` if all its pages are in memory, and says whether they were.
+    /// Pushes the places of `range` onto `places` if all its pages are in memory or hold nothing, and says whether they were.
     pub fn try_lookup(&self, range: BlockRange, places: &mut Vec<PagePlace>) -> bool {
         let mut residents = self.residents.lock();
         let before = places.len();
         for (index, part) in PageIndex::parts_of(range) {
-            let Some(resident) = residents.pages.get_mut(&index) else {
+            if let Some(resident) = residents.pages.get_mut(&index) {
+                resident.touched = true;
+                resident.page.lookup(index, part, places);
+            } else if residents.is_void(&self.base.read(), directory_of(index)) {
+                places.push(PagePlace { range: part, place: None });
+            } else {
                 places.truncate(before);
                 return false;
-            };
-            resident.touched = true;
-            resident.page.lookup(index, part, places);
+            }
         }
         true
     }
@@ -71,7 +79,9 @@ impl PageTable {
     /// What RocksDB or the store say.
     pub async fn lookup(&self, range: BlockRange, places: &mut Vec<PagePlace>) -> Result<()> {
         for (index, part) in PageIndex::parts_of(range) {
-            self.load(index).await?.lookup(index, part, places);
+            if !self.try_lookup(part, places) {
+                self.load(index).await?.lookup(index, part, places);
+            }
         }
         Ok(())
     }
@@ -81,15 +91,24 @@ impl PageTable {
     /// # Errors
     /// What RocksDB or the store say; the table is then partly changed, and applying the same segment again completes it.
     pub async fn apply(&self, segment: &SegmentIndex) -> Result<()> {
+        let mut gone = Shifts::default();
+        let applied = self.apply_telling(segment, &mut |lost| gone.take(&lost)).await;
+        self.note_gone(gone);
+        applied
+    }
+
+    async fn apply_telling(&self, segment: &SegmentIndex, witness: &mut Witness<'_>) -> Result<()> {
         for entry in &segment.entries {
+            if entry.kind == EntryKind::Zero {
+                self.clear(entry.range, witness).await?;
+                continue;
+            }
             for (index, part) in PageIndex::parts_of(entry.range) {
                 let page = self.load(index).await?;
-                if page.is_empty() && entry.kind == EntryKind::Zero {
-                    continue;
-                }
                 self.change_counted(index, page, part, |page| apply_entry(page, index, part, entry, segment.header.id));
             }
         }
+        self.residents.lock().entries_since += segment.entries.len();
         Ok(())
     }
 
@@ -98,36 +117,45 @@ impl PageTable {
     ///
     /// # Errors
     /// As [`PageTable::apply`].
-    pub async fn replay(&self, segment: &Arc<SegmentIndex>) -> Result<()> {
-        for (number, entry) in segment.entries.iter().enumerate() {
-            let is_wide = entry.range.count.0 / PAGE_BLOCKS > POSTPONED_PAGES_MAX;
+    pub fn replay(&self, segment: &Arc<SegmentIndex>) -> Result<()> {
+        let mut is_lacking = false;
+        for entry in &segment.entries {
+            if entry.kind == EntryKind::Zero {
+                is_lacking |= self.replay_zero(entry.range)?;
+                continue;
+            }
             for (index, part) in PageIndex::parts_of(entry.range) {
-                let page = match self.resident(index)? {
-                    None if is_wide => self.load(index).await?,
+                match self.resident(index)? {
                     None => {
-                        let mut residents = self.residents.lock();
-                        residents.changed.insert(index);
-                        let postponed = Postponed { segment: segment.clone(), entry: number };
-                        residents.postponed.entry(index).or_default().push(postponed);
-                        continue;
+                        is_lacking = true;
+                        self.residents.lock().changed.insert(index);
                     }
                     Some(page) => {
-                        // RocksDB may be newer than the checkpoint: a page that is empty here may still have to become so there.
-                        self.residents.lock().changed.insert(index);
-                        page
+                        self.change(index, page, |page| apply_entry(page, index, part, entry, segment.header.id));
                     }
-                };
-                if !(page.is_empty() && entry.kind == EntryKind::Zero) {
-                    self.change(index, page, |page| apply_entry(page, index, part, entry, segment.header.id));
                 }
             }
         }
+        self.residents.lock().entries_since += segment.entries.len();
+        if !is_lacking {
+            return Ok(());
+        }
+        let mut postponed = segment.clone();
+        if !postponed.entries.is_sorted_by_key(|entry| entry.range.start) {
+            Arc::make_mut(&mut postponed).entries.sort_by_key(|entry| entry.range.start);
+        }
+        self.postpone(postponed);
         Ok(())
     }
 
-    /// The pages that differ from the checkpoint, in order.
-    pub fn changed(&self) -> Vec<PageIndex> {
-        self.residents.lock().changed.iter().copied().collect()
+    /// True if so much has changed since the checkpoint that attaching should not have to replay more.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.residents.lock().entries_since > REPLAYED_ENTRIES_MAX
+    }
+
+    /// The pages that differ from the checkpoint.
+    pub fn changed(&self) -> ChangedPages {
+        self.residents.lock().changed.clone()
     }
 
     /// The checkpoint below.
@@ -137,8 +165,11 @@ impl PageTable {
 
     /// Says that a new checkpoint holds all changes so far.
     pub fn rebase(&self, base: Arc<Checkpoint>) {
+        let mut residents = self.residents.lock();
         *self.base.write() = base;
-        self.residents.lock().changed.clear();
+        residents.changed = ChangedPages::default();
+        self.forget_postponed(&mut residents);
+        residents.entries_since = 0;
     }
 
     /// From now on nothing is written to RocksDB, which the next attachment may be using.

@@ -7,16 +7,19 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use crate::cache::ReadCache;
+use crate::checkpoint::KnownDirectories;
 use crate::clean::Goal;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::segment::SegmentIndex;
 use crate::index::Index;
+use crate::limits::SEGMENT_BYTES_TARGET;
 use crate::store::Store;
 use crate::units::{ByteLen, FrameId, SegmentId, StoreId};
 use crate::volume::fetch::SegmentIndexCache;
 use crate::volume::frozen_device::FrozenMaps;
 use crate::volume::pages::PageBudget;
+use crate::volume::places::PlacesBudget;
 use crate::work::{self, Runtime};
 
 /// Stored frames that may wait for the disk part of the cache, in KiB.
@@ -26,6 +29,9 @@ pub const INSERTIONS_KIB_MAX: usize = 24 << 10;
 pub const CLEANING: Goal = Goal { percent: 135, slack: 64 << 20, fullest: 90 };
 /// Volumes of a daemon that move blocks at the same time.
 pub const CLEANERS: usize = 1;
+/// Bytes of segments that are packed or uploaded at the same time, of all volumes together, in KiB: two full ones that cannot be
+/// compressed, or twice as many of those that can. A longer one goes alone.
+pub const UPLOADS_KIB_MAX: usize = (2 * SEGMENT_BYTES_TARGET as usize + (2 << 20)) >> 10;
 
 /// How the engine is set up.
 #[derive(Clone, Debug)]
@@ -58,10 +64,16 @@ pub struct Shared {
     pub cache: Arc<ReadCache>,
     /// Room for stored frames on their way into the disk part of the cache, in KiB.
     pub insertions: Arc<Semaphore>,
+    /// Room for segments on their way to the store, in KiB.
+    pub uploads: Arc<Semaphore>,
     /// Indexes of segments, in memory.
     pub segment_indexes: SegmentIndexCache,
     /// Maps of the snapshots in use.
     pub frozen_maps: FrozenMaps,
+    /// Memory of the places in the write logs.
+    pub places: Arc<PlacesBudget>,
+    /// Directories of checkpoints, in memory.
+    pub directories: KnownDirectories,
     /// Memory of the map's pages.
     pub page_budget: Arc<PageBudget>,
     /// Threads that pack segments.

@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::cache::{CacheSettings, ReadCache};
+use crate::checkpoint::KnownDirectories;
 use crate::disk::host::{HostDisk, LockGuard, lock_exclusive};
 use crate::disk::{Disk, OpenMode};
 use crate::error::{Context, Error, Result};
@@ -28,10 +29,14 @@ use crate::units::{ByteLen, StoreId};
 use crate::volume::fetch::new_segment_index_cache;
 use crate::volume::frozen_device::FrozenMaps;
 use crate::volume::pages::PageBudget;
-use crate::volume::shared::{CLEANERS, EngineSettings, INSERTIONS_KIB_MAX, Packers, Shared, SlotsInIndex};
+use crate::volume::places::PlacesBudget;
+use crate::volume::shared::{
+    CLEANERS, EngineSettings, INSERTIONS_KIB_MAX, Packers, Shared, SlotsInIndex, UPLOADS_KIB_MAX,
+};
 use crate::work::Runtime;
 
-/// How the memory of a daemon is divided: blocks of the read cache, map pages, segment indexes, RocksDB.
+/// How the memory of a daemon is divided: blocks of the read cache, the block map (half of it pages, half places in the logs), segment
+/// indexes, RocksDB.
 const MEMORY_SHARES: [u64; 4] = [8, 4, 2, 2];
 
 #[derive(Serialize, Deserialize)]
@@ -91,6 +96,7 @@ pub fn open_on(
     let index = Arc::new(open_index(&path.join("index"), share(3))?);
     let cache_settings = CacheSettings { memory: share(0), disk: settings.cache_size, path: path.join("cache") };
     let cache = Arc::new(ReadCache::open(&cache_settings, &*disk, Arc::new(SlotsInIndex(index.clone()))));
+    let half_of_pages = usize::try_from(share(1).0 / 2).unwrap_or(usize::MAX);
     let shared = Shared {
         store,
         store_id,
@@ -100,9 +106,12 @@ pub fn open_on(
         cache,
         insertions: Arc::new(Semaphore::new(INSERTIONS_KIB_MAX)),
         cleaners: Semaphore::new(CLEANERS),
+        uploads: Arc::new(Semaphore::new(UPLOADS_KIB_MAX)),
         segment_indexes: new_segment_index_cache(share(2)),
         frozen_maps: FrozenMaps::default(),
-        page_budget: Arc::new(PageBudget::new(usize::try_from(share(1).0).unwrap_or(usize::MAX))),
+        directories: KnownDirectories::default(),
+        places: Arc::new(PlacesBudget::new(half_of_pages)),
+        page_budget: Arc::new(PageBudget::new(half_of_pages)),
         packers: Packers::start()?,
         runtime,
         settings: settings.engine,

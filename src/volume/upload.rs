@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesOrdered, StreamExt};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -34,6 +34,7 @@ use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
 use crate::volume::progress::{Mark, Run};
 use crate::volume::relocate::Relocation;
+use crate::volume::shared::UPLOADS_KIB_MAX;
 use crate::work::Task;
 use crate::work::simulated::{self, Mutation};
 
@@ -98,6 +99,9 @@ impl Volume {
                 uploads.push_back(self.shared.runtime.spawn(self.clone().pack_and_upload(run, self.next_header())));
                 continue;
             }
+            let pressed = self.shared.places.pressed();
+            tokio::pin!(pressed);
+            pressed.as_mut().enable();
             self.release_log()?;
             self.write_asked_checkpoint().await?;
             let due = self.progress.lock().due_at(self.shared.settings.segment_age);
@@ -108,6 +112,7 @@ impl Volume {
                     self.take_effect(uploaded).await?;
                 }
                 () = self.upload_wake.notified() => {}
+                () = pressed => {}
                 () = sleep_until(due), if due.is_some() && uploads.len() < UPLOADS_AT_ONCE => {}
             }
             if self.stopping.load(Ordering::Acquire) && uploads.is_empty() && !self.has_uncut() {
@@ -141,7 +146,7 @@ impl Volume {
 
     fn next_run(&self) -> Option<Run> {
         let stopping = self.stopping.load(Ordering::Acquire);
-        let tight = self.committer.free() < self.release_below();
+        let tight = self.committer.free() < self.release_below() || self.shared.places.is_pressed();
         let age = if stopping || tight { Duration::ZERO } else { self.shared.settings.segment_age };
         self.progress.lock().next_run(clock::uptime(), age)
     }
@@ -149,17 +154,30 @@ impl Volume {
     async fn pack_and_upload(self: Arc<Self>, run: Run, header: SegmentHeader) -> Result<Uploaded> {
         let header = SegmentHeader { first: run.after.sequence.next(), last: run.end.sequence, ..header };
         let log = self.log.clone();
+        // Whoever has room waits for the store alone, so that it comes free again in any order.
+        let mut room = self.room_to_upload(run.bytes).await?;
         let built = self.shared.packers.run(move || pack(&log, header, run)).await?;
+        drop(room.split(room.num_permits().saturating_sub(built.bytes.len().div_ceil(1024))));
         self.put_segment(header.id, built.bytes).await?;
+        drop(room);
         Ok(Uploaded { index: built.index, what: What::Run(run.end) })
     }
 
     async fn pack_and_move(self: Arc<Self>, mut relocation: Relocation, header: SegmentHeader) -> Result<Uploaded> {
         let done = relocation.done.take();
+        let room = self.room_to_upload(relocation.blocks() * BLOCK_SIZE).await?;
         let (built, frames) = self.shared.packers.run(move || relocation.pack(header)).await?;
         self.put_segment(header.id, built.bytes.clone()).await?;
+        drop(room);
         self.keep_moved(&built, &frames);
         Ok(Uploaded { index: built.index, what: What::Relocation(done) })
+    }
+
+    /// Room in memory for a segment of `bytes` of data. Volumes take turns.
+    async fn room_to_upload(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
+        let kib = usize::try_from(bytes.div_ceil(1024)).unwrap_or(usize::MAX).clamp(1, UPLOADS_KIB_MAX);
+        let room = self.shared.uploads.clone().acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX)).await;
+        room.map_err(|_| Error::new(ErrorKind::Stopping, "the daemon is stopping"))
     }
 
     /// Puts a segment into the store, however long that takes.
@@ -221,7 +239,8 @@ impl Volume {
             }
         }
         let newest = self.newest.lock().clone();
-        if count_segments(&newest.replay) >= self.shared.settings.segments_per_checkpoint {
+        let is_due = count_segments(&newest.replay) >= self.shared.settings.segments_per_checkpoint;
+        if is_due || self.pages.wants_checkpoint() {
             let (next, sequence) = (newest.position, newest.sequence);
             self.retry_while_unavailable("writing a checkpoint", || self.write_checkpoint(next, sequence, false))
                 .await?;
@@ -250,7 +269,7 @@ impl Volume {
         }
     }
 
-    /// Gives back log space that is stored already, as long as little is free.
+    /// Gives back log space that is stored already, as long as little is free or its places take too much memory.
     pub(super) fn release_log(&self) -> Result<()> {
         if self.gate.closed().is_some() {
             return Ok(());
@@ -259,7 +278,8 @@ impl Volume {
             let stored = self.progress.lock().stored();
             let from = LogOffset(self.released.load(Ordering::Acquire));
             let free = self.committer.length().0 - (self.log_head().0 - from.0);
-            if free >= self.release_below().0 || from >= stored.end {
+            let keeps = free >= self.release_below().0 && !self.shared.places.is_pressed();
+            if keeps || from >= stored.end {
                 return Ok(());
             }
             let mut to = Mark { sequence: stored.sequence, end: from };
@@ -284,6 +304,7 @@ impl Volume {
             for range in ranges {
                 overlay.release(range, to.end);
             }
+            self.places.set(overlay.extent_count());
             drop(overlay);
             self.committer.release(to.end, to.sequence.next())?;
         }

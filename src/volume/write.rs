@@ -157,6 +157,10 @@ impl Volume {
     fn append(&self, writer: &mut Appender, records: &[NewRecord<'_>]) -> Result<usize> {
         // Looked at again under the lock under which the end of the attachment closes it: what is appended from then on would be lost.
         self.gate.ensure_not_closed()?;
+        if self.shared.places.is_full() {
+            self.upload_wake.notify_one();
+            return Ok(0);
+        }
         let mut places: Vec<Appended> = Vec::with_capacity(records.len());
         let fitted = match writer.append(records, &mut places) {
             Ok(fitted) => fitted,
@@ -178,10 +182,12 @@ impl Volume {
                     }
                 }
             }
+            self.places.set(overlay.extent_count());
             drop(overlay);
             self.note_accepted(&records[..fitted], &places);
         }
-        if fitted < records.len() || self.committer.free() < self.release_below() {
+        let tight = self.committer.free() < self.release_below() || self.shared.places.is_pressed();
+        if fitted < records.len() || tight {
             self.upload_wake.notify_one();
         }
         Ok(fitted)
@@ -212,14 +218,20 @@ impl Volume {
         let _turn = self.space_turn.lock().await;
         loop {
             let woken = self.space_wake.notified();
-            tokio::pin!(woken);
+            let eased = self.shared.places.eased();
+            tokio::pin!(woken, eased);
             woken.as_mut().enable();
+            eased.as_mut().enable();
             self.gate.ensure_not_closed()?;
             if self.append(&mut self.writer.lock(), std::slice::from_ref(record))? == 1 {
                 return Ok(true);
             }
             tracing::debug!(volume = %self.id, "writers wait for the full log");
-            woken.await;
+            tokio::select! {
+                biased;
+                () = woken => {}
+                () = eased => {}
+            }
         }
     }
 
@@ -254,7 +266,7 @@ impl Volume {
             return Ok(true);
         }
         // Either somebody changed a merged block meanwhile, or the log is full: wait for room if it may be that.
-        if self.committer.free().0 < 2 * RECORD_BYTES_MAX {
+        if self.committer.free().0 < 2 * RECORD_BYTES_MAX || self.shared.places.is_full() {
             self.upload_wake.notify_one();
             // Bounded, since other writers may take the room that came free without another wake-up.
             let _ = clock::timeout(FULL_LOG_LOOK, woken).await;

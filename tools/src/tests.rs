@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 use varve::control::{ControlSocket, serve};
 use varve::error::{Error, Result};
+use varve::format::census::Condemned;
 use varve::format::manifest::{Manifest, Owner, Position};
 use varve::format::map_object::{CheckpointRef, MapObjectId, PageRef};
 use varve::ownership;
@@ -58,6 +59,8 @@ fn detached(id: u64, name: &str) -> Manifest {
         scheduled_at: None,
         origins: Vec::new(),
         pins: Vec::new(),
+        census: Some(Vec::new()),
+        condemned: Condemned::default(),
     }
 }
 

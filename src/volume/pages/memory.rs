@@ -1,6 +1,6 @@
 //! The pages of one volume in memory: brought in from RocksDB or the checkpoint, changed, written back, let go of.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,7 +8,8 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::{open_page, seal_page};
 use crate::format::segment::SegmentIndex;
-use crate::map::{MapPage, PageIndex};
+use crate::limits::DIRECTORY_PAGES;
+use crate::map::{ChangedPages, MapPage, PageIndex};
 use crate::segment::apply_entry;
 use crate::units::{BlockCount, BlockRange, VolumeId};
 use crate::volume::pages::PageTable;
@@ -18,6 +19,10 @@ use crate::volume::pages::count::Shifts;
 const READ_AHEAD_PAGES: usize = 64;
 /// Dirty pages written to RocksDB at once.
 const WRITE_BACK_PAGES: usize = 128;
+
+/// What a page takes besides itself, in bytes: its `Arc`, its row in a hash table that is half full, its turn in the clock, and what the
+/// allocator rounds up.
+const RESIDENT_OVERHEAD_BYTES: usize = 144;
 
 /// Memory that the pages of all volumes share.
 #[derive(Debug)]
@@ -48,28 +53,41 @@ pub(super) struct Resident {
 pub(super) struct Residents {
     pub pages: HashMap<PageIndex, Resident>,
     pub clock: VecDeque<PageIndex>,
-    pub changed: BTreeSet<PageIndex>,
+    pub changed: ChangedPages,
     /// The attachment is over, and RocksDB the next one's.
     pub is_closed: bool,
-    /// Changes to pages that are neither in memory nor in RocksDB, in the order of the sequence.
-    pub postponed: HashMap<PageIndex, Vec<Postponed>>,
     /// What [`PageTable::apply`] has changed for the census.
     pub shifts: Shifts,
+    /// The segments that pages of the checkpoint lack, in the order of the sequence, with their entries in that of the blocks.
+    pub postponed: Vec<Arc<SegmentIndex>>,
+    /// Entries replayed or applied since the checkpoint.
+    pub entries_since: usize,
 }
 
 impl Residents {
-    fn only_if_open(&self, volume: VolumeId) -> Result<()> {
+    pub fn only_if_open(&self, volume: VolumeId) -> Result<()> {
         if self.is_closed {
             return Err(Error::new(ErrorKind::Stopping, format!("this attachment of volume {volume} is over")));
         }
         Ok(())
     }
-}
 
-/// An entry of a segment that a page lacks.
-pub(super) struct Postponed {
-    pub segment: Arc<SegmentIndex>,
-    pub entry: usize,
+    /// True if no page of a directory holds anything.
+    pub fn is_void(&self, base: &Checkpoint, which: u32) -> bool {
+        match self.changed.directory(which) {
+            Some(directory) => directory.names_none() && (directory.is_cleared() || base.reference(which).is_none()),
+            None => base.reference(which).is_none(),
+        }
+    }
+
+    /// Changes a page of the checkpoint by what it lacks, and says whether that was anything.
+    fn complete(&self, index: PageIndex, page: &mut MapPage) -> bool {
+        if !self.changed.contains(index) {
+            return false;
+        }
+        // Each of them, also after the first that changes something.
+        self.postponed.iter().filter(|segment| apply_segment(page, index, segment)).count() > 0
+    }
 }
 
 impl PageTable {
@@ -112,12 +130,31 @@ impl PageTable {
             if let Some(page) = self.resident(index)? {
                 return Ok(page);
             }
-            let base = self.base();
-            let fetched = base.pages(index, READ_AHEAD_PAGES).await?;
-            if let Some(page) = self.adopt(&base, index, fetched)? {
+            let which = directory_of(index);
+            let (base, is_cleared) = {
+                let residents = self.residents.lock();
+                (self.base(), residents.changed.is_cleared(which))
+            };
+            let fetched = match is_cleared {
+                true => vec![(index, MapPage::default())],
+                false => base.pages(index, READ_AHEAD_PAGES).await?,
+            };
+            if let Some(page) = self.adopt(&base, is_cleared, index, fetched)? {
                 return Ok(page);
             }
         }
+    }
+
+    /// Keeps a segment that pages of the checkpoint lack. It counts as much as pages do.
+    pub(super) fn postpone(&self, segment: Arc<SegmentIndex>) {
+        self.budget.used.fetch_add(segment.memory_bytes(), Ordering::Relaxed);
+        self.residents.lock().postponed.push(segment);
+    }
+
+    pub(super) fn forget_postponed(&self, residents: &mut Residents) {
+        let bytes: usize = residents.postponed.iter().map(|segment| segment.memory_bytes()).sum();
+        self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
+        residents.postponed = Vec::new();
     }
 
     /// A page from memory, or else from RocksDB.
@@ -137,15 +174,16 @@ impl PageTable {
     }
 
     /// Takes in pages that came from the checkpoint, unless newer ones are known by now, and returns the one that was
-    /// asked for if it was taken in.
+    /// asked for if it was taken in. They are all of one directory.
     fn adopt(
         &self,
         base: &Arc<Checkpoint>,
+        is_cleared: bool,
         wanted: PageIndex,
         fetched: Vec<(PageIndex, MapPage)>,
     ) -> Result<Option<Arc<MapPage>>> {
         let mut residents = self.residents.lock();
-        if !Arc::ptr_eq(base, &self.base.read()) {
+        if !Arc::ptr_eq(base, &self.base.read()) || residents.changed.is_cleared(directory_of(wanted)) != is_cleared {
             return Ok(None);
         }
         residents.only_if_open(self.volume)?;
@@ -157,15 +195,12 @@ impl PageTable {
             if !page.is_empty() {
                 fresh.push((index, seal_page(&page)));
             }
-            let postponed = residents.postponed.remove(&index).unwrap_or_default();
-            for Postponed { segment, entry } in &postponed {
-                apply_postponed(&mut page, index, segment, *entry);
-            }
+            let was_completed = residents.complete(index, &mut page);
             let page = Arc::new(page);
             if index == wanted {
                 found = Some(page.clone());
             }
-            self.insert(&mut residents, index, page, !postponed.is_empty());
+            self.insert(&mut residents, index, page, was_completed);
         }
         self.index.put_pages(self.volume, fresh)?;
         self.evict(&mut residents)?;
@@ -181,14 +216,24 @@ impl PageTable {
             residents.clock.push_back(index);
         }
         edit(Arc::make_mut(&mut page));
-        let bytes = page.memory_bytes();
+        let bytes = page.memory_bytes() + RESIDENT_OVERHEAD_BYTES;
         self.budget.used.fetch_add(bytes, Ordering::Relaxed);
         residents.pages.insert(index, Resident { page, bytes, dirty: true, touched: true });
         residents.changed.insert(index);
     }
 
+    /// Puts an empty page in the place of one that is in memory, where RocksDB has none.
+    pub(super) fn put_empty(&self, residents: &mut Residents, index: PageIndex, page: Arc<MapPage>) {
+        let bytes = page.memory_bytes() + RESIDENT_OVERHEAD_BYTES;
+        if let Some(resident) = residents.pages.get_mut(&index) {
+            self.budget.used.fetch_add(bytes, Ordering::Relaxed);
+            self.budget.used.fetch_sub(resident.bytes, Ordering::Relaxed);
+            *resident = Resident { page, bytes, dirty: false, touched: false };
+        }
+    }
+
     fn insert(&self, residents: &mut Residents, index: PageIndex, page: Arc<MapPage>, dirty: bool) {
-        let bytes = page.memory_bytes();
+        let bytes = page.memory_bytes() + RESIDENT_OVERHEAD_BYTES;
         self.budget.used.fetch_add(bytes, Ordering::Relaxed);
         residents.pages.insert(index, Resident { page, bytes, dirty, touched: true });
         residents.clock.push_back(index);
@@ -222,16 +267,28 @@ impl PageTable {
 
 impl Drop for PageTable {
     fn drop(&mut self) {
-        let bytes: usize = self.residents.lock().pages.values().map(|resident| resident.bytes).sum();
+        let mut residents = self.residents.lock();
+        self.forget_postponed(&mut residents);
+        let bytes: usize = residents.pages.values().map(|resident| resident.bytes).sum();
         self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
-/// Makes the change that entry number `entry` says for the blocks of this page.
-fn apply_postponed(page: &mut MapPage, index: PageIndex, segment: &SegmentIndex, entry: usize) {
-    let Some(entry) = segment.entries.get(entry) else { return };
-    let (blocks, range) = (index.range(), entry.range);
-    let (start, end) = (range.start.max(blocks.start), range.end().min(blocks.end()));
-    let part = BlockRange::new(start, BlockCount(end.0 - start.0));
-    apply_entry(page, index, part, entry, segment.header.id);
+/// Makes the changes that a segment, whose entries are in the order of the blocks, says for this page. False if it says none.
+fn apply_segment(page: &mut MapPage, index: PageIndex, segment: &SegmentIndex) -> bool {
+    let blocks = index.range();
+    let first = segment.entries.partition_point(|entry| entry.range.end() <= blocks.start);
+    let mut changed = false;
+    for entry in segment.entries[first..].iter().take_while(|entry| entry.range.start < blocks.end()) {
+        let (start, end) = (entry.range.start.max(blocks.start), entry.range.end().min(blocks.end()));
+        let part = BlockRange::new(start, BlockCount(end.0 - start.0));
+        apply_entry(page, index, part, entry, segment.header.id);
+        changed = true;
+    }
+    changed
+}
+
+/// The directory of a page.
+pub(super) fn directory_of(index: PageIndex) -> u32 {
+    u32::try_from(index.0 / DIRECTORY_PAGES).unwrap_or(u32::MAX)
 }

@@ -22,11 +22,11 @@ impl PageSource for PageTable {
 
 impl PageTable {
     /// The checkpoint below, and the pages of a directory that differ from it. A page too many may be named while a checkpoint is written.
-    fn state_of(&self, which: u32) -> (Arc<Checkpoint>, Vec<PageIndex>) {
-        let first = u64::from(which) * DIRECTORY_PAGES;
+    /// No checkpoint if nothing of what it has there counts.
+    fn state_of(&self, which: u32) -> (Option<Arc<Checkpoint>>, Vec<PageIndex>) {
         let residents = self.residents.lock();
-        let changed = residents.changed.range(PageIndex(first)..PageIndex(first + DIRECTORY_PAGES)).copied().collect();
-        (self.base(), changed)
+        let base = (!residents.changed.is_cleared(which)).then(|| self.base());
+        (base, residents.changed.pages_of(which).collect())
     }
 }
 
@@ -34,7 +34,7 @@ impl PageTable {
     /// The directories (each the pages of one GiB) that may hold something, in order.
     pub fn directories(&self) -> BTreeSet<u32> {
         let residents = self.residents.lock();
-        let changed = residents.changed.iter().map(|index| (index.0 / DIRECTORY_PAGES) as u32);
+        let changed = residents.changed.directories().map(|(which, _)| which);
         self.base().root().directories.iter().map(|(which, _)| *which).chain(changed).collect()
     }
 }
@@ -43,13 +43,16 @@ impl PageTable {
 impl MapView for PageTable {
     fn directory(&self, which: u32) -> (Option<PageRef>, bool) {
         let (base, changed) = self.state_of(which);
-        (base.reference(which), !changed.is_empty())
+        (base.and_then(|base| base.reference(which)), !changed.is_empty())
     }
 
     async fn occupied(&self, which: u32) -> Result<Vec<OccupiedPage>> {
         let (base, changed) = self.state_of(which);
         let first = u64::from(which) * DIRECTORY_PAGES;
-        let directory = base.directory(which).await?;
+        let directory = match base {
+            Some(base) => base.directory(which).await?,
+            None => Arc::default(),
+        };
         let mut pages: BTreeMap<PageIndex, OccupiedPage> = BTreeMap::new();
         for (slot, reference) in directory.iter() {
             let index = PageIndex(first + u64::from(*slot));

@@ -55,7 +55,7 @@ impl Command for Arguments {
             .collect();
         if !rows.is_empty() {
             text += "\n";
-            text += &render::table(["OBJECT", "SIZE", "WHY"], &[], rows.into_iter());
+            text += &render::table(["OBJECT", "SIZE", "WHY"], &[], rows);
         }
         text
     }
