@@ -16,6 +16,7 @@
 //! | 4 organs | [`index`] | RocksDB: map pages and segment indexes kept locally |
 //! | 5 keepers | [`checkpoint`] | the block map in the store |
 //! | 5 keepers | [`ownership`] | manifests, epochs, sealing |
+//! | 5 keepers | [`clean`] | what a volume has in the store, what of it is in use, what may go |
 //! | 6 family | [`lineage`] | snapshots, forks and pins: what volumes share |
 //! | 7 owner | [`volume`] | one attached volume, and the fleet of them |
 //! | 8 doors | [`nbd`] [`control`] | the NBD server and the control socket |
@@ -37,6 +38,7 @@
 pub mod block_device;
 pub mod cache;
 pub mod checkpoint;
+pub mod clean;
 pub mod clock;
 pub mod control;
 pub mod disk;

@@ -43,6 +43,8 @@ pub const DIRECTORY_PAGES: u64 = 1024;
 pub const COUNT_MAX: u64 = 1 << 62;
 /// Attachments in a row that may have ended before any of them wrote a checkpoint: recovery looks at each.
 pub const EPOCHS_REPLAYED_MAX: u32 = 1 << 18;
+/// Objects that one manifest condemns: bounds its length. What is left over comes with the next checkpoint.
+pub const CONDEMNED_MAX: u64 = 1 << 14;
 /// Longest name of a volume or snapshot, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
 /// Forks that one request can make.

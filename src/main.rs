@@ -19,7 +19,7 @@ use varve::nbd::{self, NbdSettings, Server};
 use varve::settings::{DaemonArguments, Places, Settings};
 use varve::store;
 use varve::volume::state_directory::{self, StateSettings};
-use varve::volume::{EngineSettings, Fleet, FleetExports, FleetService, PurgeTimer, root};
+use varve::volume::{CLEANING, EngineSettings, Fleet, FleetExports, FleetService, PurgeTimer, root};
 
 /// The C library keeps what each of many threads has freed: 200 MiB beyond the budgets after one sequential read of a disk
 /// (`design/measurements.md`). This one gives it back.
@@ -65,6 +65,7 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
         log_length: settings.log_size,
         segment_age: settings.segment_age,
         segments_per_checkpoint: SEGMENTS_PER_CHECKPOINT,
+        cleaning: CLEANING,
         control: shared_settings.control.display().to_string(),
     };
     let state = StateSettings {

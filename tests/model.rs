@@ -78,5 +78,5 @@ fn families_equal_their_models_on_a_directory() {
 
 #[test]
 fn families_equal_their_models_on_minio() {
-    run("minio", Site::minio, 200..204, 150);
+    run("minio", Site::minio, 200..205, 170);
 }

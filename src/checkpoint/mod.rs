@@ -12,8 +12,8 @@
 mod reader;
 mod writer;
 
-pub use reader::Checkpoint;
-pub use writer::{PageSource, Position, WrittenStats, write};
+pub use reader::{Checkpoint, read_census};
+pub use writer::{NewCheckpoint, PageSource, Position, Written, WrittenStats, write};
 
 #[cfg(test)]
 mod tests;

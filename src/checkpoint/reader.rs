@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
 
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::format::census::{Row, decode_rows};
 use crate::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, References, Root};
 use crate::format::page::decode_page;
 use crate::limits::DIRECTORY_PAGES;
@@ -204,6 +205,20 @@ impl Checkpoint {
         }
         Ok(pages)
     }
+}
+
+/// Reads the parts of a census.
+///
+/// # Errors
+/// `Damaged`, `Unsupported`, and what the store says.
+pub async fn read_census(store: &dyn Store, parts: &[PageRef]) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for part in parts {
+        let name = || format!("cannot read the census at byte {} of {}", part.offset, part.object);
+        let raw = fetch(store, part).await.context(name)?;
+        rows.extend(decode_rows(&raw).context(name)?);
+    }
+    Ok(rows)
 }
 
 /// True if asking again later would not help: what is in the store is not what the reference names.

@@ -7,6 +7,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::*;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::census::{Counted, ObjectAt, ObjectKind, Row, encode_rows};
 use crate::format::map_object::CheckpointRef;
 use crate::limits::{DIRECTORY_PAGES, PAGE_BLOCKS};
 use crate::map::{MapPage, PageIndex, SegmentPlace};
@@ -28,6 +29,19 @@ impl PageSource for Model {
 
 const POSITION: Position = Position { epoch: Epoch(1), number: SegmentNumber(2), sequence: Sequence(3) };
 
+/// Writes a checkpoint of volume 1, of at most 1 GiB.
+async fn write_one(
+    store: &Arc<dyn Store>,
+    number: &mut u64,
+    base: &Checkpoint,
+    changed: &[PageIndex],
+    source: &Model,
+) -> Result<Written> {
+    let (volume, size) = (VolumeId(1), ByteLen(1 << 30));
+    let new = NewCheckpoint { volume, epoch: Epoch(1), position: POSITION, size, changed, source, replaced: None };
+    write(store, base, number, new, &mut |_| Vec::new()).await
+}
+
 async fn save(
     store: &Arc<dyn Store>,
     volume: u64,
@@ -37,10 +51,11 @@ async fn save(
     model: &Model,
 ) -> (Checkpoint, WrittenStats) {
     let changed: Vec<PageIndex> = changed.iter().copied().collect();
-    let size = ByteLen(1 << 40);
-    let volume = VolumeId(volume);
-    let written = write(store.clone(), volume, Epoch(1), number, base, POSITION, size, &changed, model).await;
-    let (reference, _, stats) = written.unwrap();
+    let (volume, size) = (VolumeId(volume), ByteLen(1 << 40));
+    let (changed, source) = (&changed[..], model);
+    let new = NewCheckpoint { volume, epoch: Epoch(1), position: POSITION, size, changed, source, replaced: None };
+    let written = write(store, base, number, new, &mut |_| Vec::new()).await;
+    let Written { reference, stats, .. } = written.unwrap();
     (Checkpoint::open(store.clone(), reference).await.unwrap(), stats)
 }
 
@@ -158,9 +173,7 @@ async fn damage_is_noticed() {
     }
     let changed: Vec<PageIndex> = model.0.keys().copied().collect();
     let empty = Checkpoint::empty(store.clone());
-    let (volume, size) = (VolumeId(1), ByteLen(1 << 30));
-    let (mut reference, ..) =
-        write(store.clone(), volume, Epoch(1), &mut 0, &empty, POSITION, size, &changed, &model).await.unwrap();
+    let mut reference = write_one(&store, &mut 0, &empty, &changed, &model).await.unwrap().reference;
     reference.root.crc ^= 1;
     let error = Checkpoint::open(store.clone(), reference).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Damaged);
@@ -190,9 +203,7 @@ async fn twenty_pages() -> (Faults, Arc<dyn Store>, CheckpointRef, Model) {
     let model = Model((0..20).map(|index| (PageIndex(index), scattered_page(&mut random))).collect());
     let changed: Vec<PageIndex> = model.0.keys().copied().collect();
     let empty = Checkpoint::empty(store.clone());
-    let written =
-        write(store.clone(), VolumeId(1), Epoch(1), &mut 0, &empty, POSITION, ByteLen(1 << 30), &changed, &model).await;
-    let reference = written.unwrap().0;
+    let reference = write_one(&store, &mut 0, &empty, &changed, &model).await.unwrap().reference;
     faults.clear_log();
     (faults, store, reference, model)
 }
@@ -249,19 +260,7 @@ async fn the_next_checkpoint_need_not_fetch_what_the_last_one_wrote() {
         faults.clear_log();
         model.0.insert(PageIndex(round), MapPage::default());
         let changed = [PageIndex(round)];
-        let written = write(
-            store.clone(),
-            VolumeId(1),
-            Epoch(1),
-            &mut number,
-            &base,
-            POSITION,
-            ByteLen(1 << 30),
-            &changed,
-            &model,
-        )
-        .await;
-        base = written.unwrap().1;
+        base = write_one(&store, &mut number, &base, &changed, &model).await.unwrap().checkpoint;
         assert_eq!(faults.count(&gets()), usize::from(round == 0));
     }
     assert_equals(&base, &model).await;
@@ -377,28 +376,16 @@ async fn after_a_failure_writing_goes_on_under_a_new_name() {
     model.0.insert(PageIndex(4), MapPage::default());
     let mut number = 1;
     faults.inject(Matching::operation(Operation::Put), Effect::FailAfter(StoreErrorKind::OutcomeUnknown), 1);
-    let again = async |number: &mut u64| {
-        let (volume, changed) = (VolumeId(1), [PageIndex(4)]);
-        write(store.clone(), volume, Epoch(1), number, &base, POSITION, ByteLen(1 << 30), &changed, &model).await
-    };
+    let again = async |number: &mut u64| write_one(&store, number, &base, &[PageIndex(4)], &model).await;
     let error: Error = again(&mut number).await.err().unwrap();
     assert_eq!((error.kind(), number), (ErrorKind::Unavailable, 2));
     assert!(error.message().contains("volumes/vol_0000000000001/map/"), "{error}");
-    let (reference, checkpoint, _) = again(&mut number).await.unwrap();
+    let Written { reference, checkpoint, .. } = again(&mut number).await.unwrap();
     assert_eq!((reference.root.object.number, number), (2, 3));
     assert_equals(&checkpoint, &model).await;
-    let outside = write(
-        store.clone(),
-        VolumeId(1),
-        Epoch(1),
-        &mut number,
-        &base,
-        POSITION,
-        ByteLen(1 << 30),
-        &[PageIndex(1 << 24)],
-        &model,
-    );
-    assert_eq!(outside.await.err().unwrap().kind(), ErrorKind::Invalid);
+    let outside = [PageIndex(1 << 24)];
+    let refused = write_one(&store, &mut number, &base, &outside, &model).await;
+    assert_eq!(refused.err().unwrap().kind(), ErrorKind::Invalid);
 }
 
 /// The doors run on many threads: what they wait for must be able to move among them.
@@ -411,5 +398,67 @@ fn futures_can_move_between_threads() {
     movable(checkpoint.pages(PageIndex(0), 1));
     movable(checkpoint.objects());
     movable(checkpoint.walk(&mut |_, _| Ok(())));
-    movable(write(store, VolumeId(1), Epoch(1), &mut number, &checkpoint, POSITION, ByteLen(0), &[], &model));
+    movable(write_one(&store, &mut number, &checkpoint, &[], &model));
+}
+
+#[tokio::test]
+async fn what_a_checkpoint_lets_go_of_is_counted_and_its_census_is_read_back() {
+    let (faults, store, reference, mut model) = twenty_pages().await;
+    faults.clear_log();
+    let base = Checkpoint::open(store.clone(), reference).await.unwrap();
+    let row = Row {
+        kind: ObjectKind::Segment,
+        at: ObjectAt { epoch: Epoch(1), number: 4 },
+        counted: Counted { bytes: 10, units: 2, live: 1, dead_at: None },
+    };
+    let mut held = BTreeMap::from([(reference.root.object.number, i64::from(u32::MAX))]);
+    let mut replaced = reference;
+    let (mut known, mut number) = (base, 1);
+    for step in 0..4 {
+        // Half of the pages at first; all of them in the end.
+        let changed: Vec<PageIndex> =
+            (0..20).filter(|index| step == 3 || index % 2 == step % 2).map(PageIndex).collect();
+        model.0.get_mut(&PageIndex(0)).unwrap().set(step as u16, 1, None);
+        let (volume, size) = (VolumeId(1), ByteLen(1 << 30));
+        let changed = &changed[..];
+        let replaced_now = Some(replaced);
+        let source = &model;
+        let new = NewCheckpoint {
+            volume,
+            epoch: Epoch(1),
+            position: POSITION,
+            size,
+            changed,
+            source,
+            replaced: replaced_now,
+        };
+        let written = write(&store, &known, &mut number, new, &mut |_| encode_rows(&[row])).await.unwrap();
+        assert_eq!(read_census(&*store, &written.census).await.unwrap(), [row]);
+        for (at, bytes, live) in &written.changes.written {
+            assert!(live < bytes);
+            held.insert(at.number, i64::from(*live));
+        }
+        for (at, bytes) in &written.changes.released {
+            *held.get_mut(&at.number).unwrap() -= *bytes as i64;
+        }
+        (replaced, known) = (written.reference, written.checkpoint);
+        let mut referred: BTreeMap<u64, i64> = BTreeMap::from([(replaced.root.object.number, 0)]);
+        for (which, directory) in &known.root().directories {
+            *referred.entry(directory.object.number).or_default() += i64::from(directory.stored_length);
+            for (_, page) in known.directory(*which).await.unwrap().iter() {
+                *referred.entry(page.object.number).or_default() += i64::from(page.stored_length);
+            }
+        }
+        *referred.get_mut(&replaced.root.object.number).unwrap() += i64::from(replaced.root.stored_length);
+        // Of the first object only what it let go of is known.
+        let of_others: BTreeMap<u64, i64> =
+            held.iter().filter(|(at, live)| **at != 0 && **live != 0).map(|(at, live)| (*at, *live)).collect();
+        referred.remove(&0);
+        assert_eq!(of_others, referred);
+    }
+    assert_eq!(referred_to(&known).await, BTreeSet::from([replaced.root.object.number]));
+}
+
+async fn referred_to(checkpoint: &Checkpoint) -> BTreeSet<u64> {
+    checkpoint.objects().await.unwrap().into_iter().map(|object| object.number).collect()
 }

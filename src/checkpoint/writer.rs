@@ -8,6 +8,7 @@ use futures_util::future::try_join_all;
 
 use crate::checkpoint::reader::{Checkpoint, DIRECTORIES_KEPT, PARALLEL_FETCHES, split};
 use crate::error::{Context, Error, Result};
+use crate::format::census::{MapChanges, ObjectAt};
 use crate::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, RAW_BYTES_MAX, References, Root};
 use crate::format::page::encode_page;
 use crate::limits::{PAGE_BLOCKS, VOLUME_BYTES_MAX};
@@ -29,6 +30,41 @@ pub struct Position {
     pub number: SegmentNumber,
     /// Last place of the sequence that it includes.
     pub sequence: Sequence,
+}
+
+/// A checkpoint that is to be written over another.
+pub struct NewCheckpoint<'a> {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The attachment that writes.
+    pub epoch: Epoch,
+    /// What it is a checkpoint of.
+    pub position: Position,
+    /// Size of the volume.
+    pub size: ByteLen,
+    /// Pages that may differ from those of the checkpoint before: sorted, each once.
+    pub changed: &'a [PageIndex],
+    /// Where they come from.
+    pub source: &'a dyn PageSource,
+    /// How a manifest names the checkpoint before, if there is one.
+    pub replaced: Option<CheckpointRef>,
+}
+
+/// What names the objects of a census, given what the checkpoint changes among them: parts to be kept with it.
+pub type TakeCensus<'a> = &'a mut (dyn FnMut(&MapChanges) -> Vec<Vec<u8>> + Send);
+
+/// A checkpoint that was written.
+pub struct Written {
+    /// How a manifest names it.
+    pub reference: CheckpointRef,
+    /// The same, open for reading.
+    pub checkpoint: Checkpoint,
+    /// What it cost.
+    pub stats: WrittenStats,
+    /// What it changes among the volume's own map objects.
+    pub changes: MapChanges,
+    /// Where the parts of the census are.
+    pub census: Vec<PageRef>,
 }
 
 /// What writing a checkpoint cost.
@@ -90,6 +126,9 @@ struct Writing<'a> {
     waiting_bytes: usize,
     directories: References,
     stats: WrittenStats,
+    changes: MapChanges,
+    /// Bytes of the object in memory that the checkpoint will lead to.
+    live: usize,
 }
 
 impl Writing<'_> {
@@ -104,6 +143,7 @@ impl Writing<'_> {
         // Both fit: an object is not much longer than its target, as asserted above.
         let (offset, stored_length) = (self.object.len() as u32, packed.stored.len() as u32);
         self.object.extend_from_slice(&packed.stored);
+        self.live += packed.stored.len();
         PageRef { object: self.id(), offset, stored_length, raw_length: packed.raw_length, crc: packed.crc }
     }
 
@@ -115,7 +155,8 @@ impl Writing<'_> {
     /// Takes a directory whose pages are all added. It waits for the end of the object, so that pages lie next to pages.
     async fn add_directory(&mut self, which: u32, directory: References) -> Result<()> {
         if directory.is_empty() {
-            replace(&mut self.directories, which, None);
+            let old = replace(&mut self.directories, which, None);
+            self.release(old);
             return Ok(());
         }
         let packed = Packed::new(map_object::encode_directory(&directory));
@@ -137,14 +178,35 @@ impl Writing<'_> {
         self.waiting_bytes = 0;
         for Waiting { which, packed, directory } in std::mem::take(&mut self.waiting) {
             let reference = self.append(&packed);
-            replace(&mut self.directories, which, Some(reference));
+            let old = replace(&mut self.directories, which, Some(reference));
+            self.release(old);
             if let Some(directory) = directory {
                 self.base.keep((reference.object, reference.offset), directory);
             }
         }
     }
 
+    /// Notes that the new checkpoint does without something to which the one before led.
+    fn release(&mut self, old: Option<PageRef>) {
+        if let Some(old) = old.filter(|old| old.object.volume == self.volume) {
+            *self.changes.released.entry(old.object.into()).or_default() += u64::from(old.stored_length);
+        }
+    }
+
+    /// What the checkpoint changes, the object that is still in memory included.
+    fn note_object(&mut self) {
+        let at = ObjectAt::from(self.id());
+        // An object is far shorter than 4 GiB, as asserted above.
+        self.changes.written.push((at, self.object.len() as u32, self.live as u32));
+        self.live = 0;
+    }
+
     async fn put(&mut self) -> Result<()> {
+        self.note_object();
+        self.put_object().await
+    }
+
+    async fn put_object(&mut self) -> Result<()> {
         let body = Bytes::from(std::mem::take(&mut self.object));
         let key = ObjectKey::map_object(self.volume, self.epoch, *self.next_number);
         *self.next_number += 1;
@@ -155,24 +217,20 @@ impl Writing<'_> {
     }
 }
 
-/// Writes a checkpoint: `base` with the `changed` pages (sorted, each once) replaced by what `source` says of them. Takes the memory of
-/// one object (16 MiB) and a few directories, however much has changed.
+/// Writes a checkpoint: `base` with the changed pages replaced by what their source says of them. Takes the memory of one object (16 MiB)
+/// and a few directories, however much has changed. `take_census` is called once all else is known.
 ///
 /// # Errors
-/// `Invalid` if a page lies outside the volume; what `source` and the store say. The checkpoint is then not written, and
+/// `Invalid` if a page lies outside the volume; what the source and the store say. The checkpoint is then not written, and
 /// trying again uses new names.
-#[expect(clippy::too_many_arguments, reason = "each is one plain fact, and one place calls it")]
 pub async fn write(
-    store: Arc<dyn Store>,
-    volume: VolumeId,
-    epoch: Epoch,
-    next_number: &mut u64,
+    store: &Arc<dyn Store>,
     base: &Checkpoint,
-    position: Position,
-    size: ByteLen,
-    changed: &[PageIndex],
-    source: &dyn PageSource,
-) -> Result<(CheckpointRef, Checkpoint, WrittenStats)> {
+    next_number: &mut u64,
+    new: NewCheckpoint<'_>,
+    take_census: TakeCensus<'_>,
+) -> Result<Written> {
+    let changed = new.changed;
     assert!(changed.is_sorted_by(|a, b| a < b), "changed pages are sorted, and each is named once");
     let pages = VOLUME_BYTES_MAX / BLOCK_SIZE / PAGE_BLOCKS;
     if let Some(last) = changed.last().filter(|last| last.0 >= pages) {
@@ -180,8 +238,8 @@ pub async fn write(
     }
     let mut writing = Writing {
         store: store.clone(),
-        volume,
-        epoch,
+        volume: new.volume,
+        epoch: new.epoch,
         next_number,
         base,
         object: Vec::new(),
@@ -189,6 +247,8 @@ pub async fn write(
         waiting_bytes: 0,
         directories: base.root().directories.clone(),
         stats: WrittenStats::default(),
+        changes: MapChanges::default(),
+        live: 0,
     };
     let groups: Vec<(u32, &[PageIndex])> =
         changed.chunk_by(|a, b| split(*a).0 == split(*b).0).map(|group| (split(group[0]).0, group)).collect();
@@ -197,29 +257,45 @@ pub async fn write(
         for ((which, group), known) in batch.iter().zip(known) {
             let mut directory = (*known).clone();
             for index in *group {
-                let page = source.page(*index).await?;
+                let page = new.source.page(*index).await?;
                 let reference = if page.is_empty() { None } else { Some(writing.add_page(&page).await?) };
-                replace(&mut directory, split(*index).1, reference);
+                let old = replace(&mut directory, split(*index).1, reference);
+                writing.release(old);
             }
             writing.add_directory(*which, directory).await?;
         }
     }
-    writing.place_directories();
-    let Position { epoch, number, sequence } = position;
-    let directories = std::mem::take(&mut writing.directories);
-    let root = Root { epoch, number, sequence, size, directories };
-    let reference = CheckpointRef { root: writing.append(&Packed::new(map_object::encode_root(&root))) };
-    writing.put().await?;
-    Ok((reference, base.successor(store, root), writing.stats))
+    writing.finish(&new, take_census).await
 }
 
-fn replace(references: &mut References, slot: u32, reference: Option<PageRef>) {
+impl Writing<'_> {
+    /// Ends the checkpoint: directories, root, census.
+    async fn finish(mut self, new: &NewCheckpoint<'_>, take_census: TakeCensus<'_>) -> Result<Written> {
+        self.place_directories();
+        let Position { epoch, number, sequence } = new.position;
+        let directories = std::mem::take(&mut self.directories);
+        let root = Root { epoch, number, sequence, size: new.size, directories };
+        let reference = CheckpointRef { root: self.append(&Packed::new(map_object::encode_root(&root))) };
+        self.release(new.replaced.map(|replaced| replaced.root));
+        self.note_object();
+        let parts = take_census(&self.changes);
+        let census = parts.into_iter().map(|part| self.append(&Packed::new(part))).collect();
+        self.put_object().await?;
+        let checkpoint = self.base.successor(self.store.clone(), root);
+        Ok(Written { reference, checkpoint, stats: self.stats, changes: self.changes, census })
+    }
+}
+
+/// Puts a reference in its slot, and returns the one that was there.
+fn replace(references: &mut References, slot: u32, reference: Option<PageRef>) -> Option<PageRef> {
     let at = references.partition_point(|(known, _)| *known < slot);
     let is_there = references.get(at).is_some_and(|(known, _)| *known == slot);
     match reference {
-        Some(reference) if is_there => references[at].1 = reference,
-        Some(reference) => references.insert(at, (slot, reference)),
-        None if is_there => drop(references.remove(at)),
-        None => {}
+        Some(reference) if is_there => Some(std::mem::replace(&mut references[at].1, reference)),
+        Some(reference) => {
+            references.insert(at, (slot, reference));
+            None
+        }
+        None => is_there.then(|| references.remove(at).1),
     }
 }

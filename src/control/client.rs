@@ -16,7 +16,8 @@ use serde::de::DeserializeOwned;
 use super::wire::{AttachBody, DetachBody, ErrorBody};
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::{
-    AttachReport, AttachedStatus, DaemonStatus, NewForks, NewSnapshot, SnapshotSummary, VolumeChange, VolumeSummary,
+    AttachReport, AttachedStatus, CleanReport, DaemonStatus, NewForks, NewSnapshot, SnapshotSummary, VolumeChange,
+    VolumeSummary,
 };
 use crate::units::VolumeId;
 
@@ -133,6 +134,14 @@ impl Client {
     /// `NoDaemon`, or what [`Service::sync`](crate::service::Service::sync) says.
     pub async fn sync(&self, id: VolumeId) -> Result<AttachedStatus, CallError> {
         self.call(self.request(Method::POST, &format!("volumes/{id}/sync"))).await
+    }
+
+    /// Cleans a volume now. Takes as long as it takes.
+    ///
+    /// # Errors
+    /// `NoDaemon`, or what [`Service::clean`](crate::service::Service::clean) says.
+    pub async fn clean(&self, id: VolumeId) -> Result<CleanReport, CallError> {
+        self.call(self.request(Method::POST, &format!("volumes/{id}/clean"))).await
     }
 
     /// Changes what can be changed of a volume in use.

@@ -66,6 +66,7 @@ fn router(service: Arc<dyn Service>) -> Router {
         .route("/v1/volumes/{id}/attach", post(attach))
         .route("/v1/volumes/{id}/detach", post(detach))
         .route("/v1/volumes/{id}/sync", post(sync))
+        .route("/v1/volumes/{id}/clean", post(clean))
         .route("/v1/volumes/{id}/snapshots", post(snapshot))
         .route("/v1/volumes/{id}/forks", post(fork))
         .fallback(unknown_path)
@@ -117,6 +118,14 @@ async fn sync(State(service): Daemon, Path(id): Path<String>) -> Response {
     match id.parse() {
         // It changes nothing, so that it may end with the client who waits for it.
         Ok(id) => answer(service.sync(id).await),
+        Err(error) => failure(&error),
+    }
+}
+
+async fn clean(State(service): Daemon, Path(id): Path<String>) -> Response {
+    match id.parse() {
+        // Whatever it was cut off in the middle of, the cleaner goes on with.
+        Ok(id) => answer(service.clean(id).await),
         Err(error) => failure(&error),
     }
 }

@@ -16,8 +16,8 @@ use super::wire::{BODY_BYTES_MAX, ErrorBody, KINDS, http_status, kind_name};
 use super::{ControlSocket, serve};
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::{
-    AttachReport, AttachedStatus, DaemonStatus, Durability, Lag, NewForks, NewSnapshot, Service, SnapshotStatus,
-    SnapshotSummary, StoreCounts, VolumeChange, VolumeSummary,
+    AttachReport, AttachedStatus, CleanReport, DaemonStatus, Durability, Lag, NewForks, NewSnapshot, Service,
+    SnapshotStatus, SnapshotSummary, StoreCounts, VolumeChange, VolumeSummary,
 };
 use crate::units::{ByteLen, Epoch, Sequence, SnapshotId, UnixMillis, VolumeId};
 
@@ -47,6 +47,7 @@ fn attached_status(epoch: u32) -> AttachedStatus {
         accepted: Sequence(u64::MAX),
         stored: Sequence(3),
         stored_bytes: ByteLen(1 << 20),
+        live_bytes: ByteLen(1 << 19),
         log_used: ByteLen(8192),
         log_length: ByteLen(1 << 30),
         failed: None,
@@ -111,6 +112,13 @@ impl Service for Small {
         let status = attached_status(2);
         let (size, durability) = (change.size.unwrap_or(status.size), change.durability.unwrap_or(status.durability));
         Ok(AttachedStatus { size, durability, ..status })
+    }
+
+    async fn clean(&self, volume: VolumeId) -> Result<CleanReport> {
+        match self.attached.lock().as_ref().filter(|status| status.volume == volume) {
+            Some(status) => Ok(CleanReport { stored: status.stored_bytes, ..CleanReport::default() }),
+            None => Err(Error::not_found(format!("{volume} is not attached here"))),
+        }
     }
 
     async fn snapshot(&self, volume: VolumeId, new: NewSnapshot) -> Result<SnapshotSummary> {

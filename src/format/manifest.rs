@@ -6,9 +6,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::format::census::Condemned;
 use crate::format::envelope;
 use crate::format::lineage::{Moment, Pin, SegmentRun, check_moment, check_runs, is_size_of_a_volume};
-use crate::format::map_object::CheckpointRef;
+use crate::format::map_object::{CheckpointRef, PageRef};
 use crate::limits::{COUNT_MAX, EPOCHS_REPLAYED_MAX};
 use crate::service::{Durability, SnapshotSchedule};
 use crate::units::{ByteLen, Epoch, SegmentNumber, Sequence, StoreId, Token, UnixMillis, VolumeId};
@@ -111,6 +112,13 @@ pub struct Manifest {
     pub origins: Vec<Origin>,
     /// What must stay readable.
     pub pins: Vec<Pin>,
+    /// Where the checkpoint's census is, which says what objects the volume has and how much of each is in use; `None` if that must be found
+    /// out by looking.
+    #[serde(default)]
+    pub census: Option<Vec<PageRef>>,
+    /// Objects that nothing needs any more. They may be gone already.
+    #[serde(default)]
+    pub condemned: Condemned,
 }
 
 impl Manifest {
@@ -165,6 +173,7 @@ impl Manifest {
         }
         manifest.check_counts(&what)?;
         check_runs(&what, &manifest.inherited)?;
+        manifest.condemned.check(&what)?;
         manifest.pins.iter().try_for_each(|pin| check_moment(&what, &pin.moment))?;
         Ok(manifest)
     }

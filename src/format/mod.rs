@@ -7,6 +7,7 @@
 //! The byte tables are in `design/formats.md`.
 
 pub mod cache;
+pub mod census;
 pub mod codec;
 pub mod envelope;
 pub mod index;

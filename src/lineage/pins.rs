@@ -1,6 +1,7 @@
 //! Pins: what manifests say about moments that others need. Pure.
 
 use crate::error::{Error, Result};
+use crate::format::census::Condemned;
 use crate::format::lineage::{Moment, Pin, PinHolder, SnapshotRecord};
 use crate::format::manifest::{Manifest, Origin, Position};
 use crate::service::{SnapshotStatus, SnapshotSummary};
@@ -122,6 +123,8 @@ pub fn fork_of(
         scheduled_at: None,
         origins: std::iter::once(nearest).chain(parent.origins.iter().cloned()).collect(),
         pins: Vec::new(),
+        census: Some(Vec::new()),
+        condemned: Condemned::default(),
     }
 }
 
@@ -166,5 +169,7 @@ pub fn roll_back(manifest: &mut Manifest, moment: &Moment) -> Result<()> {
     manifest.checkpoint = moment.checkpoint;
     manifest.inherited.clone_from(&moment.replay);
     manifest.size = manifest.size.max(moment.size);
+    // What was dead may be in use again.
+    manifest.census = None;
     Ok(())
 }

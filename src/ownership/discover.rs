@@ -118,7 +118,8 @@ async fn walk_epoch(store: &dyn Store, seen: Seen, token: Token, history: &mut H
         if index.header.seal {
             return Ok(());
         }
-        if index.header.first != history.last.next() || index.header.last < index.header.first {
+        // What cleaning has moved holds no place of the sequence: its last is the one before its first.
+        if index.header.first != history.last.next() || index.header.last < history.last {
             return Err(Error::damaged(format!(
                 "segment {id} holds places {} to {} of the sequence where {} should follow",
                 index.header.first,

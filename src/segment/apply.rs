@@ -3,6 +3,7 @@
 use crate::format::segment::{EntryKind, IndexEntry};
 use crate::map::{MapPage, PageIndex, SegmentPlace};
 use crate::units::{BlockRange, SegmentId};
+use crate::work::simulated::{self, Mutation};
 
 /// Makes the change that `entry` of segment `id` says for `part`, the blocks of it that lie in page `index`.
 pub fn apply_entry(page: &mut MapPage, index: PageIndex, part: BlockRange, entry: &IndexEntry, id: SegmentId) {
@@ -13,6 +14,9 @@ pub fn apply_entry(page: &mut MapPage, index: PageIndex, part: BlockRange, entry
     match entry.kind {
         EntryKind::Data { block } => page.set(offset, count, Some(place(block))),
         EntryKind::Zero => page.set(offset, count, None),
+        EntryKind::Moved { block, .. } if simulated::has(Mutation::MoveOverNewer) => {
+            page.set(offset, count, Some(place(block)));
+        }
         EntryKind::Moved { block, old } => {
             page.move_if_at(offset, count, old.plus(skipped), place(block));
         }

@@ -59,6 +59,9 @@ pub struct AttachedStatus {
     pub stored: Sequence,
     /// Bytes of segment objects in the store.
     pub stored_bytes: ByteLen,
+    /// The part of them that its newest content is in; an estimate.
+    #[serde(default)]
+    pub live_bytes: ByteLen,
     /// Bytes of the write log in use, and its length.
     pub log_used: ByteLen,
     /// Length of the ring.
@@ -95,6 +98,19 @@ pub struct RescuedLog {
     pub bytes: ByteLen,
     /// When the attachment that wrote them began.
     pub since: UnixMillis,
+}
+
+/// What cleaning a volume came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CleanReport {
+    /// Bytes of segments that the volume has fewer in the store than before.
+    pub freed: ByteLen,
+    /// Bytes of segments that it has now.
+    pub stored: ByteLen,
+    /// The part of them that its newest content is in.
+    pub live: ByteLen,
+    /// Bytes of segments that only snapshots and forks need.
+    pub pinned: ByteLen,
 }
 
 /// Requests and bytes to the store since the daemon started, by kind.
@@ -164,6 +180,12 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     /// `NotFound` if it is not attached here; `Invalid` for a smaller size; what the store says.
     async fn update(&self, volume: VolumeId, change: VolumeChange) -> Result<AttachedStatus>;
+
+    /// Cleans a volume now: empties all segments of which it is worth it, and deletes what nobody needs any more.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not attached here; what the store says.
+    async fn clean(&self, volume: VolumeId) -> Result<CleanReport>;
 
     /// Takes a snapshot of exactly what was acknowledged before the call, while I/O goes on.
     ///
@@ -333,6 +355,28 @@ pub struct Swept {
     /// When the next destroyed volume will be due.
     pub next_due: Option<UnixMillis>,
     /// What could not be removed, and why.
+    pub failures: Vec<String>,
+}
+
+/// An object that a sweep found to be left over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweptObject {
+    /// Its name in the store.
+    pub key: String,
+    /// Its length.
+    pub bytes: ByteLen,
+    /// Why nobody needs it.
+    pub why: String,
+}
+
+/// What a sweep of the store has removed, or would remove.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweepReport {
+    /// The objects.
+    pub objects: Vec<SweptObject>,
+    /// Their bytes.
+    pub bytes: ByteLen,
+    /// What could not be looked at or removed, and why.
     pub failures: Vec<String>,
 }
 

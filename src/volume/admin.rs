@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::census::Condemned;
 use crate::format::manifest::{Manifest, Position};
 use crate::lineage;
 use crate::ownership::{self, Loaded};
@@ -195,6 +196,8 @@ pub(super) fn new_manifest(new: NewVolume) -> Manifest {
         scheduled_at: None,
         origins: Vec::new(),
         pins: Vec::new(),
+        census: Some(Vec::new()),
+        condemned: Condemned::default(),
     }
 }
 

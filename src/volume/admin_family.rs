@@ -160,6 +160,9 @@ impl Admin {
         loop {
             let loaded = ownership::load(&*self.store, id).await?;
             only_if_detached(&loaded.manifest)?;
+            if lineage::find_snapshot(&loaded.manifest, to, clock::now()).is_none() {
+                return Err(Error::not_found(format!("snapshot {to} was destroyed meanwhile")));
+            }
             let (kept, pinned) = match self.snapshot_loaded(&loaded, &new).await {
                 Err(error) if error.kind() == ErrorKind::Conflict => continue,
                 other => other?,

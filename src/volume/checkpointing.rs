@@ -7,8 +7,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::checkpoint;
+use crate::checkpoint::{self, NewCheckpoint};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::census::MapChanges;
 use crate::format::manifest::Position;
 use crate::ownership::{Sealing, seal_epoch};
 use crate::units::{ByteLen, SegmentId, SegmentNumber, Sequence};
@@ -22,26 +23,26 @@ impl Volume {
     /// # Errors
     /// `Fenced`; what the store or RocksDB say. It may be tried again.
     pub(super) async fn write_checkpoint(&self, next: Position, sequence: Sequence, complete: bool) -> Result<()> {
+        let _alone = self.checkpointing.lock().await;
+        self.read_books().await?;
         let changed = self.pages.changed();
+        let position = checkpoint::Position { epoch: next.epoch, number: next.number, sequence };
+        let new = NewCheckpoint {
+            volume: self.id,
+            epoch: self.epoch,
+            position,
+            size: ByteLen(self.size_bytes()),
+            changed: &changed,
+            source: &self.pages,
+            replaced: self.newest.lock().checkpoint,
+        };
         let base = self.pages.base();
         let mut number = self.next_map_object.load(Ordering::Acquire);
-        let position = checkpoint::Position { epoch: next.epoch, number: next.number, sequence };
-        let size = ByteLen(self.size_bytes());
-        let written = checkpoint::write(
-            self.shared.store.clone(),
-            self.id,
-            self.epoch,
-            &mut number,
-            &base,
-            position,
-            size,
-            &changed,
-            &self.pages,
-        )
-        .await;
+        let mut take_census = |changes: &MapChanges| self.books.lock().parts_with(changes);
+        let written = checkpoint::write(&self.shared.store, &base, &mut number, new, &mut take_census).await;
         // A number that may have been used is never used again, also after an error.
         self.next_map_object.store(number, Ordering::Release);
-        let (reference, checkpoint, _) = written?;
+        let written = written?;
         self.pages.write_back()?;
         // The end of an attachment is the beginning of the next: its pages are of use to it.
         let replay_from = if complete { Position { epoch: self.epoch.next(), number: SegmentNumber(0) } } else { next };
@@ -51,21 +52,27 @@ impl Volume {
         let flushed = self.shared.runtime.spawn_blocking(move || index.flush()).await;
         flushed.map_err(|_| Error::new(ErrorKind::Stopping, "the daemon is stopping"))??;
         let stored_bytes = self.newest.lock().stored_bytes;
-        self.change_manifest(move |manifest| {
-            manifest.checkpoint = Some(reference);
+        let sorting = self.books.lock().sorting(&written.changes);
+        let manifest = self.change_manifest(|manifest| {
+            manifest.checkpoint = Some(written.reference);
             manifest.replay_from = replay_from;
             manifest.inherited.clear();
             manifest.sequence = sequence;
             manifest.stored_bytes = stored_bytes;
+            sorting.condemn(manifest, &written.census);
             if complete {
                 manifest.owner = None;
                 manifest.complete = true;
             }
             Ok(())
-        })
-        .await?;
-        self.pages.rebase(Arc::new(checkpoint));
-        self.note_checkpoint(reference);
+        });
+        let manifest = manifest.await?;
+        self.books.lock().note_checkpoint(&written.changes, &manifest.condemned);
+        self.pages.rebase(Arc::new(written.checkpoint));
+        self.note_checkpoint(written.reference, manifest.stored_bytes);
+        if !manifest.condemned.is_empty() {
+            self.clean_wake.notify_one();
+        }
         Ok(())
     }
 
@@ -98,6 +105,29 @@ impl Volume {
             }
         }
         let next = Position { epoch: self.epoch, number };
-        self.write_checkpoint(next, stored.sequence, true).await
+        self.write_checkpoint(next, stored.sequence, true).await?;
+        // Whoever owns it next does what is left of this.
+        if let Err(error) = self.delete_condemned().await {
+            tracing::info!(volume = %self.id, %error, "what nobody needs any more is left to the next owner");
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint for those who asked for one, if anybody did.
+    pub(super) async fn write_asked_checkpoint(&self) -> Result<()> {
+        let asked = std::mem::take(&mut *self.checkpoint_asked.lock());
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let (next, sequence) = {
+            let newest = self.newest.lock();
+            (newest.position, newest.sequence)
+        };
+        self.retry_while_unavailable("writing a checkpoint", || self.write_checkpoint(next, sequence, false)).await?;
+        for sender in asked {
+            // Whoever asked may have gone away.
+            let _ = sender.send(());
+        }
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! One attached volume: its parts, and what they agree on.
 //!
 //! Locks, in the order in which they may be taken: `writer` (append and overlay update, so that the overlay changes in the
-//! order of the sequence), `overlay`, the pages' own, `progress`. None is held across a wait.
+//! order of the sequence), `overlay`, the pages' own, `progress`, `books`. None is held across a wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -19,10 +19,12 @@ use crate::map::LogOverlay;
 use crate::ownership::{self, Loaded};
 use crate::service::{AttachedStatus, Durability};
 use crate::units::{BLOCK_SIZE, ByteLen, Epoch, Sequence, Token, VolumeId};
+use crate::volume::books::Books;
 use crate::volume::gate::Gate;
 use crate::volume::pages::PageTable;
 use crate::volume::progress::Progress;
 use crate::volume::read_ahead::ReadAhead;
+use crate::volume::relocate::Relocation;
 use crate::volume::schedule::ScheduleState;
 use crate::volume::shared::Shared;
 
@@ -51,7 +53,9 @@ pub struct Volume {
     /// What the store holds. Changed only by the uploader, and when it has ended.
     pub(super) newest: Mutex<Moment>,
     /// Those who wait for the moment at which the store holds exactly up to a place.
-    pub(super) moment_waiters: Mutex<Vec<(Sequence, oneshot::Sender<Moment>)>>,
+    pub(super) moment_waiters: Mutex<Vec<(Sequence, oneshot::Sender<Arc<Moment>>)>>,
+    /// Nobody is there any more to give moments, relocations and checkpoints.
+    pub(super) is_uploader_gone: AtomicBool,
     pub(super) read_ahead: Mutex<ReadAhead>,
     /// Tells the uploader that a run may be due.
     pub(super) upload_wake: Notify,
@@ -63,6 +67,17 @@ pub struct Volume {
     /// Tells those who wait on a doubtful gate that it was decided.
     pub(super) gate_wake: Notify,
     pub(super) manifest: tokio::sync::Mutex<Loaded>,
+    pub(super) books: Mutex<Books>,
+    /// Held while a step of cleaning is under way.
+    pub(super) cleaning: tokio::sync::Mutex<()>,
+    /// Held while a checkpoint is written.
+    pub(super) checkpointing: tokio::sync::Mutex<()>,
+    /// What is to be uploaded next for the cleaner.
+    pub(super) relocation: Mutex<Option<Relocation>>,
+    /// Those who wait for a checkpoint.
+    pub(super) checkpoint_asked: Mutex<Vec<oneshot::Sender<()>>>,
+    /// Tells the cleaner that there may be something to do.
+    pub(super) clean_wake: Notify,
     pub(super) schedule: ScheduleState,
     pub(super) durability: AtomicU8,
     pub(super) next_segment: AtomicU64,
@@ -100,6 +115,7 @@ impl Volume {
             accepted: progress.accepted().sequence,
             stored: progress.stored().sequence,
             stored_bytes: self.newest.lock().stored_bytes,
+            live_bytes: ByteLen(self.books.lock().census.totals().live),
             log_used: used,
             log_length: length,
             failed: self.gate.closed().map(|error| error.to_string()),
@@ -113,10 +129,19 @@ impl Volume {
         }
         self.gate.close(error.clone());
         self.progress.lock().fail(error);
-        self.moment_waiters.lock().clear();
         self.gate_wake.notify_waiters();
         self.space_wake.notify_waiters();
         self.upload_wake.notify_one();
+        self.end_uploads();
+    }
+
+    /// Tells those who wait for the uploader that nothing comes of it any more.
+    pub(super) fn end_uploads(&self) {
+        self.is_uploader_gone.store(true, Ordering::Release);
+        self.moment_waiters.lock().clear();
+        self.relocation.lock().take();
+        self.checkpoint_asked.lock().clear();
+        self.clean_wake.notify_one();
     }
 
     /// The error of an owner that was put out.

@@ -3,6 +3,7 @@
 //! A moment is taken under the writer's lock, so that it holds exactly what was acknowledged before (`design/lineage.md`);
 //! writers go on at once.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
@@ -19,14 +20,19 @@ use crate::ownership;
 use crate::service::{Durability, NewForks, NewSnapshot, SnapshotSummary, VolumeChange};
 use crate::units::{BLOCK_SIZE, ByteLen, VolumeId};
 use crate::volume::core::Volume;
-use crate::volume::progress::Mark;
+
+/// A moment of which the cleaner deletes nothing for as long as this is kept: until a manifest pins it.
+pub(super) struct HeldMoment {
+    pub moment: Moment,
+    _held: Arc<Moment>,
+}
 
 impl Volume {
     /// The disk as it is now: exactly what was acknowledged before the call. Waits until the store holds it.
     ///
     /// # Errors
     /// Why it cannot be uploaded.
-    pub(super) async fn moment(&self) -> Result<Moment> {
+    pub(super) async fn moment(&self) -> Result<HeldMoment> {
         self.pass_gate().await?;
         let (size, receiver) = {
             // Nothing is acknowledged while the writer is held.
@@ -35,22 +41,20 @@ impl Volume {
             let size = ByteLen(self.size_bytes());
             let mut progress = self.progress.lock();
             let wanted = progress.end_run();
-            if progress.stored().sequence == wanted {
-                return Ok(Moment { size, ..self.newest_moment() });
-            }
             let (sender, receiver) = oneshot::channel();
             self.moment_waiters.lock().push((wanted, sender));
             (size, receiver)
         };
         self.upload_wake.notify_one();
-        if let Some(error) = self.gate.closed().filter(|error| error.kind() != ErrorKind::Stopping) {
+        let is_over = self.is_uploader_gone.load(Ordering::Acquire);
+        if let Some(error) = self.gate.closed().filter(|error| is_over || error.kind() != ErrorKind::Stopping) {
             return Err(error);
         }
-        let moment = receiver.await.map_err(|_| {
+        let held = receiver.await.map_err(|_| {
             let stopped = || Error::new(ErrorKind::Stopping, format!("volume {} is stopping", self.id));
             self.gate.closed().unwrap_or_else(stopped)
         })?;
-        Ok(Moment { size, ..moment })
+        Ok(HeldMoment { moment: Moment { size, ..(*held).clone() }, _held: held })
     }
 
     fn newest_moment(&self) -> Moment {
@@ -59,33 +63,39 @@ impl Volume {
     }
 
     /// Notes that a segment has taken effect.
-    pub(super) fn note_stored(&self, index: &SegmentIndex, end: Mark) {
+    pub(super) fn note_stored(&self, index: &SegmentIndex) {
         let id = index.header.id;
         let mut newest = self.newest.lock();
         push_segment(&mut newest.replay, id);
         newest.position = Position { epoch: id.epoch, number: id.number.next() };
-        newest.sequence = end.sequence;
+        newest.sequence = index.header.last;
         newest.stored_bytes.0 += index.object_length;
     }
 
     /// Notes that a checkpoint holds everything that the store does.
-    pub(super) fn note_checkpoint(&self, reference: CheckpointRef) {
+    pub(super) fn note_checkpoint(&self, reference: CheckpointRef, stored_bytes: ByteLen) {
         let mut newest = self.newest.lock();
+        newest.stored_bytes = stored_bytes;
         newest.checkpoint = Some(reference);
         newest.replay.clear();
     }
 
-    /// Gives their moment to those who waited for just this place of the sequence.
+    /// Gives their moment to those who waited for just this place of the sequence. Only the uploader does, so that no checkpoint is being
+    /// written: what the moment needs is held from now on, until it is pinned or let go of.
     pub(super) fn serve_moment_waiters(&self) {
         let moment = self.newest_moment();
         let mut waiters = self.moment_waiters.lock();
-        let (served, waiting) =
+        let (served, waiting): (Vec<_>, Vec<_>) =
             std::mem::take(&mut *waiters).into_iter().partition(|(wanted, _)| *wanted == moment.sequence);
         *waiters = waiting;
         drop(waiters);
-        for (_, sender) in Vec::into_iter(served) {
+        if served.is_empty() {
+            return;
+        }
+        let held = self.books.lock().hold(moment);
+        for (_, sender) in served {
             // Whoever asked may have gone away; then nobody needs it.
-            let _ = sender.send(moment.clone());
+            let _ = sender.send(held.clone());
         }
     }
 
@@ -98,17 +108,18 @@ impl Volume {
     }
 
     pub(super) async fn take_snapshot(&self, record: SnapshotRecord) -> Result<SnapshotSummary> {
-        let moment = self.moment().await?;
+        let held = self.moment().await?;
+        let moment = &held.moment;
         let object = SnapshotObject { volume: self.id, snapshot: record.clone(), moment: moment.clone() };
         lineage::put_object(&*self.shared.store, &object).await?;
         self.change_manifest(|manifest| {
             lineage::only_if_usable(manifest)?;
-            lineage::pin(manifest, &moment, PinHolder::Snapshot(record.clone()));
+            lineage::pin(manifest, moment, PinHolder::Snapshot(record.clone()));
             Ok(())
         })
         .await?;
         tracing::info!(volume = %self.id, snapshot = %record.id, sequence = %moment.sequence, "took a snapshot");
-        Ok(lineage::summary(self.id, &record, &moment, record.created_at))
+        Ok(lineage::summary(self.id, &record, moment, record.created_at))
     }
 
     /// Makes forks of the disk as it is now: one request, and one for each, besides the upload of the lag.
@@ -117,15 +128,16 @@ impl Volume {
     /// `Fenced`; what the store says.
     pub(super) async fn fork(&self, new: &NewForks) -> Result<Vec<Manifest>> {
         let ids = ids_for(new)?;
-        let moment = self.moment().await?;
+        let held = self.moment().await?;
+        let moment = &held.moment;
         let now = clock::now();
         let pinned = self.change_manifest(|manifest| {
             lineage::only_if_usable(manifest)?;
-            lineage::pin_forks(manifest, &moment, &ids, now);
+            lineage::pin_forks(manifest, moment, &ids, now);
             Ok(())
         });
         let parent = pinned.await?;
-        lineage::create_forks(&*self.shared.store, &parent, &moment, &ids, new.name.as_deref(), now).await
+        lineage::create_forks(&*self.shared.store, &parent, moment, &ids, new.name.as_deref(), now).await
     }
 
     /// Changes the manifest as its owner, and returns it.

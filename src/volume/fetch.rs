@@ -211,7 +211,7 @@ async fn fetch_batch(shared: &Arc<Shared>, segment: SegmentId, batch: Vec<Missin
 
 /// Fills the disk part of the cache behind the reader's back: nobody waits for it. What comes faster than the disk takes it is not kept, so that
 /// what waits for the disk is bounded.
-fn keep_on_disk(shared: &Arc<Shared>, kept: Vec<(FrameId, Bytes)>) {
+pub fn keep_on_disk(shared: &Arc<Shared>, kept: Vec<(FrameId, Bytes)>) {
     let kib: usize = kept.iter().map(|(_, stored)| stored.len().div_ceil(1024)).sum();
     let Ok(room) = shared.insertions.clone().try_acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX)) else {
         return;

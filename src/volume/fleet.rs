@@ -27,6 +27,7 @@ use crate::work::Task;
 struct Attached {
     volume: Arc<Volume>,
     uploader: Task<Result<()>>,
+    cleaner: Task<()>,
 }
 
 #[derive(Default)]
@@ -128,16 +129,19 @@ impl Fleet {
             volume.clients.fetch_add(1, Ordering::AcqRel);
         }
         let uploader = self.shared.runtime.spawn(volume.clone().run_uploader());
+        let cleaner = self.shared.runtime.spawn(volume.clone().run_cleaner());
         *slot.shown.lock() = Some(volume.clone());
-        *attached = Some(Attached { volume: volume.clone(), uploader });
+        *attached = Some(Attached { volume: volume.clone(), uploader, cleaner });
         Ok((volume, report))
     }
 
     async fn forget(&self, slot: &Slot, gone: Option<Attached>) {
         *slot.shown.lock() = None;
         if let Some(gone) = gone {
+            gone.cleaner.abort();
             gone.uploader.abort();
             // An aborted task ends with an error, which is what is wanted here.
+            let _ = gone.cleaner.await;
             let _ = gone.uploader.await;
             gone.volume.let_go().await;
         }
@@ -165,13 +169,16 @@ impl Fleet {
             *attached = Some(current);
             return Err(error);
         }
-        let Attached { volume, uploader } = current;
-        if let Some(error) = volume.gate.closed() {
-            self.forget(&slot, Some(Attached { volume, uploader })).await;
+        if let Some(error) = current.volume.gate.closed() {
+            self.forget(&slot, Some(current)).await;
             tracing::warn!(volume = %id, %error, "let go of a volume that had failed");
             return if error.kind() == ErrorKind::Fenced { Ok(()) } else { Err(error).context(|| not_handed_back(id)) };
         }
+        let Attached { volume, uploader, cleaner } = current;
         volume.begin_stop();
+        cleaner.abort();
+        // As above: it was wanted.
+        let _ = cleaner.await;
         let uploaded = uploader.await;
         *slot.shown.lock() = None;
         let handed_back = match uploaded {

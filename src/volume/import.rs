@@ -16,12 +16,14 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::checkpoint::{self, Checkpoint, PageSource};
+use crate::checkpoint::{self, Checkpoint, NewCheckpoint, PageSource};
+use crate::clean::Census;
 use crate::clock;
 use crate::disk::image::{ImageReader, is_zero};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::format::census::{MapChanges, encode_rows};
 use crate::format::manifest::Position;
-use crate::format::map_object::CheckpointRef;
+use crate::format::map_object::{CheckpointRef, PageRef};
 use crate::format::segment::{SegmentHeader, SegmentIndex};
 use crate::limits::{SEGMENT_BYTES_TARGET, UPLOADS_AT_ONCE, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
 use crate::map::{MapPage, PageIndex};
@@ -81,6 +83,9 @@ struct Import {
     /// Segments that have taken effect; each is one place of the sequence.
     effective: u64,
     stored_bytes: u64,
+    census: Census,
+    /// Where the newest checkpoint has it.
+    census_parts: Vec<PageRef>,
 }
 
 impl Admin {
@@ -124,6 +129,8 @@ impl Admin {
             checkpoint: None,
             effective: 0,
             stored_bytes: 0,
+            census: Census::default(),
+            census_parts: Vec::new(),
         };
         let mut progress = |done| progress(ImageProgress { done: ByteLen(done), total: total.map(ByteLen) });
         let made = async {
@@ -271,6 +278,8 @@ impl Import {
         }
         self.effective += 1;
         self.stored_bytes += index.object_length;
+        let blocks = index.block_count();
+        self.census.add_segment(index.header.id.into(), index.object_length, blocks, blocks);
         if self.pages.len() >= PAGES_KEPT {
             self.write_checkpoint(self.loaded.manifest.size).await?;
             // A sign of life, so that nobody takes it for dead.
@@ -289,12 +298,25 @@ impl Import {
             number: SegmentNumber(self.effective),
             sequence: Sequence(self.effective),
         };
-        let (store, volume) = (self.store.clone(), self.loaded.manifest.volume);
-        let pages = Pages(&self.pages);
+        let new = NewCheckpoint {
+            volume: self.loaded.manifest.volume,
+            epoch: EPOCH,
+            position,
+            size,
+            changed: &changed,
+            source: &Pages(&self.pages),
+            replaced: self.checkpoint,
+        };
+        let census = &self.census;
+        let mut take_census = |changes: &MapChanges| {
+            let mut census = census.clone();
+            census.note_checkpoint(changes);
+            encode_rows(&census.rows())
+        };
         let number = &mut self.next_map_object;
-        let written =
-            checkpoint::write(store, volume, EPOCH, number, &self.base, position, size, &changed, &pages).await?;
-        (self.checkpoint, self.base) = (Some(written.0), written.1);
+        let written = checkpoint::write(&self.store, &self.base, number, new, &mut take_census).await?;
+        self.census.note_checkpoint(&written.changes);
+        (self.checkpoint, self.base, self.census_parts) = (Some(written.reference), written.checkpoint, written.census);
         // The next segment may go on within the last page.
         self.pages.retain(|index, _| *index == last);
         Ok(())
@@ -306,12 +328,14 @@ impl Import {
         let sequence = Sequence(self.effective);
         seal_epoch(&*self.store, self.segment(self.next_segment), self.token, sequence).await?;
         let (checkpoint, stored_bytes) = (self.checkpoint, ByteLen(self.stored_bytes));
+        let census = std::mem::take(&mut self.census_parts);
         let loaded = ownership::update(&*self.store, &self.loaded, |manifest| {
             manifest.size = size;
             manifest.checkpoint = checkpoint;
             manifest.replay_from = Position { epoch: EPOCH.next(), number: SegmentNumber(0) };
             manifest.sequence = sequence;
             manifest.stored_bytes = stored_bytes;
+            manifest.census = Some(census);
             manifest.complete = true;
             manifest.being_made = false;
             manifest.destroyed_at = None;

@@ -24,6 +24,7 @@ use crate::map::{LogOverlay, LogPlace, OverlayPlace};
 use crate::ownership::{self, Attachment, History, Permit};
 use crate::service::AttachReport;
 use crate::units::{LogOffset, SegmentNumber, Sequence, Token, VolumeId};
+use crate::volume::books::Books;
 use crate::volume::claims;
 use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
@@ -118,7 +119,8 @@ async fn complete(
     let (log, replay) = carry_on(shared, id, &attachment, found.own, history.last)?;
     let replayed_records = replay.records;
     let resumed = replay.last.max(history.last);
-    let volume = assemble(shared, attachment, pages, log, replay, newest)?;
+    let books = Books::open(&attachment.loaded.manifest, &history);
+    let volume = assemble(shared, attachment, pages, books, log, replay, newest);
     if taken_over {
         tracing::warn!(volume = %id, epoch = %volume.epoch, %resumed, "took the volume over from another owner");
     }
@@ -359,10 +361,11 @@ fn assemble(
     shared: &Arc<Shared>,
     attachment: Attachment,
     pages: PageTable,
+    books: Books,
     log: WriteLog,
     replay: Replay,
     newest: Moment,
-) -> Result<Arc<Volume>> {
+) -> Arc<Volume> {
     let now = clock::uptime();
     let mut progress = Progress::new(replay.stored);
     for (mark, bytes) in &replay.pending {
@@ -374,7 +377,7 @@ fn assemble(
     let wake = space_wake.clone();
     log.committer.on_space_freed(Arc::new(move || wake.notify_waiters()));
     let manifest = &attachment.loaded.manifest;
-    Ok(Arc::new(Volume {
+    Arc::new(Volume {
         id: manifest.volume,
         epoch: attachment.epoch,
         token: attachment.token,
@@ -391,6 +394,7 @@ fn assemble(
         progress: Mutex::new(progress),
         newest: Mutex::new(newest),
         moment_waiters: Mutex::default(),
+        is_uploader_gone: AtomicBool::new(false),
         schedule: ScheduleState::default(),
         read_ahead: Mutex::new(ReadAhead::default()),
         upload_wake: Notify::new(),
@@ -403,6 +407,12 @@ fn assemble(
         next_map_object: AtomicU64::new(0),
         clients: AtomicU64::new(0),
         stopping: AtomicBool::new(false),
+        books: Mutex::new(books),
+        cleaning: tokio::sync::Mutex::default(),
+        checkpointing: tokio::sync::Mutex::default(),
+        relocation: Mutex::default(),
+        checkpoint_asked: Mutex::default(),
+        clean_wake: Notify::new(),
         manifest: tokio::sync::Mutex::new(attachment.loaded),
-    }))
+    })
 }

@@ -153,6 +153,11 @@ impl Progress {
         self.accepted
     }
 
+    /// The end of what was cut into segments.
+    pub fn cut(&self) -> Mark {
+        self.cut
+    }
+
     /// The end of what is in the store.
     pub fn stored(&self) -> Mark {
         self.stored

@@ -24,7 +24,7 @@ use crate::volume::shared::Shared;
 const LOOKUPS_MAX: usize = 100;
 
 /// Where a run of blocks is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Log(LogPlace),
     Zero,
@@ -136,18 +136,38 @@ impl Volume {
     pub(super) async fn read_blocks(&self, range: BlockRange, buffer: &mut [u8]) -> Result<()> {
         for _ in 0..LOOKUPS_MAX {
             let runs = self.gather_waiting(range).await?;
-            if self.read_runs(runs, buffer).await? {
-                return Ok(());
+            match self.read_runs(&runs, buffer).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => self.only_if_moved(range, &runs, error).await?,
             }
         }
         Err(Error::damaged(format!("blocks from {} of volume {} cannot be found in the log", range.start, self.id)))
     }
 
+    /// A segment that cannot be read may have been emptied and deleted since it was looked up: then its blocks are elsewhere by now. It may
+    /// also be another owner who did that.
+    ///
+    /// # Errors
+    /// `error`, if nothing has moved; `Fenced`, if this attachment turns out to be over.
+    async fn only_if_moved(&self, range: BlockRange, runs: &Runs, error: Error) -> Result<()> {
+        if !matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) {
+            return Err(error);
+        }
+        if self.gather_waiting(range).await? != *runs {
+            return Ok(());
+        }
+        match self.confirm_ownership().await {
+            Err(fenced) if fenced.kind() == ErrorKind::Fenced => Err(fenced),
+            _ => Err(error),
+        }
+    }
+
     /// Reads runs that adjoin each other and together fill `buffer`. False if a place in the log was given back meanwhile.
-    async fn read_runs(&self, runs: Runs, buffer: &mut [u8]) -> Result<bool> {
+    async fn read_runs(&self, runs: &Runs, buffer: &mut [u8]) -> Result<bool> {
         let mut pieces = Vec::new();
         let mut rest = buffer;
-        for (run, source) in runs {
+        for &(run, source) in runs {
             let (part, behind) = rest.split_at_mut(run.count.bytes().0 as usize);
             rest = behind;
             match source {

@@ -10,8 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lineage;
 use crate::ownership;
 use crate::service::{
-    AttachReport, AttachedStatus, DaemonStatus, NewForks, NewSnapshot, Service, SnapshotSummary, VolumeChange,
-    VolumeSummary,
+    AttachReport, AttachedStatus, CleanReport, DaemonStatus, NewForks, NewSnapshot, Service, SnapshotSummary,
+    VolumeChange, VolumeSummary,
 };
 use crate::store::Counts;
 use crate::units::{BLOCK_SIZE, SnapshotId, VolumeId};
@@ -179,6 +179,10 @@ impl Service for FleetService {
         let volume = self.attached_here(volume)?;
         volume.update(&change).await?;
         Ok(volume.status())
+    }
+
+    async fn clean(&self, volume: VolumeId) -> Result<CleanReport> {
+        self.attached_here(volume)?.clean_now().await
     }
 
     async fn snapshot(&self, volume: VolumeId, new: NewSnapshot) -> Result<SnapshotSummary> {

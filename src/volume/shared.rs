@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use crate::cache::ReadCache;
+use crate::clean::Goal;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::segment::SegmentIndex;
@@ -21,6 +22,11 @@ use crate::work::{self, Runtime};
 /// Stored frames that may wait for the disk part of the cache, in KiB.
 pub const INSERTIONS_KIB_MAX: usize = 24 << 10;
 
+/// How clean a volume is kept: its segments take at most 1.35 times what is in use in them, besides what a small volume may waste.
+pub const CLEANING: Goal = Goal { percent: 135, slack: 64 << 20, fullest: 90 };
+/// Volumes of a daemon that move blocks at the same time.
+pub const CLEANERS: usize = 1;
+
 /// How the engine is set up.
 #[derive(Clone, Debug)]
 pub struct EngineSettings {
@@ -30,6 +36,8 @@ pub struct EngineSettings {
     pub segment_age: Duration,
     /// Segments after which a checkpoint is written.
     pub segments_per_checkpoint: u64,
+    /// How clean each volume is kept.
+    pub cleaning: Goal,
     /// Path of this daemon's control socket, for the manifest's owner.
     pub control: String,
 }
@@ -58,6 +66,8 @@ pub struct Shared {
     pub page_budget: Arc<PageBudget>,
     /// Threads that pack segments.
     pub packers: Packers,
+    /// A volume that moves blocks to clean holds one: bounds memory.
+    pub cleaners: Semaphore,
     /// The runtime of everything that waits.
     pub runtime: Runtime,
     /// Settings.

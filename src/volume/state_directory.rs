@@ -28,7 +28,7 @@ use crate::units::{ByteLen, StoreId};
 use crate::volume::fetch::new_segment_index_cache;
 use crate::volume::frozen_device::FrozenMaps;
 use crate::volume::pages::PageBudget;
-use crate::volume::shared::{EngineSettings, INSERTIONS_KIB_MAX, Packers, Shared, SlotsInIndex};
+use crate::volume::shared::{CLEANERS, EngineSettings, INSERTIONS_KIB_MAX, Packers, Shared, SlotsInIndex};
 use crate::work::Runtime;
 
 /// How the memory of a daemon is divided: blocks of the read cache, map pages, segment indexes, RocksDB.
@@ -99,6 +99,7 @@ pub fn open_on(
         index,
         cache,
         insertions: Arc::new(Semaphore::new(INSERTIONS_KIB_MAX)),
+        cleaners: Semaphore::new(CLEANERS),
         segment_indexes: new_segment_index_cache(share(2)),
         frozen_maps: FrozenMaps::default(),
         page_budget: Arc::new(PageBudget::new(usize::try_from(share(1).0).unwrap_or(usize::MAX))),

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesOrdered, StreamExt};
+use tokio::sync::oneshot;
 
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -32,6 +33,7 @@ use crate::units::{BLOCK_SIZE, BlockCount, ByteLen, LogOffset, SegmentId, Segmen
 use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
 use crate::volume::progress::{Mark, Run};
+use crate::volume::relocate::Relocation;
 use crate::work::Task;
 use crate::work::simulated::{self, Mutation};
 
@@ -42,8 +44,16 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 const RELEASE_STEP: u64 = 16 << 20;
 
 struct Uploaded {
-    end: Mark,
     index: SegmentIndex,
+    what: What,
+}
+
+/// What a segment was made of.
+enum What {
+    /// A run of the sequence that ends here.
+    Run(Mark),
+    /// What cleaning has moved; told once that has taken effect.
+    Relocation(Option<oneshot::Sender<()>>),
 }
 
 type Uploads = FuturesOrdered<Task<Result<Uploaded>>>;
@@ -63,8 +73,9 @@ impl Volume {
     /// Why it failed. While it stops nobody else learns of that: the gate is closed already, for another reason.
     pub(super) async fn run_uploader(self: Arc<Self>) -> Result<()> {
         let ended = self.upload().await;
-        if let Err(error) = &ended {
-            self.fail(error);
+        match &ended {
+            Ok(()) => self.end_uploads(),
+            Err(error) => self.fail(error),
         }
         ended
     }
@@ -72,14 +83,23 @@ impl Volume {
     async fn upload(self: &Arc<Self>) -> Result<()> {
         let mut uploads = Uploads::new();
         while self.gate.closed().is_none() || self.is_draining() {
+            self.serve_moment_waiters();
+            // The cleaner asks for one at a time and takes breath in between, so what it asks for need not wait.
+            if uploads.len() < UPLOADS_AT_ONCE
+                && let Some(relocation) = self.relocation.lock().take()
+            {
+                uploads
+                    .push_back(self.shared.runtime.spawn(self.clone().pack_and_move(relocation, self.next_header())));
+                continue;
+            }
             if uploads.len() < UPLOADS_AT_ONCE
                 && let Some(run) = self.next_run()
             {
-                let number = SegmentNumber(self.next_segment.fetch_add(1, Ordering::AcqRel));
-                uploads.push_back(self.shared.runtime.spawn(self.clone().pack_and_upload(run, number)));
+                uploads.push_back(self.shared.runtime.spawn(self.clone().pack_and_upload(run, self.next_header())));
                 continue;
             }
             self.release_log()?;
+            self.write_asked_checkpoint().await?;
             let due = self.progress.lock().due_at(self.shared.settings.segment_age);
             tokio::select! {
                 biased;
@@ -97,6 +117,20 @@ impl Volume {
         self.gate.closed().map_or(Ok(()), Err)
     }
 
+    /// The header of the next segment, with no place of the sequence in it yet.
+    fn next_header(&self) -> SegmentHeader {
+        let number = SegmentNumber(self.next_segment.fetch_add(1, Ordering::AcqRel));
+        let cut = self.progress.lock().cut().sequence;
+        SegmentHeader {
+            id: SegmentId { volume: self.id, epoch: self.epoch, number },
+            token: self.token,
+            first: cut.next(),
+            last: cut,
+            created_at: clock::now(),
+            seal: false,
+        }
+    }
+
     fn is_draining(&self) -> bool {
         self.stopping.load(Ordering::Acquire) && self.gate.closed().is_some_and(|e| e.kind() == ErrorKind::Stopping)
     }
@@ -112,20 +146,20 @@ impl Volume {
         self.progress.lock().next_run(clock::uptime(), age)
     }
 
-    async fn pack_and_upload(self: Arc<Self>, run: Run, number: SegmentNumber) -> Result<Uploaded> {
-        let id = SegmentId { volume: self.id, epoch: self.epoch, number };
-        let header = SegmentHeader {
-            id,
-            token: self.token,
-            first: run.after.sequence.next(),
-            last: run.end.sequence,
-            created_at: clock::now(),
-            seal: false,
-        };
+    async fn pack_and_upload(self: Arc<Self>, run: Run, header: SegmentHeader) -> Result<Uploaded> {
+        let header = SegmentHeader { first: run.after.sequence.next(), last: run.end.sequence, ..header };
         let log = self.log.clone();
         let built = self.shared.packers.run(move || pack(&log, header, run)).await?;
-        self.put_segment(id, built.bytes).await?;
-        Ok(Uploaded { end: run.end, index: built.index })
+        self.put_segment(header.id, built.bytes).await?;
+        Ok(Uploaded { index: built.index, what: What::Run(run.end) })
+    }
+
+    async fn pack_and_move(self: Arc<Self>, mut relocation: Relocation, header: SegmentHeader) -> Result<Uploaded> {
+        let done = relocation.done.take();
+        let (built, frames) = self.shared.packers.run(move || relocation.pack(header)).await?;
+        self.put_segment(header.id, built.bytes.clone()).await?;
+        self.keep_moved(&built, &frames);
+        Ok(Uploaded { index: built.index, what: What::Relocation(done) })
     }
 
     /// Puts a segment into the store, however long that takes.
@@ -165,15 +199,27 @@ impl Volume {
     }
 
     async fn take_effect(self: &Arc<Self>, uploaded: Result<Uploaded>) -> Result<()> {
-        let Uploaded { end, index } = uploaded?;
+        let Uploaded { index, what } = uploaded?;
+        // Those who want what was stored before this.
+        self.serve_moment_waiters();
         self.retry_while_unavailable("applying a segment to the map", || self.pages.apply(&index)).await?;
         keep_index(&self.shared, &index)?;
-        self.note_stored(&index, end);
-        let waiting = self.progress.lock().store(end);
-        for done in waiting {
-            done(Ok(()));
+        self.note_in_books(&index).await;
+        self.note_stored(&index);
+        match what {
+            What::Run(end) => {
+                let waiting = self.progress.lock().store(end);
+                for done in waiting {
+                    done(Ok(()));
+                }
+                self.serve_moment_waiters();
+                self.clean_wake.notify_one();
+            }
+            What::Relocation(done) => {
+                // The cleaner may have been stopped; then nobody needs to know.
+                let _ = done.map(|done| done.send(()));
+            }
         }
-        self.serve_moment_waiters();
         let newest = self.newest.lock().clone();
         if count_segments(&newest.replay) >= self.shared.settings.segments_per_checkpoint {
             let (next, sequence) = (newest.position, newest.sequence);

@@ -59,6 +59,12 @@ pub enum Mutation {
     ForgetPin,
     /// Somebody else's object in the place of the next segment is taken for one's own.
     DropSealCheck,
+    /// Cleaning deletes what only a pin needs.
+    CleanPinned,
+    /// Cleaning deletes a segment before a checkpoint does without it.
+    DeleteEarly,
+    /// What cleaning moved takes effect also where the map leads elsewhere by now.
+    MoveOverNewer,
 }
 
 #[derive(Default)]

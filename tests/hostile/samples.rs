@@ -10,6 +10,7 @@ use rand::{Rng, SeedableRng};
 use varve::block_device::{BlockDevice, Change};
 use varve::disk::host::HostDisk;
 use varve::format::cache::{RingPosition, Superblock, encode_entry};
+use varve::format::census::{Condemned, ObjectRun};
 use varve::format::lineage::{Moment, Pin, PinHolder, SegmentRun, SnapshotObject, SnapshotRecord};
 use varve::format::manifest::{Manifest, Origin, Owner, Position, StoreRoot};
 use varve::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, References, Root};
@@ -244,6 +245,11 @@ fn full_manifest() -> Manifest {
         scheduled_at: Some(UnixMillis(1_700_000_000_000)),
         origins: vec![origin],
         pins: vec![Pin { moment: moment(), holders: vec![PinHolder::Snapshot(record()), fork] }],
+        census: Some(vec![reference(1, 140)]),
+        condemned: Condemned {
+            segments: vec![ObjectRun { epoch: Epoch(1), first: 3, count: 2 }],
+            map_objects: vec![ObjectRun { epoch: Epoch(1), first: 0, count: 1 }],
+        },
     }
 }
 

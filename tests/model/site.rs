@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use varve::clean::Goal;
 use varve::disk::host::HostDisk;
 use varve::store::{Counts, DirectoryStore, MemoryStore, S3Access, S3Store, Store, wrap};
 use varve::volume::{Fleet, FleetExports, FleetService};
@@ -81,6 +82,7 @@ impl Host {
             memory_size: 2 << 20,
             segment_age,
             segments_per_checkpoint,
+            cleaning: Goal { percent: 130, slack: 64 << 10, fullest: 90 },
         };
         let runtime = runtime();
         let fleet = runtime.block_on(engine::start(Arc::new(HostDisk), path, store, setup));

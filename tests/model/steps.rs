@@ -19,12 +19,13 @@ const SHOTS_MAX: usize = 12;
 const BLOCK: usize = 4096;
 
 /// Everything that a step can be.
-pub const NAMES: [&str; 22] = [
+pub const NAMES: [&str; 23] = [
     "write",
     "trim",
     "zero",
     "flush",
     "sync",
+    "clean",
     "create",
     "import",
     "snapshot",
@@ -61,7 +62,8 @@ impl World {
             return self.create();
         }
         let done = match self.below(100) {
-            0..=41 => None,
+            0..=38 => None,
+            39..=41 => self.clean(),
             42..=43 => self.flush(),
             44..=46 => self.sync(),
             47 => self.has_room().then(|| self.create()),
@@ -149,6 +151,17 @@ impl World {
         let volume = self.volume(at, which);
         self.hosts[which].as_ref()?.runtime.block_on(volume.sync()).unwrap();
         Some("sync")
+    }
+
+    /// Afterwards the volume takes no more than what it holds and what its snapshots and forks need.
+    fn clean(&mut self) -> Option<&'static str> {
+        let (at, which) = self.in_use();
+        let id = self.disks[at].id;
+        self.say(format!("{id}: clean"));
+        let host = self.hosts[which].as_ref()?;
+        let report = host.runtime.block_on(host.service.clean(id)).unwrap();
+        assert!(report.live <= report.stored && report.pinned <= report.stored, "{report:?}");
+        Some("clean")
     }
 
     fn create(&mut self) -> &'static str {

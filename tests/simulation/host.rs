@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use varve::clean::Goal;
 use varve::clock;
 use varve::disk::simulated::{Kept, SimulatedDisk};
 use varve::error::{Error, Result};
@@ -210,6 +211,7 @@ fn start(faulty: FaultyDisk, twin: Twin, line: Arc<dyn Store>, around: &Surround
             log_length: ByteLen(setup.log_length),
             segment_age: setup.segment_age,
             segments_per_checkpoint: setup.segments_per_checkpoint,
+            cleaning: Goal { percent: 130, slack: 24 << 10, fullest: 90 },
             control: "control.sock".to_owned(),
         },
     };

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use varve::clean::Goal;
 use varve::disk::Disk;
 use varve::error::ErrorKind;
 use varve::index::Index;
@@ -11,7 +12,7 @@ use varve::service::{Durability, NewVolume};
 use varve::store::Store;
 use varve::units::{ByteLen, VolumeId};
 use varve::volume::state_directory::{self, StateSettings};
-use varve::volume::{Admin, EngineSettings, Fleet, PurgeTimer, root};
+use varve::volume::{Admin, CLEANING, EngineSettings, Fleet, PurgeTimer, root};
 use varve::work::Runtime;
 
 /// How an engine is set up.
@@ -22,6 +23,7 @@ pub struct Setup {
     pub memory_size: u64,
     pub segment_age: Duration,
     pub segments_per_checkpoint: u64,
+    pub cleaning: Goal,
 }
 
 impl Default for Setup {
@@ -33,6 +35,7 @@ impl Default for Setup {
             memory_size: 64 << 20,
             segment_age: Duration::from_secs(3),
             segments_per_checkpoint: 64,
+            cleaning: CLEANING,
         }
     }
 }
@@ -51,6 +54,7 @@ pub async fn start(disk: Arc<dyn Disk>, path: &Path, store: Arc<dyn Store>, setu
             log_length: ByteLen(setup.log_length),
             segment_age: setup.segment_age,
             segments_per_checkpoint: setup.segments_per_checkpoint,
+            cleaning: setup.cleaning,
             control: path.join("control.sock").display().to_string(),
         },
     };

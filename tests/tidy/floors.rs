@@ -8,7 +8,7 @@ pub const FLOORS: &[&[&str]] = &[
     &["format"],
     &["disk", "store"],
     &["log", "segment", "cache", "index"],
-    &["checkpoint", "ownership"],
+    &["checkpoint", "ownership", "clean"],
     &["lineage"],
     &["volume"],
     &["nbd", "control"],

@@ -8,8 +8,8 @@ use varve::error::Result;
 use varve::settings::SharedArguments;
 
 use crate::commands::{
-    Command as _, attach, check, create, destroy, detach, diff, dump, export, extend, fork, import, list, purge,
-    rescue, restore, show, snapshots, status, sync, torture, undelete, update, usage,
+    Command as _, attach, check, clean, create, destroy, detach, diff, dump, export, extend, fork, import, list, purge,
+    rescue, restore, show, snapshots, status, sweep, sync, torture, undelete, update, usage,
 };
 use crate::context::Context;
 use crate::render::Report;
@@ -62,6 +62,9 @@ commands! {
         /// Create, list, show, attach, detach, change and destroy volumes
         #[command(subcommand, visible_aliases = ["volume", "vol"])]
         Volumes(VolumesCommand),
+        /// Look after the store as a whole
+        #[command(subcommand)]
+        Store(StoreCommand),
         /// Verify everything in the store that a volume refers to
         Check(check::Arguments),
         /// Print a manifest, checkpoint, segment or write log as a person can read it
@@ -97,6 +100,8 @@ commands! {
         Detach(detach::Arguments),
         /// Wait until everything written so far is in the store
         Sync(sync::Arguments),
+        /// Free the space in the store that nothing needs any more; the daemon does it by itself when there is enough of it
+        Clean(clean::Arguments),
         /// Change a volume's durability, or when its snapshots are taken
         Update(update::Arguments),
         /// Tell what volumes and their snapshots take in the store, and what of that they share
@@ -116,6 +121,14 @@ commands! {
         Export(export::Arguments),
         /// Show where one volume or snapshot may differ from another
         Diff(diff::Arguments),
+    }
+}
+
+commands! {
+    /// What is done with the store as a whole.
+    StoreCommand {
+        /// Remove what nothing refers to: leftovers of crashes and of destroyed volumes, older than an hour or a day; safe beside running daemons
+        Sweep(sweep::Arguments),
     }
 }
 

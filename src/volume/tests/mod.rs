@@ -11,7 +11,7 @@ use crate::service::{Durability, NewVolume};
 use crate::store::{Faults, MemoryStore, Store};
 use crate::units::{ByteLen, StoreId, VolumeId};
 use crate::volume::state_directory::{self, StateSettings};
-use crate::volume::{Admin, EngineSettings, Fleet, PurgeTimer, Volume, VolumeDevice};
+use crate::volume::{Admin, CLEANING, EngineSettings, Fleet, PurgeTimer, Volume, VolumeDevice};
 
 mod again;
 mod catalog;
@@ -67,6 +67,7 @@ impl World {
             log_length: LOG_BYTES,
             segment_age: Duration::from_millis(1),
             segments_per_checkpoint: 64,
+            cleaning: CLEANING,
             control: "/run/control.sock".into(),
         };
         let path: &Path = &self.directory.path().join(host);

@@ -12,8 +12,8 @@ use tokio::runtime::{Builder, Runtime};
 use varve::control::{ControlSocket, serve};
 use varve::error::{Error, Result};
 use varve::service::{
-    AttachReport, AttachedStatus, DaemonStatus, NewForks, NewSnapshot, Service, SnapshotSummary, StoreCounts,
-    VolumeChange, VolumeSummary,
+    AttachReport, AttachedStatus, CleanReport, DaemonStatus, NewForks, NewSnapshot, Service, SnapshotSummary,
+    StoreCounts, VolumeChange, VolumeSummary,
 };
 use varve::units::VolumeId;
 
@@ -55,6 +55,10 @@ impl Service for Idle {
     }
 
     async fn update(&self, volume: VolumeId, _: VolumeChange) -> Result<AttachedStatus> {
+        nothing(volume)
+    }
+
+    async fn clean(&self, volume: VolumeId) -> Result<CleanReport> {
         nothing(volume)
     }
 

@@ -13,6 +13,7 @@ use crate::render::Report;
 
 pub mod attach;
 pub mod check;
+pub mod clean;
 pub mod create;
 pub mod created;
 pub mod destroy;
@@ -30,6 +31,7 @@ pub mod restore;
 pub mod show;
 pub mod snapshots;
 pub mod status;
+pub mod sweep;
 pub mod sync;
 pub mod torture;
 pub mod undelete;

@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use varve::error::{Error, ErrorKind, Result};
 use varve::service::{
-    AttachReport, AttachedStatus, DaemonStatus, Durability, Lag, NewForks, NewSnapshot, RescuedLog, Service,
-    SnapshotStatus, SnapshotSummary, StoreCounts, VolumeChange, VolumeState, VolumeSummary,
+    AttachReport, AttachedStatus, CleanReport, DaemonStatus, Durability, Lag, NewForks, NewSnapshot, RescuedLog,
+    Service, SnapshotStatus, SnapshotSummary, StoreCounts, VolumeChange, VolumeState, VolumeSummary,
 };
 use varve::units::{ByteLen, Epoch, Sequence, SnapshotId, UnixMillis, VolumeId};
 
@@ -25,6 +25,7 @@ fn status() -> AttachedStatus {
         accepted: Sequence(20),
         stored: Sequence(18),
         stored_bytes: ByteLen(2 << 30),
+        live_bytes: ByteLen(1 << 19),
         log_used: ByteLen(64 << 20),
         log_length: ByteLen(2 << 30),
         failed: None,
@@ -81,6 +82,13 @@ impl Service for Daemon {
             durability: change.durability.unwrap_or(status.durability),
             size: change.size.unwrap_or(status.size),
             ..status
+        })
+    }
+    async fn clean(&self, volume: VolumeId) -> Result<CleanReport> {
+        known(volume).map(|status| CleanReport {
+            freed: ByteLen(5),
+            stored: status.stored_bytes,
+            ..CleanReport::default()
         })
     }
     async fn snapshot(&self, volume: VolumeId, new: NewSnapshot) -> Result<SnapshotSummary> {

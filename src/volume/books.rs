@@ -1,0 +1,203 @@
+//! The books of an attached volume: its census, in memory, between one checkpoint that keeps it and the next.
+//!
+//! Invariants: once they are whole, every object of the volume that a position before the newest one needs is in the census; what is dead
+//! there is dead. How much of a segment is in use is a hint: exact as long as everything was counted, too high or too low after a crash,
+//! until all segments have been looked at again.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Weak};
+
+use crate::checkpoint;
+use crate::clean::{self, Census};
+use crate::error::Result;
+use crate::format::census::{Condemned, MapChanges, ObjectAt, encode_rows};
+use crate::format::lineage::Moment;
+use crate::format::manifest::Manifest;
+use crate::format::map_object::PageRef;
+use crate::format::segment::SegmentIndex;
+use crate::ownership::History;
+use crate::units::Epoch;
+use crate::volume::core::Volume;
+use crate::volume::pages::Shifts;
+
+/// How much of the census is in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// What the checkpoint keeps was not read yet.
+    Unread(Vec<PageRef>),
+    /// Nobody knows what objects there are.
+    Unknown,
+    /// All of it.
+    Whole,
+}
+
+/// What a volume knows of its objects.
+pub struct Books {
+    pub(super) census: Census,
+    state: State,
+    /// Segments that are still to be looked at before the hints are exact, and the last one that was.
+    pub(super) unaudited: usize,
+    pub(super) audited: ObjectAt,
+    /// Segments that cannot be emptied, since they are damaged.
+    pub(super) stuck: BTreeSet<ObjectAt>,
+    /// What the manifest condemns and may still be there.
+    pub(super) condemned: Condemned,
+    /// Moments that are about to be pinned.
+    held: Vec<Weak<Moment>>,
+}
+
+impl Books {
+    /// The books at the beginning of an attachment.
+    pub fn open(manifest: &Manifest, history: &History) -> Self {
+        let state = match &manifest.census {
+            None => State::Unknown,
+            Some(parts) if parts.is_empty() => State::Whole,
+            Some(parts) => State::Unread(parts.clone()),
+        };
+        let mut books = Books {
+            census: Census::default(),
+            state,
+            unaudited: 0,
+            audited: ObjectAt { epoch: Epoch(0), number: 0 },
+            stuck: BTreeSet::new(),
+            condemned: manifest.condemned.clone(),
+            held: Vec::new(),
+        };
+        for index in &history.segments {
+            // How much of it was overwritten since is found out when it is looked at.
+            books.add(index, index.block_count());
+        }
+        if !history.segments.is_empty() {
+            // Of what is not read yet it is not known how much it is.
+            books.unaudited = usize::MAX;
+            if books.are_whole() {
+                books.begin_audit();
+            }
+        }
+        books
+    }
+
+    /// Notes a segment that has taken effect, and what that did to others.
+    pub fn note_segment(&mut self, index: &SegmentIndex, shifts: Shifts) {
+        self.add(index, 0);
+        let volume = index.header.id.volume;
+        for (id, blocks) in shifts.into_iter().filter(|(id, _)| id.volume == volume) {
+            self.census.shift(id.into(), blocks);
+        }
+    }
+
+    fn add(&mut self, index: &SegmentIndex, live: u64) {
+        self.census.add_segment(index.header.id.into(), index.object_length, index.block_count(), live);
+    }
+
+    /// True if every object is in them.
+    pub fn are_whole(&self) -> bool {
+        self.state == State::Whole
+    }
+
+    /// Says that every object is in them now.
+    pub fn make_whole(&mut self) {
+        self.state = State::Whole;
+    }
+
+    /// The census as a checkpoint keeps it; none if it is not known.
+    pub fn parts_with(&self, changes: &MapChanges) -> Vec<Vec<u8>> {
+        if !self.are_whole() {
+            return Vec::new();
+        }
+        let mut census = self.census.clone();
+        census.note_checkpoint(changes);
+        encode_rows(&census.rows())
+    }
+
+    /// What is needed to tell which objects a new checkpoint condemns.
+    pub fn sorting(&self, changes: &MapChanges) -> Sorting {
+        let mut census = self.are_whole().then(|| self.census.clone());
+        if let Some(census) = &mut census {
+            census.note_checkpoint(changes);
+        }
+        Sorting { census, condemned: self.condemned.clone(), held: self.held() }
+    }
+
+    /// Keeps what a moment needs for as long as anybody has what this returns.
+    pub fn hold(&mut self, moment: Moment) -> Arc<Moment> {
+        let held = Arc::new(moment);
+        self.held.retain(|known| known.strong_count() > 0);
+        self.held.push(Arc::downgrade(&held));
+        held
+    }
+
+    /// Moments that are about to be pinned.
+    pub fn held(&self) -> Vec<Arc<Moment>> {
+        self.held.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Notes that a checkpoint is in force, with a manifest that condemns these objects.
+    pub fn note_checkpoint(&mut self, changes: &MapChanges, condemned: &Condemned) {
+        self.census.note_checkpoint(changes);
+        self.census.remove(condemned);
+        self.condemned = condemned.clone();
+    }
+
+    /// Begins to look at all segments again.
+    pub fn begin_audit(&mut self) {
+        self.unaudited = self.census.segments().filter(|(_, counted)| counted.dead_at.is_none()).count();
+    }
+}
+
+/// What is needed to tell which objects a new checkpoint condemns.
+pub struct Sorting {
+    census: Option<Census>,
+    condemned: Condemned,
+    held: Vec<Arc<Moment>>,
+}
+
+impl Sorting {
+    /// Puts into a manifest where the census is, and what nobody needs once it is in force; besides what is condemned and may still be there.
+    pub fn condemn(&self, manifest: &mut Manifest, parts: &[PageRef]) {
+        manifest.condemned = self.condemned.clone();
+        manifest.census = self.census.as_ref().map(|_| parts.to_vec());
+        let Some(census) = &self.census else { return };
+        let new = clean::condemn(census, manifest, &self.held);
+        let freed = census.segment_bytes(&new);
+        manifest.stored_bytes.0 = manifest.stored_bytes.0.saturating_sub(freed);
+        manifest.condemned.segments.extend(new.segments);
+        manifest.condemned.map_objects.extend(new.map_objects);
+    }
+}
+
+impl Volume {
+    /// Notes a segment that has taken effect.
+    pub(super) async fn note_in_books(&self, index: &SegmentIndex) {
+        let shifts = self.pages.take_shifts();
+        if let Err(error) = self.read_books().await {
+            tracing::info!(volume = %self.id, %error, "what objects the volume has is read later");
+            self.books.lock().unaudited = usize::MAX;
+        }
+        self.books.lock().note_segment(index, shifts);
+    }
+
+    /// Sees to it that what the checkpoint keeps of the census is in memory. One request for most, once an attachment; none for a volume
+    /// that is new.
+    ///
+    /// # Errors
+    /// `Damaged`, and what the store says.
+    pub(super) async fn read_books(&self) -> Result<()> {
+        let State::Unread(parts) = self.books.lock().state.clone() else { return Ok(()) };
+        let rows = checkpoint::read_census(&*self.shared.store, &parts).await?;
+        let mut books = self.books.lock();
+        if !matches!(books.state, State::Unread(_)) {
+            return Ok(());
+        }
+        let mut census = Census::from_rows(rows);
+        // What was condemned with that checkpoint is still in its census.
+        census.remove(&books.condemned);
+        census.add_all(&books.census);
+        books.census = census;
+        books.state = State::Whole;
+        if books.unaudited > 0 {
+            books.begin_audit();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,260 @@
+//! The cleaner of one volume: empties segments that are mostly dead, has the books put right, and deletes what nobody needs any more.
+//!
+//! One task for each attached volume, which sleeps while nothing is written. Order of effects for each segment that goes, and why:
+//! 1. what is live in it was moved, and that has taken effect (or nothing in it was live): from here on the map does without it;
+//! 2. a checkpoint includes that: from here on recovery does without it;
+//! 3. the manifest of that checkpoint condemns it, unless a pin needs it: a pin that comes meanwhile makes the swap fail;
+//! 4. only then it is deleted.
+//!
+//! Errors: a store that is away is asked again later. A segment that is damaged is left where it is, and named in the log.
+//!
+//! After a crash: what was condemned is deleted by the next owner; all else is as recovery finds it. `design/cleaning.md` argues why
+//! this is enough.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use tokio::sync::oneshot;
+
+use crate::clean::{self, Goal, condemnable_bytes};
+use crate::clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::census::{Condemned, ObjectAt, ObjectRun};
+use crate::limits::SEGMENT_BYTES_TARGET;
+use crate::service::CleanReport;
+use crate::store::ObjectKey;
+use crate::units::{BLOCK_SIZE, ByteLen};
+use crate::volume::core::Volume;
+use crate::volume::fetch::segment_index;
+use crate::volume::relocate::Relocation;
+
+/// Blocks moved at a time: bounds memory, and makes a whole segment.
+const BLOCKS_AT_ONCE: u64 = SEGMENT_BYTES_TARGET / BLOCK_SIZE;
+/// Segments looked at again for each step, after a crash.
+const AUDITS_AT_ONCE: usize = 4;
+/// Objects deleted at the same time.
+const DELETES_AT_ONCE: usize = 8;
+/// Pause between steps, in which what is written goes first; none when space has run away.
+const BREATH: Duration = Duration::from_millis(500);
+/// Pause after a failure.
+const RETRY: Duration = Duration::from_secs(15);
+/// What a person asks for: everything that is worth it.
+const THOROUGH: Goal = Goal { percent: 100, slack: 0, fullest: 95 };
+/// Space that dead segments may take while they wait for a checkpoint, as a part of what is live.
+const WAITING_PART: u64 = 20;
+/// Segments may take so many times what the goal allows before the cleaner takes no more breath.
+const URGENT: u64 = 2;
+
+/// What a step of cleaning came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The goal is reached.
+    Clean,
+    /// There is more to do.
+    More,
+    /// There is, and no time to lose.
+    Urgent,
+}
+
+impl Volume {
+    /// Runs until the attachment ends.
+    pub(super) async fn run_cleaner(self: Arc<Self>) {
+        if !self.books.lock().condemned.is_empty() {
+            self.clean_wake.notify_one();
+        }
+        loop {
+            self.clean_wake.notified().await;
+            loop {
+                if self.gate.closed().is_some() {
+                    return;
+                }
+                match self.clean_step(self.shared.settings.cleaning).await {
+                    Ok(Step::Clean) => break,
+                    Ok(Step::More) => clock::sleep(BREATH).await,
+                    Ok(Step::Urgent) => {}
+                    Err(error) => {
+                        tracing::warn!(volume = %self.id, %error, "cleaning is put off");
+                        clock::sleep(RETRY).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Cleans all that is worth it now, and waits until what is dead is deleted, unless a pin needs it.
+    ///
+    /// # Errors
+    /// `Damaged`; what the store says.
+    pub(super) async fn clean_now(&self) -> Result<CleanReport> {
+        self.pass_gate().await?;
+        let before = self.newest.lock().stored_bytes.0;
+        loop {
+            while self.books.lock().unaudited > 0 {
+                self.clean_step(THOROUGH).await?;
+            }
+            if self.clean_step(THOROUGH).await? == Step::Clean {
+                break;
+            }
+        }
+        self.ask_for_checkpoint().await?;
+        self.delete_condemned().await?;
+        let totals = self.books.lock().census.totals();
+        let stored = self.newest.lock().stored_bytes;
+        Ok(CleanReport {
+            freed: ByteLen(before.saturating_sub(stored.0)),
+            stored,
+            live: ByteLen(totals.live),
+            pinned: ByteLen(totals.dead),
+        })
+    }
+
+    async fn clean_step(&self, goal: Goal) -> Result<Step> {
+        let _turn = self.cleaning.lock().await;
+        self.read_books().await?;
+        if !self.books.lock().are_whole() {
+            self.survey().await?;
+        }
+        self.delete_condemned().await?;
+        self.audit_some().await?;
+        self.rewrite_maps().await?;
+        let (chosen, totals) = {
+            let books = self.books.lock();
+            let is_barred = |at: ObjectAt| books.stuck.contains(&at);
+            (clean::choose(&books.census, goal, BLOCKS_AT_ONCE, is_barred), books.census.totals())
+        };
+        if chosen.is_empty() {
+            self.reclaim(goal, true).await?;
+            return Ok(if self.books.lock().unaudited > 0 { Step::More } else { Step::Clean });
+        }
+        self.empty_segments(&chosen).await?;
+        self.reclaim(goal, false).await?;
+        Ok(if totals.held > URGENT * goal.allowed(totals.live) { Step::Urgent } else { Step::More })
+    }
+
+    /// Moves what is live out of these segments, and notes that they are dead.
+    async fn empty_segments(&self, chosen: &[ObjectAt]) -> Result<()> {
+        // Of the whole daemon only one volume at a time has a segment's worth of blocks in memory for this.
+        let _room = self.shared.cleaners.acquire().await.map_err(|_| Error::new(ErrorKind::Stopping, "stopping"))?;
+        let (mut relocation, mut emptied) = (Relocation::default(), Vec::new());
+        for &at in chosen {
+            if relocation.blocks() >= BLOCKS_AT_ONCE {
+                break;
+            }
+            match self.gather_live(at, &mut relocation).await {
+                Ok(_) => emptied.push(at),
+                Err(error) if error.kind() == ErrorKind::Damaged => {
+                    tracing::error!(volume = %self.id, %error, "a segment cannot be emptied, and stays as it is");
+                    self.books.lock().stuck.insert(at);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if relocation.blocks() > 0 {
+            tracing::debug!(volume = %self.id, segments = emptied.len(), blocks = relocation.blocks(), "moving");
+            self.relocate(relocation).await?;
+        }
+        // Whatever was live in them when they were gathered was moved or overwritten by now, and nothing comes to lie there again.
+        let dead_at = ObjectAt::from(self.newest.lock().position);
+        let mut books = self.books.lock();
+        emptied.into_iter().for_each(|at| books.census.bury(at, dead_at));
+        Ok(())
+    }
+
+    /// Looks at some segments again, as long as the hints may be wrong.
+    async fn audit_some(&self) -> Result<()> {
+        for _ in 0..AUDITS_AT_ONCE {
+            let at = {
+                let mut books = self.books.lock();
+                let next = books.census.next_held(books.audited).filter(|_| books.unaudited > 0);
+                let Some(at) = next else {
+                    books.unaudited = 0;
+                    return Ok(());
+                };
+                books.unaudited -= 1;
+                books.audited = at;
+                at
+            };
+            let before = self.books.lock().census.segment(at).map(|counted| counted.live);
+            let index = match segment_index(&self.shared, self.own_segment(at)).await {
+                Err(error) if error.kind() == ErrorKind::Damaged => {
+                    self.books.lock().stuck.insert(at);
+                    continue;
+                }
+                other => other?,
+            };
+            let live: u64 = self.live_places(&index).await?.iter().map(|(range, _)| range.count.0).sum();
+            let dead_at = ObjectAt::from(self.newest.lock().position);
+            let mut books = self.books.lock();
+            if live == 0 {
+                books.census.bury(at, dead_at);
+            } else if books.census.segment(at).map(|counted| counted.live) == before {
+                books.census.set_live(at, index.block_count(), live);
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for a checkpoint if enough waits for one to be deleted, or anything worth it once there is nothing else to do.
+    async fn reclaim(&self, goal: Goal, is_last: bool) -> Result<()> {
+        let mut next = self.manifest.lock().await.manifest.clone();
+        next.replay_from = self.newest.lock().position;
+        next.inherited.clear();
+        let (waiting, live) = {
+            let books = self.books.lock();
+            (condemnable_bytes(&books.census, &next), books.census.totals().live)
+        };
+        let enough = if is_last { goal.slack / 4 } else { (live / WAITING_PART).max(goal.slack / 2) };
+        if waiting > 0 && waiting >= enough {
+            self.ask_for_checkpoint().await?;
+            self.delete_condemned().await?;
+        }
+        Ok(())
+    }
+
+    /// Has the uploader write a checkpoint, and waits for it.
+    async fn ask_for_checkpoint(&self) -> Result<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.checkpoint_asked.lock().push(sender);
+        self.upload_wake.notify_one();
+        let stopped = || Error::new(ErrorKind::Stopping, format!("volume {} is stopping", self.id));
+        if let Some(error) = self.gate.closed() {
+            return Err(error);
+        }
+        receiver.await.map_err(|_| self.gate.closed().unwrap_or_else(stopped))
+    }
+
+    /// Deletes what the manifest condemns. What is deleted already may be deleted again.
+    ///
+    /// # Errors
+    /// What the store says; the rest is tried again.
+    pub(super) async fn delete_condemned(&self) -> Result<()> {
+        let condemned = self.books.lock().condemned.clone();
+        if condemned.is_empty() {
+            return Ok(());
+        }
+        let segments = objects(&condemned.segments).map(|at| ObjectKey::segment(self.own_segment(at)));
+        let maps = objects(&condemned.map_objects).map(|at| ObjectKey::map_object(self.id, at.epoch, at.number));
+        let store = &self.shared.store;
+        let deletes = segments.chain(maps).map(|key| async move { store.delete(&key).await });
+        let mut deletes = stream::iter(deletes).buffer_unordered(DELETES_AT_ONCE);
+        while let Some(deleted) = deletes.next().await {
+            deleted?;
+        }
+        for id in objects(&condemned.segments).map(|at| self.own_segment(at)) {
+            self.shared.segment_indexes.remove(&id);
+            self.shared.index.delete_segment_index(id)?;
+        }
+        tracing::info!(volume = %self.id, objects = condemned.count(), "deleted what nobody needs any more");
+        // Nothing else adds to it but a checkpoint, which would have replaced it as a whole.
+        let mut books = self.books.lock();
+        if books.condemned == condemned {
+            books.condemned = Condemned::default();
+        }
+        Ok(())
+    }
+}
+
+fn objects(runs: &[ObjectRun]) -> impl Iterator<Item = ObjectAt> + '_ {
+    runs.iter().flat_map(|run| run.objects())
+}

@@ -1,0 +1,159 @@
+//! Looking for what a volume has in the store, where no census says so: one that was rolled back, or that an older varve wrote; and the
+//! upkeep of map objects.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+
+use crate::error::{ErrorKind, Result};
+use crate::format::census::ObjectAt;
+use crate::format::map_object::PageRef;
+use crate::limits::DIRECTORY_PAGES;
+use crate::lineage::MapView;
+use crate::map::PageIndex;
+use crate::segment::fetch_index;
+use crate::store::{ObjectKey, list_all};
+use crate::units::{Epoch, SegmentId};
+use crate::volume::core::Volume;
+
+/// Map objects may take so many times what of them is in use, and so many bytes more, before they are written anew.
+const MAP_SPACE: u64 = 2;
+const MAP_SLACK: u64 = 4 << 20;
+
+impl Volume {
+    /// Makes the books whole: lists the volume's objects, and walks its map.
+    ///
+    /// # Errors
+    /// `Damaged`; what RocksDB and the store say. It may be tried again.
+    pub(super) async fn survey(&self) -> Result<()> {
+        // No checkpoint changes which map objects are in use meanwhile.
+        let _still = self.checkpointing.lock().await;
+        let end = ObjectAt::from(self.newest.lock().position);
+        let objects = list_all(&*self.shared.store, &ObjectKey::volume(self.id)).await?;
+        let live = self.count_live_blocks().await?;
+        let referred = self.count_live_map_bytes().await?;
+        let dead_at_map = ObjectAt { epoch: self.epoch, number: self.next_map_object.load(Ordering::Acquire) };
+        let mut found = Vec::new();
+        for object in &objects {
+            let Some(at) = object.key.parse_segment().map(ObjectAt::from).filter(|at| *at < end) else { continue };
+            if self.books.lock().census.segment(at).is_some() {
+                continue;
+            }
+            let blocks = live.get(&self.own_segment(at)).copied().unwrap_or(0);
+            found.push((at, object.length, blocks));
+        }
+        let ends = self.ends_of_epochs(&found).await?;
+        let mut books = self.books.lock();
+        for (at, bytes, blocks) in found {
+            // What lies at a seal or behind it is no part of the history, and not for the cleaner.
+            if ends.get(&at.epoch).is_some_and(|seal| at.number >= *seal) {
+                continue;
+            }
+            books.census.add_segment(at, bytes, blocks.max(1), blocks);
+            if blocks == 0 {
+                books.census.bury(at, end);
+            }
+        }
+        for object in &objects {
+            let Some((_, epoch, number)) = object.key.parse_map_object() else { continue };
+            let at = ObjectAt { epoch, number };
+            let bytes = referred.get(&at).copied().unwrap_or(0);
+            books.census.add_map_object(at, object.length, bytes);
+            if bytes == 0 {
+                books.census.bury_map_object(at, dead_at_map);
+            }
+        }
+        books.make_whole();
+        books.begin_audit();
+        tracing::info!(volume = %self.id, objects = objects.len(), "counted what the volume has in the store");
+        Ok(())
+    }
+
+    /// Where epochs are sealed, as far as something without live blocks is there that may be a seal.
+    async fn ends_of_epochs(&self, found: &[(ObjectAt, u64, u64)]) -> Result<BTreeMap<Epoch, u64>> {
+        let mut ends = BTreeMap::new();
+        for (at, ..) in found.iter().filter(|(_, _, blocks)| *blocks == 0) {
+            match fetch_index(&*self.shared.store, self.own_segment(*at)).await {
+                Ok(index) if index.header.seal => {
+                    let end = ends.entry(at.epoch).or_insert(at.number);
+                    *end = (*end).min(at.number);
+                }
+                Ok(_) => {}
+                // What cannot be read is not for the cleaner either: `check` and `sweep` tell of it.
+                Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
+                    tracing::warn!(volume = %self.id, %error, "an object without anything live cannot be read, and stays");
+                    ends.entry(at.epoch).or_insert(at.number);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(ends)
+    }
+
+    async fn count_live_blocks(&self) -> Result<BTreeMap<SegmentId, u64>> {
+        let mut live: BTreeMap<SegmentId, u64> = BTreeMap::new();
+        for which in self.pages.directories() {
+            for occupied in MapView::occupied(&self.pages, which).await? {
+                for (_, count, place) in MapView::page(&self.pages, occupied.index).await?.places() {
+                    if place.segment.volume == self.id {
+                        *live.entry(place.segment).or_default() += u64::from(count);
+                    }
+                }
+            }
+        }
+        Ok(live)
+    }
+
+    /// Bytes of each own map object to which the newest checkpoint leads.
+    async fn count_live_map_bytes(&self) -> Result<BTreeMap<ObjectAt, u64>> {
+        let mut referred: BTreeMap<ObjectAt, u64> = BTreeMap::new();
+        let mut count = |reference: &PageRef| {
+            if reference.object.volume == self.id {
+                *referred.entry(reference.object.into()).or_default() += u64::from(reference.stored_length);
+            }
+        };
+        let base = self.pages.base();
+        if let Some(checkpoint) = self.newest.lock().checkpoint {
+            count(&checkpoint.root);
+        }
+        for (which, directory) in &base.root().directories {
+            count(directory);
+            base.directory(*which).await?.iter().for_each(|(_, page)| count(page));
+        }
+        Ok(referred)
+    }
+
+    /// Has the next checkpoint write anew what is left in map objects of which little is in use, once they take too much.
+    ///
+    /// # Errors
+    /// `Damaged`, and what the store says.
+    pub(super) async fn rewrite_maps(&self) -> Result<()> {
+        let sparse: BTreeSet<ObjectAt> = {
+            let books = self.books.lock();
+            let (bytes, live) = books.census.map_totals();
+            if bytes <= MAP_SPACE * live + MAP_SLACK {
+                return Ok(());
+            }
+            let held = books.census.map_objects().filter(|(_, counted)| counted.dead_at.is_none());
+            held.filter(|(_, counted)| u64::from(counted.live) * MAP_SPACE < u64::from(counted.bytes))
+                .map(|(at, _)| at)
+                .collect()
+        };
+        let is_sparse =
+            |reference: &PageRef| reference.object.volume == self.id && sparse.contains(&reference.object.into());
+        let base = self.pages.base();
+        let mut again = Vec::new();
+        for (which, place) in &base.root().directories {
+            let first = u64::from(*which) * DIRECTORY_PAGES;
+            let directory = base.directory(*which).await?;
+            let sparse_pages = directory.iter().filter(|(_, page)| is_sparse(page)).map(|(slot, _)| *slot);
+            let before = again.len();
+            again.extend(sparse_pages.map(|slot| PageIndex(first + u64::from(slot))));
+            // A directory is written with any of its pages.
+            if before == again.len() && is_sparse(place) {
+                again.extend(directory.first().map(|(slot, _)| PageIndex(first + u64::from(*slot))));
+            }
+        }
+        self.pages.write_again(again);
+        Ok(())
+    }
+}

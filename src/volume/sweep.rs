@@ -1,0 +1,158 @@
+//! Sweeping a store: what crashes left among the objects of volumes that live on, and what is dead in volumes that nobody owns.
+//!
+//! Safe beside running daemons. An object is left over if it stands before where recovery begins, and the census, which names everything
+//! that is needed of what stands there, does not name it; and such an object never comes to be needed, since histories only grow at their
+//! end. Seals are in no census, and stay. What is younger than [`GRACE`](lineage::GRACE) is passed over: it costs nothing to wait.
+//!
+//! What is dead in a volume that nobody owns is condemned by a swap of its manifest, as its owner would do it: whoever attaches it meanwhile
+//! makes the swap fail.
+
+use std::collections::BTreeSet;
+
+use crate::checkpoint;
+use crate::clean::{self, Census};
+use crate::clock;
+use crate::error::{ErrorKind, Result};
+use crate::format::census::{Condemned, ObjectAt, ObjectKind};
+use crate::format::manifest::Manifest;
+use crate::lineage::GRACE;
+use crate::ownership::{self, Loaded};
+use crate::segment::fetch_index;
+use crate::service::{SweepReport, SweptObject};
+use crate::store::{Listed, ObjectKey, list_all};
+use crate::units::{ByteLen, SegmentId, SegmentNumber, UnixMillis, VolumeId};
+use crate::volume::admin::Admin;
+
+/// Seals are shorter than this.
+const SEAL_BYTES_MAX: u64 = 1024;
+
+impl Admin {
+    /// Removes what is left over among the objects of all volumes; only lists it, if `is_dry`.
+    ///
+    /// # Errors
+    /// What the store says to the listing of volumes; what fails for one volume is in the answer.
+    pub async fn sweep(&self, is_dry: bool) -> Result<SweepReport> {
+        let mut report = SweepReport::default();
+        for (id, loaded) in ownership::list(&*self.store).await? {
+            let swept = match loaded {
+                Ok(loaded) => self.sweep_volume(loaded, is_dry, &mut report).await,
+                Err(error) => Err(error),
+            };
+            match swept {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => report.failures.push(format!("volume {id}: {error}")),
+            }
+        }
+        Ok(report)
+    }
+
+    async fn sweep_volume(&self, loaded: Loaded, is_dry: bool, report: &mut SweepReport) -> Result<()> {
+        let manifest = &loaded.manifest;
+        // What is being made or removed is the business of whoever does that, and of `purge`.
+        let (Some(parts), false, None) = (&manifest.census, manifest.being_made, manifest.destroyed_at) else {
+            return Ok(());
+        };
+        let mut census = Census::from_rows(checkpoint::read_census(&*self.store, parts).await?);
+        census.remove(&manifest.condemned);
+        let now = clock::now();
+        let listed = list_all(&*self.store, &ObjectKey::volume(manifest.volume)).await?;
+        let mut going = Vec::new();
+        for object in listed {
+            if is_old(&object, now)
+                && let Some(why) = self.left_over(manifest, &census, &object.key, object.length).await?
+            {
+                going.push((object, why));
+            }
+        }
+        let is_free = manifest.owner.is_none() && manifest.complete;
+        let dead = if is_free { clean::condemn(&census, manifest, &[]) } else { Condemned::default() };
+        let dead_keys: BTreeSet<ObjectKey> = keys(manifest.volume, &dead).into_iter().collect();
+        if !dead.is_empty() {
+            for object in list_all(&*self.store, &ObjectKey::volume(manifest.volume)).await? {
+                if dead_keys.contains(&object.key) {
+                    going.push((object, "nothing leads to it, and no snapshot or fork needs it"));
+                }
+            }
+        }
+        if !is_dry && !dead.is_empty() {
+            self.condemn(&loaded, &census, &dead).await?;
+        }
+        for (object, why) in going {
+            if !is_dry {
+                self.store.delete(&object.key).await?;
+            }
+            report.bytes.0 += object.length;
+            let (key, bytes) = (object.key.to_string(), ByteLen(object.length));
+            report.objects.push(SweptObject { key, bytes, why: why.to_owned() });
+        }
+        Ok(())
+    }
+
+    async fn condemn(&self, loaded: &Loaded, census: &Census, dead: &Condemned) -> Result<()> {
+        let freed = census.segment_bytes(dead);
+        let swapped = ownership::update(&*self.store, loaded, |manifest| {
+            manifest.condemned.segments.extend_from_slice(&dead.segments);
+            manifest.condemned.map_objects.extend_from_slice(&dead.map_objects);
+            manifest.stored_bytes.0 = manifest.stored_bytes.0.saturating_sub(freed);
+        });
+        swapped.await.map(drop)
+    }
+
+    /// Why an object is left over, if it is.
+    async fn left_over(
+        &self,
+        manifest: &Manifest,
+        census: &Census,
+        key: &ObjectKey,
+        length: u64,
+    ) -> Result<Option<&'static str>> {
+        if let Some(id) = key.parse_segment() {
+            let at = ObjectAt::from(id);
+            if at >= manifest.replay_from.into()
+                || census.contains(ObjectKind::Segment, at)
+                || is_replayed(manifest, id)
+            {
+                return Ok(None);
+            }
+            if length < SEAL_BYTES_MAX {
+                match fetch_index(&*self.store, id).await {
+                    Ok(index) if !index.header.seal => {}
+                    Ok(_) => return Ok(None),
+                    Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => return Ok(None),
+                    Err(error) => return Err(error),
+                }
+            }
+            return Ok(Some("a segment that is no part of the volume's history, or not any more"));
+        }
+        let Some((_, epoch, number)) = key.parse_map_object() else { return Ok(None) };
+        let at = ObjectAt { epoch, number };
+        let root = manifest.checkpoint.map(|checkpoint| checkpoint.root.object);
+        let is_before_root = root.is_some_and(|root| root.volume == manifest.volume && at < root.into());
+        let is_settled = epoch < manifest.epoch || is_before_root || manifest.owner.is_none();
+        let is_needed = census.contains(ObjectKind::Map, at) || root.is_some_and(|root| at == root.into());
+        Ok((is_settled && !is_needed).then_some("a part of a checkpoint that was never completed"))
+    }
+}
+
+fn is_old(object: &Listed, now: UnixMillis) -> bool {
+    now.0.saturating_sub(object.modified.0) >= GRACE.as_millis() as u64
+}
+
+fn is_replayed(manifest: &Manifest, id: SegmentId) -> bool {
+    let moments = manifest.pins.iter().flat_map(|pin| &pin.moment.replay);
+    moments.chain(&manifest.inherited).any(|run| {
+        (run.volume, run.epoch) == (id.volume, id.epoch)
+            && (run.first.0..run.first.0.saturating_add(run.count)).contains(&id.number.0)
+    })
+}
+
+fn keys(volume: VolumeId, condemned: &Condemned) -> Vec<ObjectKey> {
+    let segments = condemned
+        .segments
+        .iter()
+        .flat_map(|run| run.objects())
+        .map(|at| ObjectKey::segment(SegmentId { volume, epoch: at.epoch, number: SegmentNumber(at.number) }));
+    let maps = condemned.map_objects.iter().flat_map(|run| run.objects());
+    segments.chain(maps.map(|at| ObjectKey::map_object(volume, at.epoch, at.number))).collect()
+}
