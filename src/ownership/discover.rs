@@ -171,9 +171,11 @@ pub async fn seal_epoch(store: &dyn Store, id: SegmentId, token: Token, last: Se
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::segment::SegmentBuilder;
-    use crate::store::{ByteRange, MemoryStore};
+    use crate::store::{ByteRange, Effect, Faults, Matching, MemoryStore, Operation};
     use crate::units::{BlockCount, BlockRange, Lba, UnixMillis};
 
     const VOLUME: VolumeId = VolumeId(7);
@@ -182,22 +184,26 @@ mod tests {
         SegmentId { volume: VOLUME, epoch: Epoch(1), number: SegmentNumber(number) }
     }
 
+    /// A segment of epoch 1 that holds this place of the sequence.
+    fn segment(number: u64, place: u64) -> Bytes {
+        let (place, token, created_at) = (Sequence(place), Token(1), UnixMillis(0));
+        let header = SegmentHeader { id: id(number), token, first: place, last: place, created_at, seal: false };
+        let mut builder = SegmentBuilder::new(header, BlockCount(1)).unwrap();
+        builder.push_zero(BlockRange::new(Lba(number), BlockCount(1)));
+        builder.finish().unwrap().bytes
+    }
+
     /// A store with these segments of epoch 1; each holds one place of the sequence.
     async fn store_of(numbers: impl IntoIterator<Item = u64>) -> MemoryStore {
         let store = MemoryStore::new();
         for number in numbers {
-            let place = Sequence(number + 1);
-            let (token, created_at) = (Token(1), UnixMillis(0));
-            let header = SegmentHeader { id: id(number), token, first: place, last: place, created_at, seal: false };
-            let mut builder = SegmentBuilder::new(header, BlockCount(1)).unwrap();
-            builder.push_zero(BlockRange::new(Lba(number), BlockCount(1)));
-            let body = builder.finish().unwrap().bytes;
+            let body = segment(number, number + 1);
             store.put(&ObjectKey::segment(id(number)), body, Condition::IfAbsent).await.unwrap();
         }
         store
     }
 
-    async fn discovered(store: &MemoryStore) -> Result<usize> {
+    async fn discovered(store: &dyn Store) -> Result<usize> {
         let from = Position { epoch: Epoch(1), number: SegmentNumber(0) };
         let history = discover(store, VOLUME, from, Epoch(2), Token(2), Sequence(0)).await?;
         Ok(history.segments.len())
@@ -230,5 +236,57 @@ mod tests {
         assert_eq!(discovered(&store).await.unwrap(), 3);
         store.delete(&ObjectKey::segment(id(1))).await.unwrap();
         assert_eq!(discovered(&store).await.unwrap_err().kind(), ErrorKind::Damaged);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sealed_where_something_cannot_be_read() {
+        let is_free = async |store: &MemoryStore, number| {
+            store.get(&ObjectKey::segment(id(number)), ByteRange::Full).await.is_err()
+        };
+        for unreadable in [0, 2, 3, 6] {
+            let store = Arc::new(store_of([0, 1, 2]).await);
+            let faults = Faults::new();
+            let wrapped = faults.wrap(store.clone());
+            let matching = Matching::operation(Operation::Get).on(ObjectKey::segment(id(unreadable)).as_str());
+            faults.inject(matching, Effect::FailBefore(StoreErrorKind::Unavailable), usize::MAX);
+            let found = discovered(&*wrapped).await;
+            if unreadable <= 3 {
+                assert_eq!(found.unwrap_err().kind(), ErrorKind::Unavailable, "segment {unreadable}");
+                assert!(is_free(&store, 3).await, "segment {unreadable}");
+            } else {
+                assert_eq!(found.unwrap(), 3, "what lies behind a free place cannot add to the history");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_does_not_follow_is_refused_and_not_sealed_over() {
+        for (body, part) in [(segment(2, 5), "should follow"), (segment(2, 2), "should follow"), (segment(3, 3), "")] {
+            let store = store_of([0, 1]).await;
+            store.put(&ObjectKey::segment(id(2)), body, Condition::IfAbsent).await.unwrap();
+            let refused = discovered(&store).await.unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Damaged, "{refused}");
+            assert!(
+                refused.to_string().contains(&id(2).to_string()) && refused.to_string().contains(part),
+                "{refused}"
+            );
+            assert!(store.get(&ObjectKey::segment(id(3)), ByteRange::Full).await.is_err(), "nothing is sealed");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_seal_that_cannot_be_put_ends_the_attempt() {
+        let store = Arc::new(store_of([0]).await);
+        for (kind, expected) in [
+            (StoreErrorKind::Denied, ErrorKind::Denied),
+            (StoreErrorKind::Full, ErrorKind::Full),
+            (StoreErrorKind::OutcomeUnknown, ErrorKind::Unavailable),
+        ] {
+            let faults = Faults::new();
+            let wrapped = faults.wrap(store.clone());
+            faults.inject(Matching::operation(Operation::Put), Effect::FailBefore(kind), 1);
+            assert_eq!(discovered(&*wrapped).await.unwrap_err().kind(), expected);
+        }
+        assert_eq!(discovered(&*store).await.unwrap(), 1);
     }
 }

@@ -15,6 +15,7 @@ use super::{disk, network};
 
 /// Seeds that found something, when the engine and the world were as they were then.
 pub const KEPT: &[(u64, &str)] = &[
+    (2279, "a command of a client of before may come to a volume that is destroyed by now"),
     (4408, "a flush that waited for the end of a doubt promises what is promised then"),
     (8733, "clients of before are cut off, too"),
     (9971, "a volume that was rolled back has owners of before"),
