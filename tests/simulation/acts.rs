@@ -149,8 +149,20 @@ impl World {
                     }) as std::pin::Pin<Box<dyn Future<Output = ()> + Send>>,
                 ))
             }
+            98 => Some(self.clean(which, client, host).await),
             _ => None,
         }
+    }
+
+    /// Asks for everything to be cleaned now; a little of that is always under way.
+    pub async fn clean(&mut self, which: usize, client: Client, host: u32) -> Join<()> {
+        let (service, id) = (self.host(host).service().await, self.subjects[which].id);
+        self.hosts[host as usize - 1].run(async move {
+            match service.clean(id).await {
+                Ok(report) => client.journal.note(format_args!("{}: cleaned: {report:?}", client.name)),
+                Err(error) => client.met("cleaning", &error),
+            }
+        })
     }
 
     /// A change that overlaps none that is under way.

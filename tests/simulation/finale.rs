@@ -1,12 +1,22 @@
 //! Looking at snapshots, and the end of a history: everything is there, on hosts that have nothing of their own, and nothing is left to do.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
 use varve::block_device::Exports;
+use varve::checkpoint::Checkpoint;
 use varve::clock;
+use varve::format::map_object::MapObjectId;
+use varve::lineage::{FrozenMap, GRACE};
+use varve::ownership;
+use varve::segment::fetch_index;
+use varve::service::Service;
+use varve::store::{ObjectKey, Store, list_all};
 use varve::units::SnapshotId;
 use varve::volume::FleetExports;
+use varve::work::simulated::HostId;
 
 use super::client::read_device;
 use super::host::{Host, within};
@@ -72,6 +82,52 @@ impl World {
         self.fresh_host().await;
     }
 
+    /// Everything that is dead is deleted.
+    async fn clean_up(&mut self, which: usize, number: u32) {
+        let (service, id) = (self.host(number).service().await, self.subjects[which].id);
+        let cleaning = self.host(number).run(async move { service.clean(id).await });
+        let cleaned = within(PATIENCE, cleaning).await.expect("an answer").expect("no death");
+        cleaned.unwrap_or_else(|error| panic!("volume {which} cannot be cleaned: {error}"));
+    }
+
+    /// What is in the store is needed by somebody: nothing is left over for ever.
+    async fn nothing_is_left_over(&mut self) {
+        clock::sleep(GRACE + Duration::from_secs(60)).await;
+        let store: Arc<dyn Store> = self.network.line(HostId(0));
+        let admin = self.admin();
+        let swept = admin.sweep(false).await.expect("a sweep");
+        assert!(swept.failures.is_empty(), "{:?}", swept.failures);
+        for subject in &self.subjects {
+            let manifest = ownership::load(&*store, subject.id).await.expect("a manifest").manifest;
+            if !manifest.pins.is_empty() {
+                continue;
+            }
+            let map = FrozenMap::open(&store, &manifest.moment()).await.expect("its map");
+            let (mut segments, mut maps) = (BTreeSet::new(), BTreeSet::new());
+            for which in map.directories() {
+                for page in map.occupied(which).await.expect("its pages") {
+                    let page = map.page(page.index).await.expect("a page");
+                    segments.extend(page.places().map(|(_, _, place)| ObjectKey::segment(place.segment)));
+                }
+            }
+            if let Some(reference) = manifest.checkpoint {
+                let checkpoint = Checkpoint::open(store.clone(), reference).await.expect("its checkpoint");
+                maps.extend(checkpoint.objects().await.expect("its objects"));
+                maps.insert(reference.root.object);
+            }
+            for object in list_all(&*store, &ObjectKey::volume(subject.id)).await.expect("a listing") {
+                if let Some((volume, epoch, number)) = object.key.parse_map_object() {
+                    let is_named = maps.contains(&MapObjectId { volume, epoch, number });
+                    assert!(is_named, "nothing leads to {}", object.key);
+                } else if let Some(id) = object.key.parse_segment().filter(|_| !segments.contains(&object.key)) {
+                    let index = fetch_index(&*store, id).await.expect("its index");
+                    assert!(index.header.seal, "nothing leads to {}", object.key);
+                }
+            }
+            self.journal.hit("clean: nothing is left over");
+        }
+    }
+
     /// All that there is, seen from a host that has nothing.
     async fn fresh_host(&mut self) {
         let number = self.hosts.len() as u32 + 1;
@@ -103,10 +159,12 @@ impl World {
             }
         }
         for which in 0..self.subjects.len() {
+            self.clean_up(which, number).await;
             assert!(self.detach(which).await, "volume {which} cannot be handed back at the end");
             let report = admin.check(self.subjects[which].id, false, &mut |_| ()).await.expect("a check");
             assert!(report.problems.is_empty(), "volume {which}: {:?}", report.problems);
         }
         self.look();
+        self.nothing_is_left_over().await;
     }
 }

@@ -28,6 +28,10 @@ const BRANCHES: &[(&str, &str)] = &[
     ("poisoned", "log: poisoned"),
     ("writers wait for the full log", "log: full, writers wait"),
     ("took a snapshot", "family: snapshot"),
+    ("moving ", "clean: blocks are moved"),
+    ("deleted what nobody needs any more", "clean: objects are deleted"),
+    ("counted what the volume has in the store", "clean: a census is made by looking"),
+    ("cleaning is put off", "clean: put off after a failure"),
 ];
 
 #[derive(Default)]

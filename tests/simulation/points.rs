@@ -48,11 +48,19 @@ pub enum Script {
     Takeover,
     Growth,
     Rollback,
+    Cleaning,
 }
 
 impl Script {
-    pub const ALL: [Script; 6] =
-        [Script::Upload, Script::Family, Script::Handover, Script::Takeover, Script::Growth, Script::Rollback];
+    pub const ALL: [Script; 7] = [
+        Script::Upload,
+        Script::Family,
+        Script::Handover,
+        Script::Takeover,
+        Script::Growth,
+        Script::Rollback,
+        Script::Cleaning,
+    ];
 }
 
 fn setup() -> Setup {
@@ -101,6 +109,14 @@ impl World {
         self.look();
     }
 
+    async fn clean_now(&mut self) {
+        let attached = self.subjects[0].attached.as_ref().expect("the script has attached it");
+        let (client, host) = (attached.client.clone(), attached.host);
+        let join = self.clean(0, client, host).await;
+        within(PATIENCE, join).await;
+        self.look();
+    }
+
     async fn fill(&mut self) {
         for number in 0..6 {
             self.write(number * 3, 5).await;
@@ -134,6 +150,23 @@ impl World {
                 self.make_fork().await;
                 self.trim(0, 12).await;
                 self.flush().await;
+            }
+            Script::Cleaning => {
+                self.sync().await;
+                for number in 0..5 {
+                    self.write(number, 3).await;
+                    self.sync().await;
+                }
+                self.clean_now().await;
+                self.take_snapshot().await;
+                self.write(1, 4).await;
+                self.trim(8, 4).await;
+                self.sync().await;
+                self.clean_now().await;
+                self.destroy_first_snapshot().await;
+                self.write(6, 2).await;
+                self.sync().await;
+                self.clean_now().await;
             }
             Script::Handover => {
                 while !self.detach(0).await {

@@ -151,6 +151,7 @@ fn wanted() -> impl Iterator<Item = &'static str> {
         "family: a volume is destroyed",
         "family: a volume is purged",
         "client: waits for a change",
+        "clean: nothing is left over",
     ];
     BLOWS
         .iter()
