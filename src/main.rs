@@ -65,7 +65,10 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
         log_length: settings.log_size,
         segment_age: settings.segment_age,
         segments_per_checkpoint: SEGMENTS_PER_CHECKPOINT,
-        cleaning: CLEANING,
+        cleaning: match settings.space_target {
+            SpaceTarget::Off => Goal { percent: u64::MAX, ..CLEANING },
+            SpaceTarget::Percent(percent) => Goal { percent: u64::from(percent), ..CLEANING },
+        },
         control: shared_settings.control.display().to_string(),
     };
     let state = StateSettings {

@@ -230,18 +230,20 @@ impl Checkpoint {
     }
 }
 
-/// Reads the parts of a census.
+/// Reads the parts of a census; and whether it is exact.
 ///
 /// # Errors
 /// `Damaged`, `Unsupported`, and what the store says.
-pub async fn read_census(store: &dyn Store, parts: &[PageRef]) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
+pub async fn read_census(store: &dyn Store, parts: &[PageRef]) -> Result<(Vec<Row>, bool)> {
+    let (mut rows, mut is_exact) = (Vec::new(), true);
     for part in parts {
         let name = || format!("cannot read the census at byte {} of {}", part.offset, part.object);
         let raw = fetch(store, part).await.context(name)?;
-        rows.extend(decode_rows(&raw).context(name)?);
+        let (more, is_part_exact) = decode_rows(&raw).context(name)?;
+        rows.extend(more);
+        is_exact &= is_part_exact;
     }
-    Ok(rows)
+    Ok((rows, is_exact))
 }
 
 /// True if asking again later would not help: what is in the store is not what the reference names.

@@ -432,8 +432,8 @@ async fn what_a_checkpoint_lets_go_of_is_counted_and_its_census_is_read_back() {
             source,
             replaced: replaced_now,
         };
-        let written = write(&store, &known, &mut number, new, &mut |_| encode_rows(&[row])).await.unwrap();
-        assert_eq!(read_census(&*store, &written.census).await.unwrap(), [row]);
+        let written = write(&store, &known, &mut number, new, &mut |_| encode_rows(&[row], true)).await.unwrap();
+        assert_eq!(read_census(&*store, &written.census).await.unwrap(), (vec![row], true));
         for (at, bytes, live) in &written.changes.written {
             assert!(live < bytes);
             held.insert(at.number, i64::from(*live));

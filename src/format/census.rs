@@ -2,7 +2,7 @@
 //! `design/cleaning.md`.
 //!
 //! ```text
-//! version u16 (1), reserved u16, incompatible features u32, rows u32, reserved u32
+//! version u16 (1), flags u16 (1: hints may be wrong), incompatible features u32, rows u32, reserved u32
 //! rows x { kind u8 (1 segment, 2 map object), dead u8, reserved u16, epoch u32, number u64,
 //!          bytes u32, units u32, live u32, dead epoch u32, dead number u64 }
 //! ```
@@ -150,15 +150,15 @@ pub struct MapChanges {
     pub released: BTreeMap<ObjectAt, u64>,
 }
 
-/// The rows as parts of a map object, none longer than a reader accepts.
-pub fn encode_rows(rows: &[Row]) -> Vec<Vec<u8>> {
-    rows.chunks(ROWS_MAX).map(encode_part).collect()
+/// The rows as parts of a map object, none longer than a reader accepts; whether what they say of segments in use is exact.
+pub fn encode_rows(rows: &[Row], is_exact: bool) -> Vec<Vec<u8>> {
+    rows.chunks(ROWS_MAX).map(|rows| encode_part(rows, is_exact)).collect()
 }
 
-fn encode_part(rows: &[Row]) -> Vec<u8> {
+fn encode_part(rows: &[Row], is_exact: bool) -> Vec<u8> {
     let mut out = Writer::with_capacity(HEADER_BYTES + rows.len() * ROW_BYTES);
     // A part has far fewer rows than a word counts.
-    out.u16(VERSION).u16(0).u32(0).u32(rows.len() as u32).u32(0);
+    out.u16(VERSION).u16(u16::from(!is_exact)).u32(0).u32(rows.len() as u32).u32(0);
     for Row { kind, at, counted } in rows {
         let dead = counted.dead_at.unwrap_or(ObjectAt { epoch: Epoch(0), number: 0 });
         out.u8(if *kind == ObjectKind::Segment { 1 } else { 2 }).u8(u8::from(counted.dead_at.is_some())).u16(0);
@@ -168,14 +168,13 @@ fn encode_part(rows: &[Row]) -> Vec<u8> {
     out.bytes
 }
 
-/// Reads the rows of one part.
+/// Reads the rows of one part, and whether they are exact.
 ///
 /// # Errors
 /// `Damaged` or `Unsupported`.
-pub fn decode_rows(bytes: &[u8]) -> Result<Vec<Row>> {
+pub fn decode_rows(bytes: &[u8]) -> Result<(Vec<Row>, bool)> {
     let mut input = Reader::new("the census of a checkpoint", bytes);
-    let version = input.u16()?;
-    input.u16()?;
+    let (version, flags) = (input.u16()?, input.u16()?);
     let incompatible = input.u32()?;
     input.check_version(version, VERSION, incompatible)?;
     let count = input.u32()? as usize;
@@ -188,7 +187,7 @@ pub fn decode_rows(bytes: &[u8]) -> Result<Vec<Row>> {
     if input.remaining() > 0 {
         return Err(input.damaged("more follows than it announces"));
     }
-    Ok(rows)
+    Ok((rows, flags & 1 == 0))
 }
 
 fn decode_row(input: &mut Reader<'_>) -> Result<Row> {
@@ -227,7 +226,7 @@ mod tests {
             &[100, 0, 0, 0, 8, 0, 0, 0, 3, 0, 0, 0, 5, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0],
         ]
         .concat();
-        assert_eq!(encode_rows(&[row(ObjectKind::Segment, 9, dead_at)]), [expected]);
+        assert_eq!(encode_rows(&[row(ObjectKind::Segment, 9, dead_at)], true), [expected]);
     }
 
     #[test]
@@ -235,9 +234,11 @@ mod tests {
         let rows: Vec<Row> = (0..ROWS_MAX as u64 + 5)
             .map(|number| row(if number % 2 == 0 { ObjectKind::Map } else { ObjectKind::Segment }, number, None))
             .collect();
-        let parts = encode_rows(&rows);
+        assert!(decode_rows(&encode_rows(&rows[..1], true)[0]).unwrap().1);
+        let parts = encode_rows(&rows, false);
+        assert!(parts.iter().all(|part| !decode_rows(part).unwrap().1));
         assert!(parts.len() == 2 && parts.iter().all(|part| part.len() <= RAW_BYTES_MAX as usize));
-        let read: Vec<Row> = parts.iter().flat_map(|part| decode_rows(part).unwrap()).collect();
+        let read: Vec<Row> = parts.iter().flat_map(|part| decode_rows(part).unwrap().0).collect();
         assert_eq!(read, rows);
         let intact = &parts[1];
         for (at, byte) in [(0, 9), (4, 1), (8, 200), (16, 3), (31, 0xff), (40, 9)] {

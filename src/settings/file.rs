@@ -9,7 +9,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::{
-    TlsMode, parse_address, parse_connections, parse_duration, parse_log_size, parse_size, parse_transfer_size,
+    SpaceTarget, TlsMode, parse_address, parse_connections, parse_duration, parse_log_size, parse_size,
+    parse_space_target, parse_transfer_size,
 };
 use crate::error::{Error, Result};
 use crate::units::ByteLen;
@@ -37,6 +38,8 @@ pub struct FileSettings {
     pub(super) detach_after: Option<Duration>,
     #[serde(deserialize_with = "duration")]
     pub(super) segment_age: Option<Duration>,
+    #[serde(deserialize_with = "space_target")]
+    pub(super) space_target: Option<SpaceTarget>,
     pub(super) tls: Option<TlsMode>,
     pub(super) tls_certificate: Option<PathBuf>,
     pub(super) tls_key: Option<PathBuf>,
@@ -133,6 +136,10 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duratio
 
 fn connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
     scalar(deserializer, parse_connections)
+}
+
+fn space_target<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SpaceTarget>, D::Error> {
+    scalar(deserializer, parse_space_target)
 }
 
 /// One address, or a list of them.

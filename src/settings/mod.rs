@@ -12,6 +12,7 @@
 //! | `cache-size` | 10 GiB | read cache on disk, for all volumes together |
 //! | `memory-size` | 256 MiB | read cache and map pages in memory, for all volumes together |
 //! | `detach-after` | 5m | time without clients after which a volume is detached |
+//! | `space-target` | 135 | segments of a volume take at most so many percent of what is in use in them, 110 to 1000; `off`: only `varve volumes clean` cleans |
 //! | `segment-age` | 3s | age at which a write is uploaded even if little has gathered |
 //! | `tls` | off | TLS for NBD over TCP: `off`, `allow`, `require` |
 //! | `tls-certificate`, `tls-key` | none | PEM files, needed unless `tls` is `off` |
@@ -46,6 +47,7 @@ const CACHE_BYTES_DEFAULT: ByteLen = ByteLen(10 << 30);
 const MEMORY_BYTES_DEFAULT: ByteLen = ByteLen(256 << 20);
 const DETACH_AFTER_DEFAULT: Duration = Duration::from_mins(5);
 const SEGMENT_AGE_DEFAULT: Duration = Duration::from_secs(3);
+const SPACE_TARGET_DEFAULT: SpaceTarget = SpaceTarget::Percent(135);
 const CONNECTIONS_DEFAULT: u32 = 256;
 const TRANSFER_BYTES_DEFAULT: ByteLen = ByteLen(256 << 20);
 const CONNECTIONS_MAX: u32 = 65_536;
@@ -103,6 +105,9 @@ struct OwnArguments {
     /// Age at which a write is uploaded even if little has gathered [default: 3s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
     segment_age: Option<Duration>,
+    /// Segments of a volume take at most so many percent of what is in use in them, or off [default: 135]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_space_target, allow_hyphen_values = true)]
+    space_target: Option<SpaceTarget>,
     /// TLS for NBD over TCP [default: off]
     #[arg(long, value_enum, value_name = "MODE")]
     tls: Option<TlsMode>,
@@ -134,6 +139,15 @@ pub enum TlsMode {
     Allow,
     /// Always.
     Require,
+}
+
+/// How clean a volume is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpaceTarget {
+    /// Nothing is cleaned but when somebody asks for it.
+    Off,
+    /// Its segments take at most so many hundredths of what is in use in them.
+    Percent(u32),
 }
 
 /// TLS with the files it needs.
@@ -181,6 +195,8 @@ pub struct Settings {
     pub detach_after: Duration,
     /// Age at which a write is uploaded even if little has gathered.
     pub segment_age: Duration,
+    /// How clean volumes are kept.
+    pub space_target: SpaceTarget,
     /// TLS for NBD over TCP; none if off.
     pub tls: Option<TlsSettings>,
     /// NBD connections at a time.
@@ -270,6 +286,7 @@ impl DaemonArguments {
             memory_size: own.memory_size.or(file.memory_size).unwrap_or(MEMORY_BYTES_DEFAULT),
             detach_after: own.detach_after.or(file.detach_after).unwrap_or(DETACH_AFTER_DEFAULT),
             segment_age: own.segment_age.or(file.segment_age).unwrap_or(SEGMENT_AGE_DEFAULT),
+            space_target: own.space_target.or(file.space_target).unwrap_or(SPACE_TARGET_DEFAULT),
             tls: tls_settings(own, &file)?,
             connections_max: own.connections_max.or(file.connections_max).unwrap_or(CONNECTIONS_DEFAULT),
             transfer_size: own.transfer_size.or(file.transfer_size).unwrap_or(TRANSFER_BYTES_DEFAULT),
@@ -327,6 +344,16 @@ fn parse_duration(text: &str) -> Result<Duration> {
         )));
     }
     Ok(duration)
+}
+
+fn parse_space_target(text: &str) -> Result<SpaceTarget> {
+    if text == "off" {
+        return Ok(SpaceTarget::Off);
+    }
+    let percent = text.trim_end_matches('%').parse().ok().filter(|percent| (110..=1000).contains(percent));
+    percent.map(SpaceTarget::Percent).ok_or_else(|| {
+        Error::invalid(format!("'{}' is not a space target: 110 to 1000 (percent), or off", text.escape_default()))
+    })
 }
 
 fn parse_connections(text: &str) -> Result<u32> {

@@ -111,7 +111,7 @@ fn defaults_serve() {
 fn flags_win_over_the_file_and_the_file_over_defaults() {
     let file = settings_file(
         "store = 's3://bucket/prefix'\nstate = '/srv/varve'\nnbd = ['[::1]:1', '127.0.0.1:2']\ncache-size = 20\n\
-         memory-size = '0.5'\nsegment-age = '1s'\nconnections-max = 7\ntransfer-size = '128MiB'\n",
+         memory-size = '0.5'\nsegment-age = '1s'\nspace-target = 150\nconnections-max = 7\ntransfer-size = '128MiB'\n",
     );
     let settings =
         daemon(&["--config", file.path().to_str().unwrap(), "--cache-size", "512MiB", "--detach-after", "1h"]).unwrap();
@@ -123,6 +123,7 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
     assert_eq!(settings.memory_size, ByteLen(512 << 20));
     assert_eq!(settings.segment_age, Duration::from_secs(1));
     assert_eq!(settings.detach_after, Duration::from_hours(1));
+    assert_eq!(settings.space_target, SpaceTarget::Percent(150));
     assert_eq!((settings.connections_max, settings.transfer_size), (7, ByteLen(128 << 20)));
 
     let unix_only = daemon(&["--nbd-unix", "/run/nbd.sock"]).unwrap();
@@ -140,6 +141,7 @@ fn a_bad_settings_file_is_named_with_line_and_key() {
         ("tls = 'maybe'\n", "`off`, `allow`, `require`"),
         ("segment-age = '0s'\n", "more than 0"),
         ("connections-max = 0\n", "1 to 65536"),
+        ("space-target = 100\n", "110 to 1000"),
         ("transfer-size = '127MiB'\n", "smallest memory for transfers has 128 MiB"),
         ("store = 5\n", "invalid type"),
         ("store = \n", "line 1 (store)"),

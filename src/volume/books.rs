@@ -110,7 +110,7 @@ impl Books {
         }
         let mut census = self.census.clone();
         census.note_checkpoint(changes);
-        encode_rows(&census.rows())
+        encode_rows(&census.rows(), self.unaudited == 0)
     }
 
     /// What is needed to tell which objects a new checkpoint condemns.
@@ -187,7 +187,7 @@ impl Volume {
     /// `Damaged`, and what the store says.
     pub(super) async fn read_books(&self) -> Result<()> {
         let State::Unread(parts) = self.books.lock().state.clone() else { return Ok(()) };
-        let rows = checkpoint::read_census(&*self.shared.store, &parts).await?;
+        let (rows, is_exact) = checkpoint::read_census(&*self.shared.store, &parts).await?;
         let mut books = self.books.lock();
         if !matches!(books.state, State::Unread(_)) {
             return Ok(());
@@ -198,7 +198,7 @@ impl Volume {
         census.add_all(&books.census);
         books.census = census;
         books.state = State::Whole;
-        if books.unaudited > 0 {
+        if books.unaudited > 0 || !is_exact {
             books.begin_audit();
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! The cleaner of one volume: empties segments that are mostly dead, has the books put right, and deletes what nobody needs any more.
 //!
-//! One task for each attached volume, which sleeps while nothing is written. Order of effects for each segment that goes, and why:
+//! One task for each attached volume, which sleeps while nothing is written; what a late owner left to be deleted waits for that, too. Order of effects for each segment that goes, and why:
 //! 1. what is live in it was moved, and that has taken effect (or nothing in it was live): from here on the map does without it;
 //! 2. a checkpoint includes that: from here on recovery does without it;
 //! 3. the manifest of that checkpoint condemns it, unless a pin needs it: a pin that comes meanwhile makes the swap fail;
@@ -60,9 +60,6 @@ enum Step {
 impl Volume {
     /// Runs until the attachment ends.
     pub(super) async fn run_cleaner(self: Arc<Self>) {
-        if !self.books.lock().condemned.is_empty() {
-            self.clean_wake.notify_one();
-        }
         loop {
             self.clean_wake.notified().await;
             loop {

@@ -311,7 +311,7 @@ impl Import {
         let mut take_census = |changes: &MapChanges| {
             let mut census = census.clone();
             census.note_checkpoint(changes);
-            encode_rows(&census.rows())
+            encode_rows(&census.rows(), true)
         };
         let number = &mut self.next_map_object;
         let written = checkpoint::write(&self.store, &self.base, number, new, &mut take_census).await?;

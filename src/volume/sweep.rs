@@ -53,7 +53,7 @@ impl Admin {
         let (Some(parts), false, None) = (&manifest.census, manifest.being_made, manifest.destroyed_at) else {
             return Ok(());
         };
-        let mut census = Census::from_rows(checkpoint::read_census(&*self.store, parts).await?);
+        let mut census = Census::from_rows(checkpoint::read_census(&*self.store, parts).await?.0);
         census.remove(&manifest.condemned);
         let now = clock::now();
         let listed = list_all(&*self.store, &ObjectKey::volume(manifest.volume)).await?;

@@ -151,23 +151,7 @@ impl World {
                 self.trim(0, 12).await;
                 self.flush().await;
             }
-            Script::Cleaning => {
-                self.sync().await;
-                for number in 0..5 {
-                    self.write(number, 3).await;
-                    self.sync().await;
-                }
-                self.clean_now().await;
-                self.take_snapshot().await;
-                self.write(1, 4).await;
-                self.trim(8, 4).await;
-                self.sync().await;
-                self.clean_now().await;
-                self.destroy_first_snapshot().await;
-                self.write(6, 2).await;
-                self.sync().await;
-                self.clean_now().await;
-            }
+            Script::Cleaning => self.play_cleaning().await,
             Script::Handover => {
                 while !self.detach(0).await {
                     self.bring_up(0, 1).await;
@@ -207,6 +191,24 @@ impl World {
             }
         }
         self.look();
+    }
+
+    async fn play_cleaning(&mut self) {
+        self.sync().await;
+        for number in 0..5 {
+            self.write(number, 3).await;
+            self.sync().await;
+        }
+        self.clean_now().await;
+        self.take_snapshot().await;
+        self.write(1, 4).await;
+        self.trim(8, 4).await;
+        self.sync().await;
+        self.clean_now().await;
+        self.destroy_first_snapshot().await;
+        self.write(6, 2).await;
+        self.sync().await;
+        self.clean_now().await;
     }
 
     async fn take_snapshot(&mut self) {
