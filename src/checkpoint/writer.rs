@@ -8,7 +8,9 @@ use futures_util::future::try_join_all;
 
 use crate::checkpoint::reader::{Checkpoint, DIRECTORIES_KEPT, PARALLEL_FETCHES, split};
 use crate::error::{Context, Error, Result};
-use crate::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, RAW_BYTES_MAX, References, Root};
+use crate::format::map_object::{
+    self, CheckpointRef, Compressor, MapObjectId, PageRef, RAW_BYTES_MAX, References, Root,
+};
 use crate::format::page::encode_page;
 use crate::limits::{PAGE_BLOCKS, VOLUME_BYTES_MAX};
 use crate::map::{ChangedPages, MapPage, PageIndex};
@@ -58,13 +60,13 @@ struct Packed {
 }
 
 impl Packed {
-    fn new(raw: Vec<u8>) -> Self {
+    fn new(raw: Vec<u8>, compressor: &mut Compressor) -> Self {
         assert!(
             raw.len() <= RAW_BYTES_MAX as usize,
             "pages, directories and roots are far shorter than a reader accepts"
         );
         let raw_length = raw.len() as u32;
-        let stored = map_object::compress(raw);
+        let stored = compressor.compress(raw);
         let crc = crc32c::crc32c(&stored);
         Packed { stored, raw_length, crc }
     }
@@ -90,6 +92,7 @@ struct Writing<'a> {
     waiting_bytes: usize,
     directories: References,
     stats: WrittenStats,
+    compressor: Compressor,
 }
 
 impl Writing<'_> {
@@ -109,7 +112,8 @@ impl Writing<'_> {
 
     async fn add_page(&mut self, page: &MapPage) -> Result<PageRef> {
         self.put_if_long().await?;
-        Ok(self.append(&Packed::new(encode_page(page))))
+        let packed = Packed::new(encode_page(page), &mut self.compressor);
+        Ok(self.append(&packed))
     }
 
     /// Takes a directory whose pages are all added. It waits for the end of the object, so that pages lie next to pages.
@@ -118,7 +122,7 @@ impl Writing<'_> {
             replace(&mut self.directories, which, None);
             return Ok(());
         }
-        let packed = Packed::new(map_object::encode_directory(&directory));
+        let packed = Packed::new(map_object::encode_directory(&directory), &mut self.compressor);
         self.waiting_bytes += packed.stored.len();
         let directory = (self.waiting.len() < DIRECTORIES_KEPT).then(|| Arc::new(directory));
         self.waiting.push(Waiting { which, packed, directory });
@@ -188,6 +192,7 @@ pub async fn write(
         waiting_bytes: 0,
         directories: kept_directories(base, changed),
         stats: WrittenStats::default(),
+        compressor: Compressor::default(),
     };
     let groups: Vec<u32> =
         changed.directories().filter(|(_, directory)| !directory.names_none()).map(|(which, _)| which).collect();
@@ -207,7 +212,8 @@ pub async fn write(
     let Position { epoch, number, sequence } = position;
     let directories = std::mem::take(&mut writing.directories);
     let root = Root { epoch, number, sequence, size, directories };
-    let reference = CheckpointRef { root: writing.append(&Packed::new(map_object::encode_root(&root))) };
+    let packed = Packed::new(map_object::encode_root(&root), &mut writing.compressor);
+    let reference = CheckpointRef { root: writing.append(&packed) };
     writing.put().await?;
     Ok((reference, base.successor(store, root), writing.stats))
 }
