@@ -13,10 +13,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use varve::clean::Goal;
 use varve::control::{self, ControlSocket};
 use varve::error::{Context, Error, Result};
 use varve::nbd::{self, NbdSettings, Server};
-use varve::settings::{DaemonArguments, Places, Settings};
+use varve::settings::{DaemonArguments, Places, Settings, SpaceTarget};
 use varve::store;
 use varve::volume::state_directory::{self, StateSettings};
 use varve::volume::{CLEANING, EngineSettings, Fleet, FleetExports, FleetService, PurgeTimer, root};

@@ -9,7 +9,9 @@ use futures_util::future::try_join_all;
 use crate::checkpoint::reader::{Checkpoint, DIRECTORIES_KEPT, PARALLEL_FETCHES, split};
 use crate::error::{Context, Error, Result};
 use crate::format::census::{MapChanges, ObjectAt};
-use crate::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, RAW_BYTES_MAX, References, Root};
+use crate::format::map_object::{
+    self, CheckpointRef, Compressor, MapObjectId, PageRef, RAW_BYTES_MAX, References, Root,
+};
 use crate::format::page::encode_page;
 use crate::limits::{PAGE_BLOCKS, VOLUME_BYTES_MAX};
 use crate::map::{ChangedDirectory, ChangedPages, MapPage, PageIndex};
@@ -94,13 +96,13 @@ struct Packed {
 }
 
 impl Packed {
-    fn new(raw: Vec<u8>) -> Self {
+    fn new(raw: Vec<u8>, compressor: &mut Compressor) -> Self {
         assert!(
             raw.len() <= RAW_BYTES_MAX as usize,
             "pages, directories and roots are far shorter than a reader accepts"
         );
         let raw_length = raw.len() as u32;
-        let stored = map_object::compress(raw);
+        let stored = compressor.compress(raw);
         let crc = crc32c::crc32c(&stored);
         Packed { stored, raw_length, crc }
     }
@@ -129,6 +131,7 @@ struct Writing<'a> {
     changes: MapChanges,
     /// Bytes of the object in memory that the checkpoint will lead to.
     live: usize,
+    compressor: Compressor,
 }
 
 impl Writing<'_> {
@@ -149,7 +152,8 @@ impl Writing<'_> {
 
     async fn add_page(&mut self, page: &MapPage) -> Result<PageRef> {
         self.put_if_long().await?;
-        Ok(self.append(&Packed::new(encode_page(page))))
+        let packed = Packed::new(encode_page(page), &mut self.compressor);
+        Ok(self.append(&packed))
     }
 
     /// Takes a directory whose pages are all added. It waits for the end of the object, so that pages lie next to pages.
@@ -159,7 +163,7 @@ impl Writing<'_> {
             self.release(old);
             return Ok(());
         }
-        let packed = Packed::new(map_object::encode_directory(&directory));
+        let packed = Packed::new(map_object::encode_directory(&directory), &mut self.compressor);
         self.waiting_bytes += packed.stored.len();
         let directory = (self.waiting.len() < DIRECTORIES_KEPT).then(|| Arc::new(directory));
         self.waiting.push(Waiting { which, packed, directory });
@@ -248,6 +252,7 @@ pub async fn write(
         stats: WrittenStats::default(),
         changes: MapChanges::default(),
         live: 0,
+        compressor: Compressor::default(),
     };
     writing.release_cleared(changed).await?;
     let groups: Vec<u32> =
@@ -275,11 +280,13 @@ impl Writing<'_> {
         let Position { epoch, number, sequence } = new.position;
         let directories = std::mem::take(&mut self.directories);
         let root = Root { epoch, number, sequence, size: new.size, directories };
-        let reference = CheckpointRef { root: self.append(&Packed::new(map_object::encode_root(&root))) };
+        let packed = Packed::new(map_object::encode_root(&root), &mut self.compressor);
+        let reference = CheckpointRef { root: self.append(&packed) };
         self.release(new.replaced.map(|replaced| replaced.root));
         self.note_object();
         let parts = take_census(&self.changes);
-        let census = parts.into_iter().map(|part| self.append(&Packed::new(part))).collect();
+        let parts: Vec<Packed> = parts.into_iter().map(|part| Packed::new(part, &mut self.compressor)).collect();
+        let census = parts.iter().map(|part| self.append(part)).collect();
         self.put_object().await?;
         let checkpoint = self.base.successor(self.store.clone(), root);
         Ok(Written { reference, checkpoint, stats: self.stats, changes: self.changes, census })
