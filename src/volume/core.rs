@@ -77,6 +77,8 @@ pub struct Volume {
     pub(super) checkpointing: tokio::sync::Mutex<()>,
     /// What is to be uploaded next for the cleaner.
     pub(super) relocation: Mutex<Option<Relocation>>,
+    /// Told once what is being uploaded for the cleaner has taken effect.
+    pub(super) relocating: Mutex<Option<oneshot::Sender<()>>>,
     /// Those who wait for a checkpoint.
     pub(super) checkpoint_asked: Mutex<Vec<oneshot::Sender<()>>>,
     /// Tells the cleaner that there may be something to do.
@@ -143,6 +145,7 @@ impl Volume {
         self.is_uploader_gone.store(true, Ordering::Release);
         self.moment_waiters.lock().clear();
         self.relocation.lock().take();
+        self.relocating.lock().take();
         self.checkpoint_asked.lock().clear();
         self.clean_wake.notify_one();
     }

@@ -411,6 +411,7 @@ fn assemble(
         cleaning: tokio::sync::Mutex::default(),
         checkpointing: tokio::sync::Mutex::default(),
         relocation: Mutex::default(),
+        relocating: Mutex::default(),
         checkpoint_asked: Mutex::default(),
         clean_wake: Notify::new(),
         manifest: tokio::sync::Mutex::new(attachment.loaded),

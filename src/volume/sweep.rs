@@ -32,10 +32,15 @@ impl Admin {
     /// # Errors
     /// What the store says to the listing of volumes; what fails for one volume is in the answer.
     pub async fn sweep(&self, is_dry: bool) -> Result<SweepReport> {
+        self.sweep_at(is_dry, clock::now()).await
+    }
+
+    /// As [`Admin::sweep`], at another time.
+    pub(super) async fn sweep_at(&self, is_dry: bool, now: UnixMillis) -> Result<SweepReport> {
         let mut report = SweepReport::default();
         for (id, loaded) in ownership::list(&*self.store).await? {
             let swept = match loaded {
-                Ok(loaded) => self.sweep_volume(loaded, is_dry, &mut report).await,
+                Ok(loaded) => self.sweep_volume(loaded, is_dry, now, &mut report).await,
                 Err(error) => Err(error),
             };
             match swept {
@@ -47,7 +52,13 @@ impl Admin {
         Ok(report)
     }
 
-    async fn sweep_volume(&self, loaded: Loaded, is_dry: bool, report: &mut SweepReport) -> Result<()> {
+    async fn sweep_volume(
+        &self,
+        loaded: Loaded,
+        is_dry: bool,
+        now: UnixMillis,
+        report: &mut SweepReport,
+    ) -> Result<()> {
         let manifest = &loaded.manifest;
         // What is being made or removed is the business of whoever does that, and of `purge`.
         let (Some(parts), false, None) = (&manifest.census, manifest.being_made, manifest.destroyed_at) else {
@@ -55,7 +66,6 @@ impl Admin {
         };
         let mut census = Census::from_rows(checkpoint::read_census(&*self.store, parts).await?.0);
         census.remove(&manifest.condemned);
-        let now = clock::now();
         let listed = list_all(&*self.store, &ObjectKey::volume(manifest.volume)).await?;
         let mut going = Vec::new();
         for object in listed {

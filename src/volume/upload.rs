@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesOrdered, StreamExt};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -53,8 +53,8 @@ struct Uploaded {
 enum What {
     /// A run of the sequence that ends here.
     Run(Mark),
-    /// What cleaning has moved; told once that has taken effect.
-    Relocation(Option<oneshot::Sender<()>>),
+    /// What cleaning has moved.
+    Relocation,
 }
 
 type Uploads = FuturesOrdered<Task<Result<Uploaded>>>;
@@ -87,8 +87,9 @@ impl Volume {
             self.serve_moment_waiters();
             // The cleaner asks for one at a time and takes breath in between, so what it asks for need not wait.
             if uploads.len() < UPLOADS_AT_ONCE
-                && let Some(relocation) = self.relocation.lock().take()
+                && let Some(mut relocation) = self.relocation.lock().take()
             {
+                *self.relocating.lock() = relocation.done.take();
                 uploads
                     .push_back(self.shared.runtime.spawn(self.clone().pack_and_move(relocation, self.next_header())));
                 continue;
@@ -163,14 +164,13 @@ impl Volume {
         Ok(Uploaded { index: built.index, what: What::Run(run.end) })
     }
 
-    async fn pack_and_move(self: Arc<Self>, mut relocation: Relocation, header: SegmentHeader) -> Result<Uploaded> {
-        let done = relocation.done.take();
+    async fn pack_and_move(self: Arc<Self>, relocation: Relocation, header: SegmentHeader) -> Result<Uploaded> {
         let room = self.room_to_upload(relocation.blocks() * BLOCK_SIZE).await?;
         let (built, frames) = self.shared.packers.run(move || relocation.pack(header)).await?;
         self.put_segment(header.id, built.bytes.clone()).await?;
         drop(room);
         self.keep_moved(&built, &frames);
-        Ok(Uploaded { index: built.index, what: What::Relocation(done) })
+        Ok(Uploaded { index: built.index, what: What::Relocation })
     }
 
     /// Room in memory for a segment of `bytes` of data. Volumes take turns.
@@ -233,9 +233,9 @@ impl Volume {
                 self.serve_moment_waiters();
                 self.clean_wake.notify_one();
             }
-            What::Relocation(done) => {
+            What::Relocation => {
                 // The cleaner may have been stopped; then nobody needs to know.
-                let _ = done.map(|done| done.send(()));
+                let _ = self.relocating.lock().take().map(|done| done.send(()));
             }
         }
         let newest = self.newest.lock().clone();

@@ -126,7 +126,7 @@ async fn remnants(store: &Arc<dyn Store>) -> Vec<Remnant> {
     lineage::remnants(&**store, &manifests, None).await.unwrap()
 }
 
-/// Does what `check --clean` does two hours later, and a purge a day later. Returns the names of all that was said to be left: of
+/// Does what `check --clean` and `store sweep` do two hours later, and a purge a day later. Returns the names of all that was said to be left: of
 /// objects, of the volumes that were destroyed or never made, and of those without a manifest.
 async fn clean(store: &Arc<dyn Store>, what: &str) -> Vec<String> {
     let (soon, later) = (UnixMillis(clock::now().0 + 2 * HOUR), UnixMillis(clock::now().0 + 25 * HOUR));
@@ -144,6 +144,9 @@ async fn clean(store: &Arc<dyn Store>, what: &str) -> Vec<String> {
         }
     }
     named.extend(ownership::leftovers(&**store).await.unwrap().iter().map(ToString::to_string));
+    let left_over = Admin::new(store.clone()).sweep_at(false, soon).await.unwrap();
+    assert!(left_over.failures.is_empty(), "{what}: {left_over:?}");
+    named.extend(left_over.objects.into_iter().map(|object| object.key));
     let swept = purge::sweep(&**store, later).await.unwrap();
     assert!(swept.failures.is_empty(), "{what}: {swept:?}");
     let left = remnants(store).await;
