@@ -327,7 +327,19 @@ fn a_diff_names_all_that_changed(kind: StoreKind) {
     let mut before: Option<(String, Vec<u8>)> = None;
     let mut touched = vec![false; disk.len() / 4096];
     let mut steps = Vec::new();
-    for _ in 0..4 {
+    for round in 0..4_u64 {
+        // Two places that are written and made zero in turns, so that both kinds of extents are there.
+        for (which, block) in [(0, 9000), (1, 9100)] {
+            let range = block * 4096..(block + 2) * 4096;
+            touched[block..block + 2].fill(true);
+            if round % 2 == which {
+                client.write(range.start as u64, &[0x55; 8192]).unwrap();
+                disk[range].fill(0x55);
+            } else {
+                client.ask(Request::WriteZeroes, 0, range.start as u64, 8192, &[]).unwrap();
+                disk[range].fill(0);
+            }
+        }
         for _ in 0..60 {
             let offset = place(numbers.next());
             let length = numbers.next() % 200_000 + 1;

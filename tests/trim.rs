@@ -103,7 +103,8 @@ fn on_the_largest_volume(kind: StoreKind, system: FileSystem) {
     client.write(SIZE - 4096, &[7; 4096]).unwrap();
     drop(client);
     daemon.stop();
-    assert!(stored(&second, &volume) - bytes < MIB, "a trim of everything is a few records");
+    // Cleaning may have brought back what was trimmed.
+    assert!(stored(&second, &volume) < bytes + MIB, "a trim of everything is a few records");
     second.varve(&["check", &volume]).succeeded();
 
     let third = host(&world, "c");

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::format::census::{Row, decode_rows};
+use crate::format::census::{Making, Row, decode_rows};
 use crate::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, References, Root};
 use crate::format::page::decode_page;
 use crate::limits::DIRECTORY_PAGES;
@@ -230,20 +230,20 @@ impl Checkpoint {
     }
 }
 
-/// Reads the parts of a census; and whether it is exact.
+/// Reads the parts of a census; and how it was made.
 ///
 /// # Errors
 /// `Damaged`, `Unsupported`, and what the store says.
-pub async fn read_census(store: &dyn Store, parts: &[PageRef]) -> Result<(Vec<Row>, bool)> {
-    let (mut rows, mut is_exact) = (Vec::new(), true);
+pub async fn read_census(store: &dyn Store, parts: &[PageRef]) -> Result<(Vec<Row>, Making)> {
+    let (mut rows, mut making) = (Vec::new(), Making::COUNTED);
     for part in parts {
         let name = || format!("cannot read the census at byte {} of {}", part.offset, part.object);
         let raw = fetch(store, part).await.context(name)?;
-        let (more, is_part_exact) = decode_rows(&raw).context(name)?;
+        let (more, of_part) = decode_rows(&raw).context(name)?;
         rows.extend(more);
-        is_exact &= is_part_exact;
+        making = making.with(of_part);
     }
-    Ok((rows, is_exact))
+    Ok((rows, making))
 }
 
 /// True if asking again later would not help: what is in the store is not what the reference names.

@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::*;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::census::{Counted, ObjectAt, ObjectKind, Row, encode_rows};
+use crate::format::census::{Counted, Making, ObjectAt, ObjectKind, Row, encode_rows};
 use crate::format::map_object::CheckpointRef;
 use crate::limits::{DIRECTORY_PAGES, PAGE_BLOCKS};
 use crate::map::{ChangedPages, MapPage, PageIndex, SegmentPlace};
@@ -432,8 +432,9 @@ async fn what_a_checkpoint_lets_go_of_is_counted_and_its_census_is_read_back() {
             source,
             replaced: replaced_now,
         };
-        let written = write(&store, &known, &mut number, new, &mut |_| encode_rows(&[row], true)).await.unwrap();
-        assert_eq!(read_census(&*store, &written.census).await.unwrap(), (vec![row], true));
+        let written =
+            write(&store, &known, &mut number, new, &mut |_| encode_rows(&[row], Making::COUNTED)).await.unwrap();
+        assert_eq!(read_census(&*store, &written.census).await.unwrap(), (vec![row], Making::COUNTED));
         for (at, bytes, live) in &written.changes.written {
             assert!(live < bytes);
             held.insert(at.number, i64::from(*live));

@@ -54,7 +54,7 @@ impl Needs {
     fn segment(&self, at: ObjectAt, dead_at: ObjectAt) -> bool {
         let before = self.pins.partition_point(|pin| *pin <= at);
         let is_pinned = self.pins.get(before).is_some_and(|pin| *pin < dead_at);
-        let is_new = !simulated::has(Mutation::DeleteEarly) && (at >= self.replay_from || dead_at > self.replay_from);
+        let is_new = at >= self.replay_from || dead_at > self.replay_from;
         is_new || is_pinned || self.is_replayed(at)
     }
 

@@ -124,8 +124,7 @@ async fn sync(State(service): Daemon, Path(id): Path<String>) -> Response {
 
 async fn clean(State(service): Daemon, Path(id): Path<String>) -> Response {
     match id.parse() {
-        // Whatever it was cut off in the middle of, the cleaner goes on with.
-        Ok(id) => answer(service.clean(id).await),
+        Ok(id) => answer(to_the_end(async move { service.clean(id).await }).await),
         Err(error) => failure(&error),
     }
 }

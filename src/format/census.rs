@@ -2,7 +2,7 @@
 //! `design/cleaning.md`.
 //!
 //! ```text
-//! version u16 (1), flags u16 (1: hints may be wrong), incompatible features u32, rows u32, reserved u32
+//! version u16 (1), flags u16 (1: hints may be wrong; 2: made by listing), incompatible features u32, rows u32, reserved u32
 //! rows x { kind u8 (1 segment, 2 map object), dead u8, reserved u16, epoch u32, number u64,
 //!          bytes u32, units u32, live u32, dead epoch u32, dead number u64 }
 //! ```
@@ -150,15 +150,42 @@ pub struct MapChanges {
     pub released: BTreeMap<ObjectAt, u64>,
 }
 
-/// The rows as parts of a map object, none longer than a reader accepts; whether what they say of segments in use is exact.
-pub fn encode_rows(rows: &[Row], is_exact: bool) -> Vec<Vec<u8>> {
-    rows.chunks(ROWS_MAX).map(|rows| encode_part(rows, is_exact)).collect()
+/// How a census was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Making {
+    /// What it says of segments in use is exact, and not only a hint.
+    pub is_exact: bool,
+    /// It began with a listing of the store, which may have missed objects: what it does not name may be needed all the same.
+    pub is_listed: bool,
 }
 
-fn encode_part(rows: &[Row], is_exact: bool) -> Vec<u8> {
+impl Making {
+    /// Every change was counted, from the first object on.
+    pub const COUNTED: Making = Making { is_exact: true, is_listed: false };
+
+    fn flags(self) -> u16 {
+        u16::from(!self.is_exact) | u16::from(self.is_listed) << 1
+    }
+
+    fn of_flags(flags: u16) -> Self {
+        Making { is_exact: flags & 1 == 0, is_listed: flags & 2 != 0 }
+    }
+
+    /// How a census was made of which this and the other are parts.
+    pub fn with(self, other: Making) -> Self {
+        Making { is_exact: self.is_exact && other.is_exact, is_listed: self.is_listed || other.is_listed }
+    }
+}
+
+/// The rows as parts of a map object, none longer than a reader accepts.
+pub fn encode_rows(rows: &[Row], making: Making) -> Vec<Vec<u8>> {
+    rows.chunks(ROWS_MAX).map(|rows| encode_part(rows, making)).collect()
+}
+
+fn encode_part(rows: &[Row], making: Making) -> Vec<u8> {
     let mut out = Writer::with_capacity(HEADER_BYTES + rows.len() * ROW_BYTES);
     // A part has far fewer rows than a word counts.
-    out.u16(VERSION).u16(u16::from(!is_exact)).u32(0).u32(rows.len() as u32).u32(0);
+    out.u16(VERSION).u16(making.flags()).u32(0).u32(rows.len() as u32).u32(0);
     for Row { kind, at, counted } in rows {
         let dead = counted.dead_at.unwrap_or(ObjectAt { epoch: Epoch(0), number: 0 });
         out.u8(if *kind == ObjectKind::Segment { 1 } else { 2 }).u8(u8::from(counted.dead_at.is_some())).u16(0);
@@ -168,11 +195,11 @@ fn encode_part(rows: &[Row], is_exact: bool) -> Vec<u8> {
     out.bytes
 }
 
-/// Reads the rows of one part, and whether they are exact.
+/// Reads the rows of one part, and how they were made.
 ///
 /// # Errors
 /// `Damaged` or `Unsupported`.
-pub fn decode_rows(bytes: &[u8]) -> Result<(Vec<Row>, bool)> {
+pub fn decode_rows(bytes: &[u8]) -> Result<(Vec<Row>, Making)> {
     let mut input = Reader::new("the census of a checkpoint", bytes);
     let (version, flags) = (input.u16()?, input.u16()?);
     let incompatible = input.u32()?;
@@ -187,7 +214,7 @@ pub fn decode_rows(bytes: &[u8]) -> Result<(Vec<Row>, bool)> {
     if input.remaining() > 0 {
         return Err(input.damaged("more follows than it announces"));
     }
-    Ok((rows, flags & 1 == 0))
+    Ok((rows, Making::of_flags(flags)))
 }
 
 fn decode_row(input: &mut Reader<'_>) -> Result<Row> {
@@ -226,7 +253,7 @@ mod tests {
             &[100, 0, 0, 0, 8, 0, 0, 0, 3, 0, 0, 0, 5, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0],
         ]
         .concat();
-        assert_eq!(encode_rows(&[row(ObjectKind::Segment, 9, dead_at)], true), [expected]);
+        assert_eq!(encode_rows(&[row(ObjectKind::Segment, 9, dead_at)], Making::COUNTED), [expected]);
     }
 
     #[test]
@@ -234,9 +261,11 @@ mod tests {
         let rows: Vec<Row> = (0..ROWS_MAX as u64 + 5)
             .map(|number| row(if number % 2 == 0 { ObjectKind::Map } else { ObjectKind::Segment }, number, None))
             .collect();
-        assert!(decode_rows(&encode_rows(&rows[..1], true)[0]).unwrap().1);
-        let parts = encode_rows(&rows, false);
-        assert!(parts.iter().all(|part| !decode_rows(part).unwrap().1));
+        for (is_exact, is_listed) in [(true, false), (false, false), (true, true), (false, true)] {
+            let making = Making { is_exact, is_listed };
+            assert_eq!(decode_rows(&encode_rows(&rows[..1], making)[0]).unwrap().1, making);
+        }
+        let parts = encode_rows(&rows, Making::COUNTED);
         assert!(parts.len() == 2 && parts.iter().all(|part| part.len() <= RAW_BYTES_MAX as usize));
         let read: Vec<Row> = parts.iter().flat_map(|part| decode_rows(part).unwrap().0).collect();
         assert_eq!(read, rows);

@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use crate::checkpoint;
 use crate::clean::{self, Census};
 use crate::error::Result;
-use crate::format::census::{Condemned, MapChanges, ObjectAt, encode_rows};
+use crate::format::census::{Condemned, Making, MapChanges, ObjectAt, encode_rows};
 use crate::format::lineage::Moment;
 use crate::format::manifest::Manifest;
 use crate::format::map_object::PageRef;
@@ -35,6 +35,8 @@ enum State {
 pub struct Books {
     pub(super) census: Census,
     state: State,
+    /// The census began with a listing.
+    is_listed: bool,
     /// Segments that are still to be looked at before the hints are exact, and the last one that was.
     pub(super) unaudited: usize,
     pub(super) audited: ObjectAt,
@@ -57,6 +59,7 @@ impl Books {
         let mut books = Books {
             census: Census::default(),
             state,
+            is_listed: false,
             unaudited: 0,
             audited: ObjectAt { epoch: Epoch(0), number: 0 },
             stuck: BTreeSet::new(),
@@ -98,9 +101,10 @@ impl Books {
         self.state == State::Whole
     }
 
-    /// Says that every object is in them now.
+    /// Says that every object that a listing and the map have shown is in them now.
     pub fn make_whole(&mut self) {
         self.state = State::Whole;
+        self.is_listed = true;
     }
 
     /// The census as a checkpoint keeps it; none if it is not known.
@@ -110,7 +114,7 @@ impl Books {
         }
         let mut census = self.census.clone();
         census.note_checkpoint(changes);
-        encode_rows(&census.rows(), self.unaudited == 0)
+        encode_rows(&census.rows(), Making { is_exact: self.unaudited == 0, is_listed: self.is_listed })
     }
 
     /// What is needed to tell which objects a new checkpoint condemns.
@@ -187,7 +191,7 @@ impl Volume {
     /// `Damaged`, and what the store says.
     pub(super) async fn read_books(&self) -> Result<()> {
         let State::Unread(parts) = self.books.lock().state.clone() else { return Ok(()) };
-        let (rows, is_exact) = checkpoint::read_census(&*self.shared.store, &parts).await?;
+        let (rows, making) = checkpoint::read_census(&*self.shared.store, &parts).await?;
         let mut books = self.books.lock();
         if !matches!(books.state, State::Unread(_)) {
             return Ok(());
@@ -198,7 +202,8 @@ impl Volume {
         census.add_all(&books.census);
         books.census = census;
         books.state = State::Whole;
-        if books.unaudited > 0 || !is_exact {
+        books.is_listed = making.is_listed;
+        if books.unaudited > 0 || !making.is_exact {
             books.begin_audit();
         }
         Ok(())

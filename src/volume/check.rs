@@ -11,11 +11,11 @@ use crate::format::lineage::Moment;
 use crate::format::manifest::Manifest;
 use crate::format::segment::{EntryKind, SegmentIndex};
 use crate::limits::PAGE_BLOCKS;
-use crate::map::{LogOverlay, LogPlace, MapPage, OverlayPlace, PageIndex};
+use crate::map::{LogOverlay, LogPlace, MapPage, OverlayPlace, PageIndex, SegmentPlace};
 use crate::segment::{fetch_index, open_frame, parse_object_tail};
 use crate::service::{CheckProblem, CheckProgress, CheckReport};
 use crate::store::{ByteRange, ObjectKey, Store, list_all};
-use crate::units::{BLOCK_SIZE, BlockRange, ByteLen, LogOffset, SegmentId, SegmentNumber, VolumeId};
+use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, ByteLen, Lba, LogOffset, SegmentId, SegmentNumber, VolumeId};
 
 /// At most this many block ranges are named for one object.
 const RANGES_NAMED: usize = 16;
@@ -25,6 +25,7 @@ const PAGES_NAMED: usize = 64;
 const REPLAYED_NAMED: usize = 64;
 
 /// Which blocks of a segment cannot be had.
+#[derive(PartialEq, Eq)]
 enum Damage {
     All,
     Frames(BTreeSet<u32>),
@@ -235,6 +236,7 @@ async fn name_blocks(
         return Ok(());
     }
     let newest = newest_of(tail);
+    let moved = moved_from(tail, &damages);
     let mut blocks: BTreeMap<SegmentId, Vec<BlockRange>> = BTreeMap::new();
     let mut hit = |id: SegmentId, range: BlockRange, block: u32| {
         let Some((damage, _)) = damages.get(&id) else { return };
@@ -256,8 +258,13 @@ async fn name_blocks(
                 let start = crate::units::Lba(index.range().start.0 + u64::from(offset));
                 let range = BlockRange::new(start, crate::units::BlockCount(u64::from(count)));
                 newest.lookup(range, |part, above| {
-                    if above == OverlayPlace::Below {
-                        hit(place.segment, part, place.block + (part.start.0 - start.0) as u32);
+                    let first = place.plus((part.start.0 - start.0) as u32);
+                    let steps = if above == OverlayPlace::Below { part.count.0 } else { 0 };
+                    for step in 0..steps {
+                        let (lba, place) = (Lba(part.start.0 + step), first.plus(step as u32));
+                        if !moved.iter().any(|(range, old)| is_moved(*range, *old, lba, place)) {
+                            hit(place.segment, BlockRange::new(lba, BlockCount(1)), place.block);
+                        }
                     }
                 });
             }
@@ -272,11 +279,41 @@ async fn name_blocks(
             hit(index.header.id, range, place.block);
         }
     }
-    for (id, (_, what)) in damages {
+    for index in tail {
+        for entry in &index.entries {
+            // It may have had no effect: rather a block too many.
+            if let EntryKind::Moved { block, .. } = entry.kind {
+                hit(index.header.id, entry.range, block);
+            }
+        }
+    }
+    let replayed: BTreeSet<SegmentId> = tail.iter().map(|index| index.header.id).collect();
+    for (id, (damage, what)) in damages {
         let named = blocks.get(&id).map(|ranges| describe(ranges));
+        // The checkpoint names it, but what is replayed over that leads elsewhere: cleaning may have deleted it.
+        if named.is_none() && damage == Damage::All && !replayed.contains(&id) {
+            continue;
+        }
         note(report, ObjectKey::segment(id).to_string(), what, named);
     }
     Ok(())
+}
+
+/// What was moved out of damaged segments: the blocks, and where the first of them was.
+fn moved_from(
+    tail: &[SegmentIndex],
+    damages: &BTreeMap<SegmentId, (Damage, String)>,
+) -> Vec<(BlockRange, SegmentPlace)> {
+    let entries = tail.iter().flat_map(|index| &index.entries);
+    let moved = entries.filter_map(|entry| match entry.kind {
+        EntryKind::Moved { old, .. } => Some((entry.range, old)),
+        _ => None,
+    });
+    moved.filter(|(_, old)| damages.contains_key(&old.segment)).collect()
+}
+
+fn is_moved(range: BlockRange, old: SegmentPlace, lba: Lba, place: SegmentPlace) -> bool {
+    range.start <= lba && lba < range.end() && old.plus((lba.0 - range.start.0) as u32) == place
 }
 
 /// What the segments behind the checkpoint have the newest content of. Where a log would have a record, stands the number of the segment.
@@ -288,7 +325,7 @@ fn newest_of(tail: &[SegmentIndex]) -> LogOverlay {
             match entry.kind {
                 EntryKind::Data { block } => newest.set(entry.range, OverlayPlace::Log(LogPlace { record, block })),
                 EntryKind::Zero => newest.set(entry.range, OverlayPlace::Zero(record)),
-                // It may have had no effect: what lies below is named as well.
+                // It may have had no effect: that is looked at where it is asked.
                 EntryKind::Moved { .. } => {}
             }
         }

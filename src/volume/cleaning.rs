@@ -28,6 +28,7 @@ use crate::units::{BLOCK_SIZE, ByteLen};
 use crate::volume::core::Volume;
 use crate::volume::fetch::segment_index;
 use crate::volume::relocate::Relocation;
+use crate::work::simulated::{self, Mutation};
 
 /// Blocks moved at a time: bounds memory, and makes a whole segment.
 const BLOCKS_AT_ONCE: u64 = SEGMENT_BYTES_TARGET / BLOCK_SIZE;
@@ -153,6 +154,11 @@ impl Volume {
         }
         // Whatever was live in them when they were gathered was moved or overwritten by now, and nothing comes to lie there again.
         let dead_at = ObjectAt::from(self.newest.lock().position);
+        if simulated::has(Mutation::DeleteEarly) {
+            for at in &emptied {
+                self.shared.store.delete(&ObjectKey::segment(self.own_segment(*at))).await?;
+            }
+        }
         let mut books = self.books.lock();
         emptied.into_iter().for_each(|at| books.census.bury(at, dead_at));
         Ok(())

@@ -18,7 +18,7 @@ use crate::log::{Appender, Committer, LogReader};
 use crate::map::LogOverlay;
 use crate::ownership::{self, Loaded};
 use crate::service::{AttachedStatus, Durability};
-use crate::units::{BLOCK_SIZE, ByteLen, Epoch, Sequence, Token, VolumeId};
+use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentId, Sequence, Token, VolumeId};
 use crate::volume::books::Books;
 use crate::volume::gate::Gate;
 use crate::volume::pages::PageTable;
@@ -77,8 +77,9 @@ pub struct Volume {
     pub(super) checkpointing: tokio::sync::Mutex<()>,
     /// What is to be uploaded next for the cleaner.
     pub(super) relocation: Mutex<Option<Relocation>>,
-    /// Told once what is being uploaded for the cleaner has taken effect.
-    pub(super) relocating: Mutex<Option<oneshot::Sender<()>>>,
+    /// What is being uploaded for the cleaner, and whom to tell once it has taken effect. By name: whoever waited for an earlier one may
+    /// have gone away, and must not make a later one be taken for done.
+    pub(super) relocating: Mutex<Vec<(SegmentId, oneshot::Sender<()>)>>,
     /// Those who wait for a checkpoint.
     pub(super) checkpoint_asked: Mutex<Vec<oneshot::Sender<()>>>,
     /// Tells the cleaner that there may be something to do.
@@ -145,7 +146,7 @@ impl Volume {
         self.is_uploader_gone.store(true, Ordering::Release);
         self.moment_waiters.lock().clear();
         self.relocation.lock().take();
-        self.relocating.lock().take();
+        self.relocating.lock().clear();
         self.checkpoint_asked.lock().clear();
         self.clean_wake.notify_one();
     }

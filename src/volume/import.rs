@@ -21,7 +21,7 @@ use crate::clean::Census;
 use crate::clock;
 use crate::disk::image::{ImageReader, is_zero};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::format::census::{MapChanges, encode_rows};
+use crate::format::census::{Making, MapChanges, encode_rows};
 use crate::format::manifest::Position;
 use crate::format::map_object::{CheckpointRef, PageRef};
 use crate::format::segment::{SegmentHeader, SegmentIndex};
@@ -311,7 +311,7 @@ impl Import {
         let mut take_census = |changes: &MapChanges| {
             let mut census = census.clone();
             census.note_checkpoint(changes);
-            encode_rows(&census.rows(), true)
+            encode_rows(&census.rows(), Making::COUNTED)
         };
         let number = &mut self.next_map_object;
         let written = checkpoint::write(&self.store, &self.base, number, new, &mut take_census).await?;

@@ -12,7 +12,7 @@ use crate::lineage::MapView;
 use crate::map::PageIndex;
 use crate::segment::fetch_index;
 use crate::store::{ObjectKey, list_all};
-use crate::units::{Epoch, SegmentId};
+use crate::units::{BLOCK_SIZE, Epoch, SegmentId};
 use crate::volume::core::Volume;
 
 /// Map objects may take so many times what of them is in use, and so many bytes more, before they are written anew.
@@ -41,11 +41,17 @@ impl Volume {
             let blocks = live.get(&self.own_segment(at)).copied().unwrap_or(0);
             found.push((at, object.length, blocks));
         }
-        let ends = self.ends_of_epochs(&found).await?;
+        let listed: BTreeSet<ObjectAt> = found.iter().map(|(at, ..)| *at).collect();
+        for (id, blocks) in live.iter().filter(|(id, _)| !listed.contains(&ObjectAt::from(**id))) {
+            // Missed by the listing. How long it is does not matter much.
+            found.push((ObjectAt::from(*id), blocks * BLOCK_SIZE, *blocks));
+        }
+        let (seals, unreadable) = self.look_at_the_dead(&found).await?;
         let mut books = self.books.lock();
         for (at, bytes, blocks) in found {
-            // What lies at a seal or behind it is no part of the history, and not for the cleaner.
-            if ends.get(&at.epoch).is_some_and(|seal| at.number >= *seal) {
+            // What lies at a seal or behind it is no part of the history, and not for the cleaner; nor is what cannot be read.
+            let is_behind = seals.get(&at.epoch).is_some_and(|seal| at.number >= *seal);
+            if books.census.segment(at).is_some() || blocks == 0 && (is_behind || unreadable.contains(&at)) {
                 continue;
             }
             books.census.add_segment(at, bytes, blocks.max(1), blocks);
@@ -68,25 +74,27 @@ impl Volume {
         Ok(())
     }
 
-    /// Where epochs are sealed, as far as something without live blocks is there that may be a seal.
-    async fn ends_of_epochs(&self, found: &[(ObjectAt, u64, u64)]) -> Result<BTreeMap<Epoch, u64>> {
-        let mut ends = BTreeMap::new();
+    /// Of the objects without live blocks, those that are seals, and those that cannot be read.
+    async fn look_at_the_dead(
+        &self,
+        found: &[(ObjectAt, u64, u64)],
+    ) -> Result<(BTreeMap<Epoch, u64>, BTreeSet<ObjectAt>)> {
+        let (mut seals, mut unreadable) = (BTreeMap::new(), BTreeSet::new());
         for (at, ..) in found.iter().filter(|(_, _, blocks)| *blocks == 0) {
             match fetch_index(&*self.shared.store, self.own_segment(*at)).await {
                 Ok(index) if index.header.seal => {
-                    let end = ends.entry(at.epoch).or_insert(at.number);
-                    *end = (*end).min(at.number);
+                    let seal = seals.entry(at.epoch).or_insert(at.number);
+                    *seal = (*seal).min(at.number);
                 }
                 Ok(_) => {}
-                // What cannot be read is not for the cleaner either: `check` and `sweep` tell of it.
                 Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
                     tracing::warn!(volume = %self.id, %error, "an object without anything live cannot be read, and stays");
-                    ends.entry(at.epoch).or_insert(at.number);
+                    unreadable.insert(*at);
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(ends)
+        Ok((seals, unreadable))
     }
 
     async fn count_live_blocks(&self) -> Result<BTreeMap<SegmentId, u64>> {

@@ -2,7 +2,8 @@
 //!
 //! Safe beside running daemons. An object is left over if it stands before where recovery begins, and the census, which names everything
 //! that is needed of what stands there, does not name it; and such an object never comes to be needed, since histories only grow at their
-//! end. Seals are in no census, and stay. What is younger than [`GRACE`](lineage::GRACE) is passed over: it costs nothing to wait.
+//! end. Seals are in no census, and stay. A census that began with a listing may lack what the listing missed, so of such a volume nothing is
+//! taken for left over. What is younger than [`GRACE`](lineage::GRACE) is passed over: it costs nothing to wait.
 //!
 //! What is dead in a volume that nobody owns is condemned by a swap of its manifest, as its owner would do it: whoever attaches it meanwhile
 //! makes the swap fail.
@@ -64,12 +65,14 @@ impl Admin {
         let (Some(parts), false, None) = (&manifest.census, manifest.being_made, manifest.destroyed_at) else {
             return Ok(());
         };
-        let mut census = Census::from_rows(checkpoint::read_census(&*self.store, parts).await?.0);
+        let (rows, making) = checkpoint::read_census(&*self.store, parts).await?;
+        let mut census = Census::from_rows(rows);
         census.remove(&manifest.condemned);
         let listed = list_all(&*self.store, &ObjectKey::volume(manifest.volume)).await?;
         let mut going = Vec::new();
         for object in listed {
             if is_old(&object, now)
+                && !making.is_listed
                 && let Some(why) = self.left_over(manifest, &census, &object.key, object.length).await?
             {
                 going.push((object, why));

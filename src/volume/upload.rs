@@ -89,9 +89,10 @@ impl Volume {
             if uploads.len() < UPLOADS_AT_ONCE
                 && let Some(mut relocation) = self.relocation.lock().take()
             {
-                *self.relocating.lock() = relocation.done.take();
-                uploads
-                    .push_back(self.shared.runtime.spawn(self.clone().pack_and_move(relocation, self.next_header())));
+                let header = self.next_header();
+                let done = relocation.done.take().map(|done| (header.id, done));
+                self.relocating.lock().extend(done);
+                uploads.push_back(self.shared.runtime.spawn(self.clone().pack_and_move(relocation, header)));
                 continue;
             }
             if uploads.len() < UPLOADS_AT_ONCE
@@ -234,8 +235,11 @@ impl Volume {
                 self.clean_wake.notify_one();
             }
             What::Relocation => {
-                // The cleaner may have been stopped; then nobody needs to know.
-                let _ = self.relocating.lock().take().map(|done| done.send(()));
+                let told = self.relocating.lock().extract_if(.., |(id, _)| *id == index.header.id).collect::<Vec<_>>();
+                for (_, done) in told {
+                    // The cleaner may have been stopped; then nobody needs to know.
+                    let _ = done.send(());
+                }
             }
         }
         let newest = self.newest.lock().clone();

@@ -1,12 +1,12 @@
 //! `varve volumes clean`
 
 use std::convert::Infallible;
-use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use varve::error::Result;
+use varve::error::{Error, Result};
 use varve::service::CleanReport;
 use varve::units::VolumeId;
 use varve::volume::Admin;
@@ -19,7 +19,6 @@ use crate::target::Target;
 
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(500);
-const BAR: usize = 40;
 
 /// Arguments.
 #[derive(Args, Debug)]
@@ -43,10 +42,13 @@ impl Command for Arguments {
     /// Only an owner cleans: one that nobody has is attached for it, and handed back.
     async fn run(self, context: &Context) -> Result<Cleaned> {
         let id = self.volume.id(context).await?;
+        let style = ProgressStyle::with_template("cleaning [{bar:40}] {bytes} of {total_bytes} freed");
+        let style = style.map_err(|error| Error::invalid(error.to_string()))?;
+        let bar = ProgressBar::new(0).with_style(style);
         let asked = async {
             tokio::select! {
                 report = context.daemon.clean(id) => report,
-                never = show_progress(context, id) => match never {},
+                never = show_progress(context, id, &bar) => match never {},
             }
         };
         let detached = async |_: &Admin| {
@@ -57,10 +59,7 @@ impl Command for Arguments {
             cleaned
         };
         let report = owner::or_store(context, id, "clean", asked, detached).await;
-        if std::io::stderr().is_terminal() {
-            // Only for the eye: a result does not depend on it.
-            let _ = write!(std::io::stderr(), "\r{:1$}\r", "", BAR + 60);
-        }
+        bar.finish_and_clear();
         Ok(Cleaned { id, report: report? })
     }
 
@@ -76,21 +75,17 @@ impl Command for Arguments {
     }
 }
 
-/// Shows how much of what is dead is gone, for as long as it is waited for.
-async fn show_progress(context: &Context, id: VolumeId) -> Infallible {
+/// Shows how much of what is dead is gone, for as long as it is waited for; nothing if nobody looks.
+async fn show_progress(context: &Context, id: VolumeId, bar: &ProgressBar) -> Infallible {
     let mut first = None;
     loop {
-        if std::io::stderr().is_terminal()
+        if !bar.is_hidden()
             && let Ok(status) = context.daemon.volume(id).await
         {
-            let (stored, live) = (status.stored_bytes, status.live_bytes);
-            let begun = *first.get_or_insert(stored.0);
-            let (done, total) = (begun.saturating_sub(stored.0), begun.saturating_sub(live.0).max(1));
-            let filled = (done.min(total) as usize * BAR) / total as usize;
-            let bar: String = (0..BAR).map(|at| if at < filled { '#' } else { '.' }).collect();
-            let text = format!("{} stored, {} in use", render::size(stored), render::size(live));
-            // Only for the eye: a result does not depend on it.
-            let _ = write!(std::io::stderr(), "\rcleaning [{bar}] {text:<40}");
+            let (stored, live) = (status.stored_bytes.0, status.live_bytes.0);
+            let begun = *first.get_or_insert(stored);
+            bar.set_length(begun.saturating_sub(live));
+            bar.set_position(begun.saturating_sub(stored));
         }
         tokio::time::sleep(LOOK).await;
     }
