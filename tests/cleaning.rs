@@ -118,7 +118,7 @@ fn a_snapshot_keeps_its_own_and_nothing_else(kind: StoreKind) {
     let mut past = Client::connect(&host.nbd(), &snapshot).unwrap();
     assert!(past.read_all() == old, "the snapshot is another disk");
     drop(past);
-    host.varve(&["volumes", "snapshots", "destroy", &snapshot]).succeeded();
+    host.varve(&["volumes", "snapshots", "destroy", "--yes", &snapshot]).succeeded();
     assert!(clean(&host, &volume)["pinned"].as_u64().unwrap() > 0, "the fork still needs it");
     let mut forked = Client::connect(&host.nbd(), &fork).unwrap();
     assert!(forked.read_all() == old, "the fork is another disk");
@@ -142,7 +142,9 @@ fn leftovers_are_swept_and_nothing_else(kind: StoreKind) {
     let found = |report: &serde_json::Value| report["objects"]["objects"].as_array().unwrap().len();
     assert_eq!(found(&sweep(&[])), 0, "nothing is left over");
     // What a crash leaves behind a seal: a segment that is no part of the history.
-    let source = world.names().into_iter().find(|name| name.contains("/segments/")).unwrap();
+    let is_segment =
+        |name: &String| name.contains("/segments/") && name.rsplit('/').next().is_some_and(|n| n.len() == 20);
+    let source = world.names().into_iter().find(is_segment).unwrap();
     let start = source.find("volumes/").unwrap();
     let (name, _) = source[start..].rsplit_once('/').unwrap();
     let name = format!("{name}/{:020}", 900);
