@@ -13,37 +13,13 @@ rounds=${ROUNDS:-3} size_mib=${SIZE_MIB:-2048} parallel=${PARALLEL:-8} memory_si
 goal=0.7
 
 begin_bench
-mkdir -p "$out" "$work/minio"
-export MINIO_ROOT_USER=varve-bench MINIO_ROOT_PASSWORD=varve-bench-secret
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-"$repository/tools/minio" path >/dev/null
-"$repository/tools/minio" run "$work/minio" "$port" >"$out/minio.log" 2>&1 &
-minio=$!
-export AWS_ENDPOINT_URL="http://127.0.0.1:$port" AWS_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true
-export AWS_ACCESS_KEY_ID=$MINIO_ROOT_USER AWS_SECRET_ACCESS_KEY=$MINIO_ROOT_PASSWORD
-s3() { curl --silent --show-error --no-progress-meter --fail --aws-sigv4 "aws:amz:$AWS_REGION:s3" --user "$AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS_KEY" "$@"; }
-until curl --silent --fail "$AWS_ENDPOINT_URL/minio/health/ready" >/dev/null; do
-    kill -0 "$minio" 2>/dev/null || fail "MinIO does not start: see $out/minio.log"
-    sleep 0.1
-done
-s3 --request PUT "$AWS_ENDPOINT_URL/bench"
+mkdir -p "$out"
+start_minio "$out"
+export VARVE_STORE=s3://bench/disks
+volume=$(new_volume bench "${size_mib}MiB")
+uri=$(nbd_uri "$volume")
+start() { start_varved "$out/varved.log" --memory-size "$memory_size"; }
 
-export VARVE_STORE=s3://bench/disks VARVE_STATE="$work/state" VARVE_CONTROL="$work/control.sock"
-volume=$(varve volumes create bench --size "${size_mib}MiB" | grep ID | awk '{ print $2 }')
-uri="nbd+unix:///$volume?socket=$work/varve.sock"
-start() {
-    rm -rf "$work/state" "$work/varve.sock"
-    varved --nbd-unix "$work/varve.sock" --memory-size "$memory_size" 2>>"$out/varved.log" &
-    varved=$!
-    # In front: it must detach before MinIO goes.
-    servers=("$varved" "$minio")
-    await_socket "$work/varve.sock"
-}
-stop() {
-    kill "$varved"
-    wait "$varved"
-}
-servers=("$minio")
 {
     describe_machine
     printf '%s MiB, client: %s transfers at once, memory of varved %s\n' "$size_mib" "$parallel" "$memory_size"
@@ -54,7 +30,7 @@ servers=("$minio")
 start
 fio --name=fill --ioengine=nbd --uri="$uri" --rw=write --bs=1m --iodepth=8 --size="${size_mib}m" --refill_buffers \
     --output-format=json --output="$out/fill.json"
-stop
+stop_varved
 # The slashes are encoded, or curl signs another request than it sends.
 s3 "$AWS_ENDPOINT_URL/bench?list-type=2&prefix=disks%2Fvolumes%2F$volume%2Fsegments%2F" | grep -o '<Key>[^<]*' | sed 's/<Key>//' >"$work/keys"
 while read -r key; do
@@ -79,7 +55,7 @@ cold() {
     fio --name=cold --ioengine=nbd --uri="$uri" --rw=read --bs=1m --iodepth=8 --size="${size_mib}m" \
         --output-format=json --output="$out/cold.$1.json"
     awk '/^VmHWM/ { print $2 }' "/proc/$varved/status" >>"$out/high_water_kib.txt"
-    stop
+    stop_varved
 }
 
 client >/dev/null

@@ -18,38 +18,12 @@ for line in sys.stdin:
     built = json.loads(line)
     if built.get("executable") and built["target"]["name"] == "large_map":
         print(built["executable"])')
-mkdir -p "$out" "$work/minio"
-export MINIO_ROOT_USER=varve-bench MINIO_ROOT_PASSWORD=varve-bench-secret
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-"$repository/tools/minio" path >/dev/null
-"$repository/tools/minio" run "$work/minio" "$port" >"$out/minio.log" 2>&1 &
-minio=$!
-servers=("$minio")
-export AWS_ENDPOINT_URL="http://127.0.0.1:$port" AWS_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true
-export AWS_ACCESS_KEY_ID=$MINIO_ROOT_USER AWS_SECRET_ACCESS_KEY=$MINIO_ROOT_PASSWORD
-until curl --silent --fail "$AWS_ENDPOINT_URL/minio/health/ready" >/dev/null; do
-    kill -0 "$minio" 2>/dev/null || fail "MinIO does not start: see $out/minio.log"
-    sleep 0.1
-done
-curl --silent --fail --aws-sigv4 "aws:amz:$AWS_REGION:s3" --user "$AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS_KEY" --request PUT "$AWS_ENDPOINT_URL/bench"
-export VARVE_STORE=s3://bench/disks VARVE_STATE="$work/state" VARVE_CONTROL="$work/control.sock"
+mkdir -p "$out"
+start_minio "$out"
+export VARVE_STORE=s3://bench/disks
 
-new_volume() { varve volumes create "$1" --size "$2" | grep ID | awk '{ print $2 }'; }
-# Starts a daemon that has nothing local.
-start() {
-    rm -rf "$work/state" "$work/varve.sock"
-    varved --nbd-unix "$work/varve.sock" --memory-size "$memory_size" --transfer-size 128MiB --log-size 128MiB --cache-size 1GiB 2>>"$out/varved.log" &
-    varved=$!
-    servers=("$varved" "$minio")
-    await_socket "$work/varve.sock"
-}
-stop() {
-    kill "$varved"
-    wait "$varved"
-    servers=("$minio")
-}
+start() { start_varved "$out/varved.log" --memory-size "$memory_size" --transfer-size 128MiB --log-size 128MiB --cache-size 1GiB; }
 memory() { awk '/^VmHWM|^VmRSS/ { printf "%s %d MiB  ", $1, $2 / 1024 } END { print "" }' "/proc/$varved/status"; }
-uri() { printf 'nbd+unix:///%s?socket=%s' "$1" "$work/varve.sock"; }
 measure() {
     local began ended
     began=$(date +%s%N)
@@ -75,12 +49,12 @@ print("requests of the attach:", {what: after[what] - before[what] for what in a
 PY
     memory
     for seed in 1 2 1; do
-        /usr/bin/python3 "$repository/benches/large_map.py" lookups "$(uri "$volume")" "$lookups" "$seed"
+        /usr/bin/python3 "$repository/benches/large_map.py" lookups "$(nbd_uri "$volume")" "$lookups" "$seed"
         memory
     done
     measure varve volumes detach "$volume"
     measure varve volumes attach "$volume"
-    stop
+    stop_varved
 
     ids=()
     for number in $(seq "$attached"); do
@@ -89,7 +63,7 @@ PY
     start
     uris=()
     for id in "${ids[@]}"; do
-        uris+=("$(uri "$id")")
+        uris+=("$(nbd_uri "$id")")
     done
     printf '%s volumes attached at once\n' "$attached"
     for round in 1 2 3; do
@@ -97,7 +71,7 @@ PY
         /usr/bin/python3 "$repository/benches/large_map.py" writes "${uris[@]}"
         memory
     done
-    stop
+    stop_varved
 
     for number in $(seq $((volumes - attached - 1))); do
         printf '%s\n' "many-$number"

@@ -25,12 +25,10 @@ if [ ${#jobs[@]} = 0 ]; then
 fi
 
 begin_bench
-mkdir -p "$out" "$work/store" "$work/state"
-export VARVE_STORE="file://$work/store" VARVE_STATE="$work/state" VARVE_CONTROL="$work/control.sock"
-volume=$(varve volumes create bench --size 100 | grep ID | awk '{ print $2 }')
-varved --nbd-unix "$work/varve.sock" --log-size "$log_size" --cache-size "$cache_size" --memory-size "$memory_size" 2>"$out/varved.log" &
-varved=$!
-servers+=("$varved")
+mkdir -p "$out" "$work/store"
+export VARVE_STORE="file://$work/store"
+volume=$(new_volume bench 100)
+start_varved "$out/varved.log" --log-size "$log_size" --cache-size "$cache_size" --memory-size "$memory_size"
 nbdkit --foreground --unix "$work/nbdkit.sock" memory "$size" &
 servers+=("$!")
 fallocate -l "${size^^}" "$work/raw"
@@ -42,7 +40,7 @@ for name in varve nbdkit qemu; do
     await_socket "$work/$name.sock"
 done
 declare -A uri=(
-    [varve]="nbd+unix:///$volume?socket=$work/varve.sock"
+    [varve]="$(nbd_uri "$volume")"
     [nbdkit]="nbd+unix:///?socket=$work/nbdkit.sock"
     [qemu]="nbd+unix:///?socket=$work/qemu.sock"
 )
