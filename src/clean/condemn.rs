@@ -14,10 +14,12 @@ use crate::format::census::{Condemned, ObjectAt, ObjectRun, push_object};
 use crate::format::lineage::{Moment, SegmentRun};
 use crate::format::manifest::Manifest;
 use crate::limits::CONDEMNED_MAX;
+use crate::store::ObjectKey;
+use crate::units::{SegmentId, SegmentNumber, VolumeId};
 use crate::work::simulated::{self, Mutation};
 
 /// Who needs what.
-struct Needs {
+pub struct Needs {
     /// Where recovery begins.
     replay_from: ObjectAt,
     /// Runs that somebody replays over a checkpoint, by their first.
@@ -29,7 +31,8 @@ struct Needs {
 }
 
 impl Needs {
-    fn of(manifest: &Manifest, held: &[Arc<Moment>]) -> Self {
+    /// What somebody needs once `manifest` is in force, moments that are `held` included.
+    pub fn of(manifest: &Manifest, held: &[Arc<Moment>]) -> Self {
         let own = |run: &SegmentRun| {
             (run.volume == manifest.volume).then_some(ObjectRun {
                 epoch: run.epoch,
@@ -58,7 +61,8 @@ impl Needs {
         is_new || is_pinned || self.is_replayed(at)
     }
 
-    fn is_replayed(&self, at: ObjectAt) -> bool {
+    /// True if somebody replays this segment over a checkpoint that is not the newest.
+    pub fn is_replayed(&self, at: ObjectAt) -> bool {
         // Runs of different moments may overlap, but are few.
         let end = self.replayed.partition_point(|run| (run.epoch, run.first) <= (at.epoch, at.number));
         self.replayed[..end].iter().any(|run| run.epoch == at.epoch && at.number < run.first + run.count)
@@ -88,6 +92,23 @@ pub fn condemn(census: &Census, manifest: &Manifest, held: &[Arc<Moment>]) -> Co
         push_object(&mut condemned.map_objects, at);
     }
     condemned
+}
+
+/// Adds to what a manifest condemns objects of this census.
+pub fn note_condemned(manifest: &mut Manifest, census: &Census, dead: Condemned) {
+    let freed = census.segment_bytes(&dead);
+    manifest.stored_bytes.0 = manifest.stored_bytes.0.saturating_sub(freed);
+    manifest.condemned.segments.extend(dead.segments);
+    manifest.condemned.map_objects.extend(dead.map_objects);
+}
+
+/// The objects of `volume` that are condemned, by name.
+pub fn keys(volume: VolumeId, condemned: &Condemned) -> Vec<ObjectKey> {
+    let segments = condemned.segments.iter().flat_map(|run| run.objects());
+    let segments = segments.map(|at| SegmentId { volume, epoch: at.epoch, number: SegmentNumber(at.number) });
+    let maps = condemned.map_objects.iter().flat_map(|run| run.objects());
+    let maps = maps.map(|at| ObjectKey::map_object(volume, at.epoch, at.number));
+    segments.map(ObjectKey::segment).chain(maps).collect()
 }
 
 /// Bytes of the dead segments that nobody would need once `manifest` were in force, apart from moments that are held.

@@ -19,13 +19,13 @@ use crate::map::LogOverlay;
 use crate::ownership::{self, Loaded};
 use crate::service::{AttachedStatus, Durability};
 use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentId, Sequence, Token, VolumeId};
-use crate::volume::books::Books;
+use crate::volume::cleaning::Books;
+use crate::volume::cleaning::Relocation;
 use crate::volume::gate::Gate;
 use crate::volume::pages::PageTable;
 use crate::volume::places::PlacesShare;
 use crate::volume::progress::Progress;
 use crate::volume::read_ahead::ReadAhead;
-use crate::volume::relocate::Relocation;
 use crate::volume::schedule::ScheduleState;
 use crate::volume::shared::Shared;
 
@@ -75,8 +75,8 @@ pub struct Volume {
     pub(super) cleaning: tokio::sync::Mutex<()>,
     /// Held while a checkpoint is written.
     pub(super) checkpointing: tokio::sync::Mutex<()>,
-    /// What is to be uploaded next for the cleaner.
-    pub(super) relocation: Mutex<Option<Relocation>>,
+    /// What is to be uploaded next for the cleaner, and whom to tell once it has taken effect.
+    pub(super) relocation: Mutex<Option<(Relocation, oneshot::Sender<()>)>>,
     /// What is being uploaded for the cleaner, and whom to tell once it has taken effect. By name: whoever waited for an earlier one may
     /// have gone away, and must not make a later one be taken for done.
     pub(super) relocating: Mutex<Vec<(SegmentId, oneshot::Sender<()>)>>,
@@ -149,6 +149,20 @@ impl Volume {
         self.relocating.lock().clear();
         self.checkpoint_asked.lock().clear();
         self.clean_wake.notify_one();
+    }
+
+    /// Waits for what the uploader was asked for.
+    ///
+    /// # Errors
+    /// Why nothing will come of it.
+    pub(super) async fn answered<T>(&self, receiver: oneshot::Receiver<T>) -> Result<T> {
+        // An uploader that stops answers what it is asked until it is gone.
+        let is_over = self.is_uploader_gone.load(Ordering::Acquire);
+        if let Some(error) = self.gate.closed().filter(|error| is_over || error.kind() != ErrorKind::Stopping) {
+            return Err(error);
+        }
+        let stopping = || Error::new(ErrorKind::Stopping, format!("volume {} is stopping", self.id));
+        receiver.await.map_err(|_| self.gate.closed().unwrap_or_else(stopping))
     }
 
     /// The error of an owner that was put out.

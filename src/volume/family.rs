@@ -46,14 +46,7 @@ impl Volume {
             (size, receiver)
         };
         self.upload_wake.notify_one();
-        let is_over = self.is_uploader_gone.load(Ordering::Acquire);
-        if let Some(error) = self.gate.closed().filter(|error| is_over || error.kind() != ErrorKind::Stopping) {
-            return Err(error);
-        }
-        let held = receiver.await.map_err(|_| {
-            let stopped = || Error::new(ErrorKind::Stopping, format!("volume {} is stopping", self.id));
-            self.gate.closed().unwrap_or_else(stopped)
-        })?;
+        let held = self.answered(receiver).await?;
         Ok(HeldMoment { moment: Moment { size, ..(*held).clone() }, _held: held })
     }
 

@@ -30,10 +30,10 @@ use crate::map::{LogOverlay, LogPlace, OverlayPlace};
 use crate::segment::{SegmentBuilder, fetch_index};
 use crate::store::{Condition, ObjectKey, StoreErrorKind};
 use crate::units::{BLOCK_SIZE, BlockCount, ByteLen, LogOffset, SegmentId, SegmentNumber};
+use crate::volume::cleaning::Relocation;
 use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
 use crate::volume::progress::{Mark, Run};
-use crate::volume::relocate::Relocation;
 use crate::volume::shared::UPLOADS_KIB_MAX;
 use crate::work::Task;
 use crate::work::simulated::{self, Mutation};
@@ -87,11 +87,10 @@ impl Volume {
             self.serve_moment_waiters();
             // The cleaner asks for one at a time and takes breath in between, so what it asks for need not wait.
             if uploads.len() < UPLOADS_AT_ONCE
-                && let Some(mut relocation) = self.relocation.lock().take()
+                && let Some((relocation, done)) = self.relocation.lock().take()
             {
                 let header = self.next_header();
-                let done = relocation.done.take().map(|done| (header.id, done));
-                self.relocating.lock().extend(done);
+                self.relocating.lock().push((header.id, done));
                 uploads.push_back(self.shared.runtime.spawn(self.clone().pack_and_move(relocation, header)));
                 continue;
             }

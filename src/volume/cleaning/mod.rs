@@ -11,6 +11,12 @@
 //! After a crash: what was condemned is deleted by the next owner; all else is as recovery finds it. `design/cleaning.md` argues why
 //! this is enough.
 
+mod aside;
+mod books;
+mod relocate;
+mod survey;
+mod sweep;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,15 +26,17 @@ use tokio::sync::oneshot;
 use crate::clean::{self, Goal, condemnable_bytes};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::census::{Condemned, ObjectAt, ObjectRun};
+use crate::format::census::{Condemned, ObjectAt};
 use crate::limits::SEGMENT_BYTES_TARGET;
 use crate::service::CleanReport;
 use crate::store::ObjectKey;
 use crate::units::{BLOCK_SIZE, ByteLen};
 use crate::volume::core::Volume;
 use crate::volume::fetch::segment_index;
-use crate::volume::relocate::Relocation;
 use crate::work::simulated::{self, Mutation};
+
+pub use books::Books;
+pub use relocate::Relocation;
 
 /// Blocks moved at a time: bounds memory, and makes a whole segment.
 const BLOCKS_AT_ONCE: u64 = SEGMENT_BYTES_TARGET / BLOCK_SIZE;
@@ -60,7 +68,7 @@ enum Step {
 
 impl Volume {
     /// Runs until the attachment ends.
-    pub(super) async fn run_cleaner(self: Arc<Self>) {
+    pub(in crate::volume) async fn run_cleaner(self: Arc<Self>) {
         loop {
             self.clean_wake.notified().await;
             loop {
@@ -84,17 +92,10 @@ impl Volume {
     ///
     /// # Errors
     /// `Damaged`; what the store says.
-    pub(super) async fn clean_now(&self) -> Result<CleanReport> {
+    pub(in crate::volume) async fn clean_now(&self) -> Result<CleanReport> {
         self.pass_gate().await?;
         let before = self.newest.lock().stored_bytes.0;
-        loop {
-            while self.books.lock().unaudited > 0 {
-                self.clean_step(THOROUGH).await?;
-            }
-            if self.clean_step(THOROUGH).await? == Step::Clean {
-                break;
-            }
-        }
+        while self.clean_step(THOROUGH).await? != Step::Clean {}
         self.ask_for_checkpoint().await?;
         self.delete_condemned().await?;
         let totals = self.books.lock().census.totals();
@@ -140,7 +141,7 @@ impl Volume {
                 break;
             }
             match self.gather_live(at, &mut relocation).await {
-                Ok(_) => emptied.push(at),
+                Ok(()) => emptied.push(at),
                 Err(error) if error.kind() == ErrorKind::Damaged => {
                     tracing::error!(volume = %self.id, %error, "a segment cannot be emptied, and stays as it is");
                     self.books.lock().stuck.insert(at);
@@ -220,31 +221,26 @@ impl Volume {
         let (sender, receiver) = oneshot::channel();
         self.checkpoint_asked.lock().push(sender);
         self.upload_wake.notify_one();
-        let stopped = || Error::new(ErrorKind::Stopping, format!("volume {} is stopping", self.id));
-        if let Some(error) = self.gate.closed() {
-            return Err(error);
-        }
-        receiver.await.map_err(|_| self.gate.closed().unwrap_or_else(stopped))
+        self.answered(receiver).await
     }
 
     /// Deletes what the manifest condemns. What is deleted already may be deleted again.
     ///
     /// # Errors
     /// What the store says; the rest is tried again.
-    pub(super) async fn delete_condemned(&self) -> Result<()> {
+    pub(in crate::volume) async fn delete_condemned(&self) -> Result<()> {
         let condemned = self.books.lock().condemned.clone();
         if condemned.is_empty() {
             return Ok(());
         }
-        let segments = objects(&condemned.segments).map(|at| ObjectKey::segment(self.own_segment(at)));
-        let maps = objects(&condemned.map_objects).map(|at| ObjectKey::map_object(self.id, at.epoch, at.number));
         let store = &self.shared.store;
-        let deletes = segments.chain(maps).map(|key| async move { store.delete(&key).await });
+        let deletes = clean::keys(self.id, &condemned).into_iter();
+        let deletes = deletes.map(|key| async move { store.delete(&key).await });
         let mut deletes = stream::iter(deletes).buffer_unordered(DELETES_AT_ONCE);
         while let Some(deleted) = deletes.next().await {
             deleted?;
         }
-        for id in objects(&condemned.segments).map(|at| self.own_segment(at)) {
+        for id in condemned.segments.iter().flat_map(|run| run.objects()).map(|at| self.own_segment(at)) {
             self.shared.segment_indexes.remove(&id);
             self.shared.index.delete_segment_index(id)?;
         }
@@ -256,8 +252,4 @@ impl Volume {
         }
         Ok(())
     }
-}
-
-fn objects(runs: &[ObjectRun]) -> impl Iterator<Item = ObjectAt> + '_ {
-    runs.iter().flat_map(|run| run.objects())
 }
