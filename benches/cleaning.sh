@@ -26,7 +26,7 @@ filled=$((size_mib * 8 / 10))
 run() {
     local name=$1 target=$2 distribution=$3 volume uri sampler
     export VARVE_STORE="s3://bench/$name"
-    volume=$(new_volume bench "${size_mib}MiB")
+    volume=$(new_volume bench "${size_mib}MiB" --history off)
     uri=$(nbd_uri "$volume")
     start_varved "$out/$name.varved.log" --log-size 512MiB --space-target "$target"
     fio --name=fill --ioengine=nbd --uri="$uri" --rw=write --bs=1m --iodepth=8 --size="${filled}m" --refill_buffers \

@@ -3,7 +3,8 @@
 //! A segment at `S` to which nothing leads from position `Q` on is needed
 //! - by the newest map, as long as its checkpoint does not include `Q`;
 //! - by recovery, as long as it replays it: it lies behind the checkpoint, or among what was inherited;
-//! - by a pin at `P`, if `S < P < Q`, or if the pin's moment replays it over a checkpoint of its own.
+//! - by a pin at `P`, if `S < P < Q`, or if the pin's moment replays it over a checkpoint of its own;
+//! - by the history that begins at `H`, if `H < Q`: some moment between may be gone back to.
 //!
 //! With map objects it is the same, a pin standing where the root of its checkpoint lies.
 
@@ -22,6 +23,8 @@ use crate::work::simulated::{self, Mutation};
 pub struct Needs {
     /// Where recovery begins.
     replay_from: ObjectAt,
+    /// Where the history begins that can be gone back to.
+    history_from: Option<ObjectAt>,
     /// Runs that somebody replays over a checkpoint, by their first.
     replayed: Vec<ObjectRun>,
     /// Positions that are pinned, in order.
@@ -41,7 +44,9 @@ impl Needs {
             })
         };
         let pins = if simulated::has(Mutation::CleanPinned) { &[][..] } else { &manifest.pins[..] };
-        let moments = || pins.iter().map(|pin| &pin.moment).chain(held.iter().map(|held| &**held));
+        let history = if simulated::has(Mutation::ForgetHistory) { &[][..] } else { &manifest.history[..] };
+        let past = || history.iter().map(|past| &past.moment);
+        let moments = || pins.iter().map(|pin| &pin.moment).chain(held.iter().map(|held| &**held)).chain(past());
         let replayed = moments().flat_map(|moment| &moment.replay).chain(&manifest.inherited);
         let mut replayed: Vec<ObjectRun> = replayed.filter_map(own).collect();
         replayed.sort_unstable_by_key(|run| (run.epoch, run.first));
@@ -51,14 +56,16 @@ impl Needs {
         let mut roots: Vec<ObjectAt> =
             roots.filter(|object| object.volume == manifest.volume).map(ObjectAt::from).collect();
         roots.sort_unstable();
-        Needs { replay_from: manifest.replay_from.into(), replayed, pins: positions, roots }
+        let history_from = past().next().map(|first| first.position.into());
+        Needs { replay_from: manifest.replay_from.into(), history_from, replayed, pins: positions, roots }
     }
 
     fn segment(&self, at: ObjectAt, dead_at: ObjectAt) -> bool {
         let before = self.pins.partition_point(|pin| *pin <= at);
         let is_pinned = self.pins.get(before).is_some_and(|pin| *pin < dead_at);
         let is_new = at >= self.replay_from || dead_at > self.replay_from;
-        is_new || is_pinned || self.is_replayed(at)
+        let is_past = self.history_from.is_some_and(|from| from < dead_at);
+        is_new || is_past || is_pinned || self.is_replayed(at)
     }
 
     /// True if somebody replays this segment over a checkpoint that is not the newest.

@@ -199,7 +199,8 @@ async fn every_request_reaches_the_service_and_its_answer_comes_back() {
     assert_eq!(client.volumes().await.unwrap(), vec![attached_status(2)]);
     assert_eq!(client.volume(KNOWN).await.unwrap(), attached_status(2));
     assert_eq!(client.sync(KNOWN).await.unwrap(), attached_status(2));
-    let change = VolumeChange { durability: Some(Durability::Store), size: Some(ByteLen(11 << 30)), schedule: None };
+    let change =
+        VolumeChange { durability: Some(Durability::Store), size: Some(ByteLen(11 << 30)), ..VolumeChange::default() };
     let changed = client.update(KNOWN, &change).await.unwrap();
     assert_eq!((changed.durability, changed.size), (Durability::Store, ByteLen(11 << 30)));
     let new = NewSnapshot { name: Some("nightly".into()), retention_seconds: Some(5) };

@@ -15,6 +15,8 @@ pub struct VolumeChange {
     pub size: Option<ByteLen>,
     /// When snapshots are taken by themselves.
     pub schedule: Option<ScheduleChange>,
+    /// How many seconds of its past it can go back to from now on; none of them, if zero.
+    pub history_seconds: Option<u64>,
 }
 
 /// A change of the schedule; what is left out stays, or is the default if there was no schedule.
@@ -150,6 +152,9 @@ pub struct UsageReport {
     pub unique: ByteLen,
     /// Of these, bytes to which several of a family refer, each counted once.
     pub shared: ByteLen,
+    /// Of these, segments that only moments of the past need, to which a volume can go back.
+    #[serde(default)]
+    pub history: ByteLen,
     /// Of these, segments to which nobody refers any more: what cleaning would free.
     pub dead: ByteLen,
     /// Of these, block maps and manifests.

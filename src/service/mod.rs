@@ -109,7 +109,7 @@ pub struct CleanReport {
     pub stored: ByteLen,
     /// The part of them that its newest content is in.
     pub live: ByteLen,
-    /// Bytes of segments that only snapshots and forks need.
+    /// Bytes of segments that only snapshots, forks and the history need.
     pub pinned: ByteLen,
 }
 
@@ -246,6 +246,12 @@ pub struct VolumeSummary {
     pub durability: Durability,
     /// When snapshots are taken by themselves.
     pub schedule: Option<SnapshotSchedule>,
+    /// How many seconds of its past it can go back to; none of them, if zero.
+    #[serde(default)]
+    pub history_seconds: u64,
+    /// The oldest time that it can go back to, if any.
+    #[serde(default)]
+    pub history_since: Option<UnixMillis>,
     /// The volume that it was forked from.
     pub origin: Option<VolumeId>,
     /// Snapshots of it that can be used.
@@ -273,6 +279,16 @@ pub struct NewVolume {
     pub durability: Durability,
     /// When snapshots are taken by themselves.
     pub schedule: Option<SnapshotSchedule>,
+    /// How many seconds of its past it can go back to; none of them, if zero.
+    pub history_seconds: u64,
+}
+
+impl NewVolume {
+    /// A volume in the region `default`, with durability `local`, no snapshots by themselves, and no history.
+    pub fn named(name: impl Into<String>, size: ByteLen) -> Self {
+        let (region, durability) = ("default".to_owned(), Durability::Local);
+        NewVolume { name: name.into(), size, region, durability, schedule: None, history_seconds: 0 }
+    }
 }
 
 /// How far an import or export has come.

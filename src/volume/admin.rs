@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::census::Condemned;
-use crate::format::manifest::{Manifest, Position};
+use crate::format::manifest::Manifest;
 use crate::lineage;
 use crate::ownership::{self, Loaded};
 use crate::service::{DumpTarget, NewVolume, OwnerSummary, Swept, VolumeState, VolumeSummary};
 use crate::store::{self, Store};
-use crate::units::{ByteLen, Epoch, SegmentNumber, Sequence, UnixMillis, VolumeId};
+use crate::units::{UnixMillis, VolumeId};
 use crate::volume::purge::{self, UNDELETE_MILLIS};
 use crate::volume::{dump, root};
 
@@ -172,33 +171,12 @@ impl Admin {
 
 /// The manifest of a volume that was never attached: empty, and complete.
 pub(super) fn new_manifest(new: NewVolume) -> Manifest {
-    Manifest {
-        volume: VolumeId(clock::random_u64()),
-        name: new.name,
-        region: new.region,
-        size: new.size,
-        created_at: clock::now(),
-        durability: new.durability,
-        generation: 1,
-        nonce: clock::random_token(),
-        epoch: Epoch(0),
-        owner: None,
-        checkpoint: None,
-        replay_from: Position { epoch: Epoch(1), number: SegmentNumber(0) },
-        sequence: Sequence(0),
-        inherited: Vec::new(),
-        complete: true,
-        being_made: false,
-        stored_bytes: ByteLen(0),
-        destroyed_at: None,
-        schedule: new.schedule,
-        snapshotted: Sequence(0),
-        scheduled_at: None,
-        origins: Vec::new(),
-        pins: Vec::new(),
-        census: Some(Vec::new()),
-        condemned: Condemned::default(),
-    }
+    let NewVolume { name, size, region, durability, schedule, history_seconds } = new;
+    let now = clock::now();
+    let first = Manifest::first(VolumeId(clock::random_u64()), name, size, now, clock::random_token());
+    let mut manifest = Manifest { region, durability, schedule, history_seconds, ..first };
+    lineage::note_present(&mut manifest, now);
+    manifest
 }
 
 /// A volume as people see it.
@@ -219,6 +197,8 @@ pub(super) fn summary(manifest: &Manifest) -> VolumeSummary {
         epoch: manifest.epoch,
         durability: manifest.durability,
         schedule: manifest.schedule,
+        history_seconds: manifest.history_seconds,
+        history_since: lineage::reaches_back_to(manifest, now),
         origin: manifest.origins.first().map(|origin| origin.volume),
         snapshots: lineage::snapshots(manifest).iter().filter(|(record, _)| !record.is_expired(now)).count() as u64,
         created_at: manifest.created_at,

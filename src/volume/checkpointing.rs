@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::checkpoint::{self, NewCheckpoint};
+use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::census::MapChanges;
 use crate::format::manifest::Position;
+use crate::lineage;
 use crate::ownership::{Sealing, seal_epoch};
 use crate::units::{ByteLen, SegmentId, SegmentNumber, Sequence};
 use crate::volume::core::Volume;
@@ -59,6 +61,7 @@ impl Volume {
             manifest.inherited.clear();
             manifest.sequence = sequence;
             manifest.stored_bytes = stored_bytes;
+            lineage::note_present(manifest, clock::now());
             if let Some(sorting) = &sorting {
                 sorting.condemn(manifest, &written.census, &self.books.lock());
             }

@@ -231,6 +231,10 @@ pub fn apply_change(manifest: &mut Manifest, change: &VolumeChange) -> Result<()
         }
         manifest.schedule = schedule.apply(manifest.schedule);
     }
+    if let Some(seconds) = change.history_seconds {
+        manifest.history_seconds = seconds;
+        lineage::forget_past(manifest, clock::now());
+    }
     Ok(())
 }
 

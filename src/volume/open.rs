@@ -395,6 +395,7 @@ fn assemble(
         newest: Mutex::new(newest),
         moment_waiters: Mutex::default(),
         is_uploader_gone: AtomicBool::new(false),
+        is_cleaning_pressing: AtomicBool::new(false),
         schedule: ScheduleState::default(),
         read_ahead: Mutex::new(ReadAhead::default()),
         upload_wake: Notify::new(),

@@ -11,7 +11,7 @@ use varve::block_device::{BlockDevice, Change};
 use varve::disk::host::HostDisk;
 use varve::format::cache::{RingPosition, Superblock, encode_entry};
 use varve::format::census::{Condemned, ObjectRun};
-use varve::format::lineage::{Moment, Pin, PinHolder, SegmentRun, SnapshotObject, SnapshotRecord};
+use varve::format::lineage::{Moment, PastMoment, Pin, PinHolder, SegmentRun, SnapshotObject, SnapshotRecord};
 use varve::format::manifest::{Manifest, Origin, Owner, Position, StoreRoot};
 use varve::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, References, Root};
 use varve::format::page::{encode_page, seal_page};
@@ -250,6 +250,8 @@ fn full_manifest() -> Manifest {
             segments: vec![ObjectRun { epoch: Epoch(1), first: 3, count: 2 }],
             map_objects: vec![ObjectRun { epoch: Epoch(1), first: 0, count: 1 }],
         },
+        history_seconds: 86_400,
+        history: vec![PastMoment { at: UnixMillis(1_700_000_000_000), moment: moment(), is_jump: true }],
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rand::RngExt;
 use varve::disk::image::ImageReader;
 use varve::error::ErrorKind;
-use varve::service::{Durability, NewForks, NewSnapshot, NewVolume, Service, VolumeChange};
+use varve::service::{NewForks, NewSnapshot, NewVolume, Service, VolumeChange};
 use varve::units::{ByteLen, SnapshotId, VolumeId};
 use varve::volume::Volume;
 
@@ -46,13 +46,7 @@ pub const NAMES: [&str; 23] = [
 ];
 
 fn new_volume(size: usize) -> NewVolume {
-    NewVolume {
-        name: "disk".into(),
-        region: "here".into(),
-        size: ByteLen(size as u64),
-        durability: Durability::Local,
-        schedule: None,
-    }
+    NewVolume::named("disk", ByteLen(size as u64))
 }
 
 impl World {

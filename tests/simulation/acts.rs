@@ -27,6 +27,11 @@ impl World {
             self.adopt();
             return self.look();
         }
+        if self.window > 0 && self.random.random_bool(0.05) {
+            self.past(which).await;
+            self.adopt();
+            return self.look();
+        }
         match self.random.random_range(0..200) {
             0..=3 => {
                 let host = self.some_host();

@@ -12,7 +12,7 @@ use varve::format::map_object::MapObjectId;
 use varve::lineage::{FrozenMap, GRACE};
 use varve::ownership;
 use varve::segment::fetch_index;
-use varve::service::Service;
+use varve::service::{Service, VolumeChange};
 use varve::store::{ObjectKey, Store, list_all};
 use varve::units::SnapshotId;
 use varve::volume::FleetExports;
@@ -85,7 +85,11 @@ impl World {
     /// Everything that is dead is deleted.
     async fn clean_up(&mut self, which: usize, number: u32) {
         let (service, id) = (self.host(number).service().await, self.subjects[which].id);
-        let cleaning = self.host(number).run(async move { service.clean(id).await });
+        let cleaning = self.host(number).run(async move {
+            let no_past = VolumeChange { history_seconds: Some(0), ..VolumeChange::default() };
+            service.update(id, no_past).await?;
+            service.clean(id).await
+        });
         let cleaned = within(PATIENCE, cleaning).await.expect("an answer").expect("no death");
         cleaned.unwrap_or_else(|error| panic!("volume {which} cannot be cleaned: {error}"));
     }

@@ -18,6 +18,7 @@ mod survey;
 mod sweep;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
@@ -28,6 +29,7 @@ use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::census::{Condemned, ObjectAt};
 use crate::limits::SEGMENT_BYTES_TARGET;
+use crate::lineage;
 use crate::service::CleanReport;
 use crate::store::ObjectKey;
 use crate::units::{BLOCK_SIZE, ByteLen};
@@ -44,7 +46,7 @@ const BLOCKS_AT_ONCE: u64 = SEGMENT_BYTES_TARGET / BLOCK_SIZE;
 const AUDITS_AT_ONCE: usize = 4;
 /// Objects deleted at the same time.
 const DELETES_AT_ONCE: usize = 8;
-/// Pause between steps, in which what is written goes first; none when space has run away.
+/// Pause between steps, in which what is written goes first; none when space runs away.
 const BREATH: Duration = Duration::from_millis(500);
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(15);
@@ -52,8 +54,11 @@ const RETRY: Duration = Duration::from_secs(15);
 const THOROUGH: Goal = Goal { percent: 100, slack: 0, fullest: 95 };
 /// Space that dead segments may take while they wait for a checkpoint, as a part of what is live.
 const WAITING_PART: u64 = 20;
-/// Segments may take so many times what the goal allows before the cleaner takes no more breath.
-const URGENT: u64 = 2;
+/// Segments may take so many hundredths of what the goal allows before the cleaner takes no more breath,
+const URGENT: u64 = 125;
+/// and so many before each segment of new writes waits for one of moved blocks. Such a step frees more than it and a run of writes take,
+/// so whoever writes without pause cannot make space run away further.
+const PRESSING: u64 = 150;
 
 /// What a step of cleaning came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +69,19 @@ enum Step {
     More,
     /// There is, and no time to lose.
     Urgent,
+    /// What is written has to wait for it.
+    Pressing,
+}
+
+impl Step {
+    /// What is to be done where segments take `held` bytes, and `allowed` are.
+    fn after(held: u64, allowed: u64) -> Step {
+        match held.saturating_mul(100) / allowed.max(1) {
+            part if part > PRESSING => Step::Pressing,
+            part if part > URGENT => Step::Urgent,
+            _ => Step::More,
+        }
+    }
 }
 
 impl Volume {
@@ -75,16 +93,26 @@ impl Volume {
                 if self.gate.closed().is_some() {
                     return;
                 }
-                match self.clean_step(self.shared.settings.cleaning).await {
+                let step = self.clean_step(self.shared.settings.cleaning).await;
+                self.press(matches!(step, Ok(Step::Pressing)));
+                match step {
                     Ok(Step::Clean) => break,
                     Ok(Step::More) => clock::sleep(BREATH).await,
-                    Ok(Step::Urgent) => {}
+                    Ok(Step::Urgent | Step::Pressing) => {}
                     Err(error) => {
                         tracing::warn!(volume = %self.id, %error, "cleaning is put off");
                         clock::sleep(RETRY).await;
                     }
                 }
             }
+        }
+    }
+
+    /// Has new writes wait for cleaning, or not any more.
+    fn press(&self, is_pressing: bool) {
+        if self.is_cleaning_pressing.swap(is_pressing, Ordering::AcqRel) != is_pressing {
+            tracing::debug!(volume = %self.id, is_pressing, "writes wait for cleaning");
+            self.upload_wake.notify_one();
         }
     }
 
@@ -128,7 +156,7 @@ impl Volume {
         }
         self.empty_segments(&chosen).await?;
         self.reclaim(goal, false).await?;
-        Ok(if totals.held > URGENT * goal.allowed(totals.live) { Step::Urgent } else { Step::More })
+        Ok(Step::after(totals.held, goal.allowed(totals.live)))
     }
 
     /// Moves what is live out of these segments, and notes that they are dead.
@@ -204,6 +232,7 @@ impl Volume {
         let mut next = self.manifest.lock().await.manifest.clone();
         next.replay_from = self.newest.lock().position;
         next.inherited.clear();
+        lineage::forget_past(&mut next, clock::now());
         let (waiting, live) = {
             let books = self.books.lock();
             (condemnable_bytes(&books.census, &next), books.census.totals().live)

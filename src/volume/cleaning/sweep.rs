@@ -16,7 +16,7 @@ use crate::clock;
 use crate::error::{ErrorKind, Result};
 use crate::format::census::{Condemned, ObjectAt, ObjectKind};
 use crate::format::manifest::Manifest;
-use crate::lineage::GRACE;
+use crate::lineage::{self, GRACE};
 use crate::ownership::{self, Loaded};
 use crate::segment::fetch_index;
 use crate::service::{SweepReport, SweptObject};
@@ -55,11 +55,15 @@ impl Admin {
 
     async fn sweep_volume(
         &self,
-        loaded: Loaded,
+        mut loaded: Loaded,
         is_dry: bool,
         now: UnixMillis,
         report: &mut SweepReport,
     ) -> Result<()> {
+        let is_free = loaded.manifest.owner.is_none() && loaded.manifest.complete;
+        if is_free {
+            lineage::forget_past(&mut loaded.manifest, now);
+        }
         let manifest = &loaded.manifest;
         // What is being made or removed is the business of whoever does that, and of `purge`.
         let (Some(parts), false, None) = (&manifest.census, manifest.being_made, manifest.destroyed_at) else {
@@ -68,7 +72,6 @@ impl Admin {
         let (rows, making) = checkpoint::read_census(&*self.store, parts).await?;
         let mut census = Census::from_rows(rows);
         census.remove(&manifest.condemned);
-        let is_free = manifest.owner.is_none() && manifest.complete;
         let dead = if is_free { clean::condemn(&census, manifest, &[]) } else { Condemned::default() };
         let dead_keys: BTreeSet<ObjectKey> = clean::keys(manifest.volume, &dead).into_iter().collect();
         let mut going = Vec::new();
@@ -83,7 +86,10 @@ impl Admin {
             }
         }
         if !is_dry && !dead.is_empty() {
-            let condemn = |manifest: &mut Manifest| clean::note_condemned(manifest, &census, dead.clone());
+            let condemn = |manifest: &mut Manifest| {
+                lineage::forget_past(manifest, now);
+                clean::note_condemned(manifest, &census, dead.clone());
+            };
             ownership::update(&*self.store, &loaded, condemn).await?;
         }
         for (object, why) in going {

@@ -12,6 +12,7 @@ use varve::units::ByteLen;
 use crate::commands::Command;
 use crate::commands::created::Volumes;
 use crate::context::Context;
+use crate::history::parse_window;
 use crate::image::{Progress, interrupted};
 use crate::render;
 
@@ -32,6 +33,9 @@ pub struct Arguments {
     /// What FLUSH promises: 'local' survives power loss, 'store' loss of the host
     #[arg(long, default_value = "local", value_parser = render::parse_durability)]
     durability: Durability,
+    /// How much of its past the volume can go back to, such as 7d, or 'off'
+    #[arg(long, value_name = "TIME", default_value = "24h", allow_hyphen_values = true, value_parser = parse_window)]
+    history: u64,
 }
 
 impl Command for Arguments {
@@ -50,6 +54,7 @@ impl Command for Arguments {
             region: self.region,
             durability: self.durability,
             schedule: Some(SnapshotSchedule::default()),
+            history_seconds: self.history,
         };
         let store = context.store_or_new().await?;
         let mut progress = Progress::new("importing");

@@ -7,6 +7,7 @@ use varve::service::{AttachedStatus, Lag, VolumeState, VolumeSummary};
 
 use crate::commands::Command;
 use crate::context::Context;
+use crate::history;
 use crate::render::{self, Block};
 use crate::schedule;
 use crate::target::Target;
@@ -93,6 +94,7 @@ fn block(shown: &Shown) -> String {
         .maybe("Failed", live.and_then(|live| live.failed.as_ref()))
         .maybe("Origin", volume.origin)
         .line("Snapshots", format!("{}; {}", volume.snapshots, schedule::words(volume.schedule)))
+        .line("History", history::words(volume.history_seconds, volume.history_since))
         .line("Created at", render::moment(volume.created_at))
         .maybe("Destroyed at", volume.destroyed_at.map(render::moment))
         .maybe("Kept until", volume.purge_after.map(render::moment))

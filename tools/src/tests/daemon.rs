@@ -116,6 +116,8 @@ impl Service for Daemon {
             epoch: Epoch(0),
             durability: status.durability,
             schedule: None,
+            history_seconds: 0,
+            history_since: None,
             origin: Some(volume),
             snapshots: 0,
             created_at: NOW,

@@ -8,13 +8,7 @@ use crate::error::Result;
 use crate::service::{NewForks, NewSnapshot, ScheduleChange, VolumeChange};
 
 fn new_volume(size: u64) -> NewVolume {
-    NewVolume {
-        name: "made".into(),
-        size: ByteLen(size),
-        region: "r".into(),
-        durability: Durability::Local,
-        schedule: None,
-    }
+    NewVolume::named("made", ByteLen(size))
 }
 
 fn three_forks() -> NewForks {

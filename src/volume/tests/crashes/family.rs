@@ -28,13 +28,7 @@ pub struct Base {
 impl Base {
     pub fn build() -> Base {
         let world = World::new();
-        let new = NewVolume {
-            name: "disk".into(),
-            size: ByteLen(1 << 20),
-            region: "r".into(),
-            durability: Durability::Local,
-            schedule: None,
-        };
+        let new = NewVolume::named("disk", ByteLen(1 << 20));
         let disk = runtime().block_on(world.admin().create_volume(new)).unwrap().id;
         let family = world.life("builder", async |fleet| {
             let (volume, _) = fleet.attach(disk, false, false).await.unwrap();
