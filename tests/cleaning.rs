@@ -210,7 +210,7 @@ fn any_moment_of_the_past_can_be_had_until_it_is_over(kind: StoreKind) {
     assert!(usage["history"].as_u64().unwrap() > SIZE as u64 / 2, "{usage}");
     assert!(usage["dead"].as_u64().unwrap() < 4096, "{usage}");
     for (number, (time, expected)) in moments.iter().enumerate() {
-        let at = shell(&format!("date -u -d @{time} +%FT%TZ")).trim().to_owned();
+        let at = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(*time)).to_string();
         let made = match number % 2 {
             0 => host.varve(&["volumes", "fork", &volume, "--at", &at]).succeeded(),
             _ => host.varve(&["volumes", "create", "old", "--from", &volume, "--at", &at]).succeeded(),
@@ -226,6 +226,9 @@ fn any_moment_of_the_past_can_be_had_until_it_is_over(kind: StoreKind) {
     host.varve(&["volumes", "fork", &other, "--at", "1m"]).refused(&["keeps no history", "--history"]);
 
     // Without a history only the forks keep what was.
+    scribble(&mut client, &mut model, &mut random, SIZE);
+    scribble(&mut client, &mut model, &mut random, SIZE);
+    clean(&host, &volume);
     host.varve(&["volumes", "update", &volume, "--history", "off"]).succeeded();
     let before = number(&host, &volume, "stored_bytes");
     clean(&host, &volume);

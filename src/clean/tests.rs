@@ -53,7 +53,7 @@ fn moment(number: u64, root: u64, replayed: &[u64]) -> Moment {
 }
 
 fn pin(moment: Moment, fork: u64) -> Pin {
-    let holder = PinHolder::Fork { volume: VolumeId(fork), created_at: UnixMillis(1) };
+    let holder = PinHolder::Fork { volume: VolumeId(fork), created_at: UnixMillis(1), region: None };
     Pin { moment, holders: vec![holder] }
 }
 

@@ -67,6 +67,7 @@ fn router(service: Arc<dyn Service>) -> Router {
         .route("/v1/volumes/{id}/detach", post(detach))
         .route("/v1/volumes/{id}/sync", post(sync))
         .route("/v1/volumes/{id}/clean", post(clean))
+        .route("/v1/volumes/{id}/hydrate", post(hydrate))
         .route("/v1/volumes/{id}/snapshots", post(snapshot))
         .route("/v1/volumes/{id}/forks", post(fork))
         .fallback(unknown_path)
@@ -125,6 +126,13 @@ async fn sync(State(service): Daemon, Path(id): Path<String>) -> Response {
 async fn clean(State(service): Daemon, Path(id): Path<String>) -> Response {
     match id.parse() {
         Ok(id) => answer(to_the_end(async move { service.clean(id).await }).await),
+        Err(error) => failure(&error),
+    }
+}
+
+async fn hydrate(State(service): Daemon, Path(id): Path<String>) -> Response {
+    match id.parse() {
+        Ok(id) => answer(to_the_end(async move { service.hydrate(id).await }).await),
         Err(error) => failure(&error),
     }
 }

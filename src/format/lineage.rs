@@ -123,6 +123,9 @@ pub enum PinHolder {
         volume: VolumeId,
         /// When it was forked.
         created_at: UnixMillis,
+        /// The region that it is in, if it is another than its origin's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        region: Option<String>,
     },
 }
 

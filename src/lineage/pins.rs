@@ -98,7 +98,8 @@ pub fn fork_of(
     nonce: Token,
     now: UnixMillis,
 ) -> Manifest {
-    let nearest = Origin { volume: parent.volume, position: moment.position, sequence: moment.sequence };
+    let Moment { position, sequence, .. } = *moment;
+    let nearest = Origin { volume: parent.volume, position, sequence, region: None };
     let mut fork = Manifest {
         region: parent.region.clone(),
         durability: parent.durability,

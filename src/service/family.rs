@@ -79,6 +79,24 @@ pub struct NewForks {
     pub name: Option<String>,
     /// How many.
     pub count: u32,
+    /// The region that they are to be in; the origin's, if not said.
+    #[serde(default)]
+    pub region: Option<String>,
+}
+
+/// How far a volume has come with copying what it has of its origins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HydrationStatus {
+    /// Bytes that it has copied, or need not copy any more.
+    pub done: ByteLen,
+    /// Bytes that it began with; zero before they are counted.
+    pub total: ByteLen,
+    /// Of those done, bytes that could not be read. The origin is not let go of.
+    pub damaged: ByteLen,
+    /// How long the rest may take.
+    pub seconds_left: Option<f64>,
+    /// All is copied, but snapshots or forks of the time before need the origin.
+    pub waits_for_pins: bool,
 }
 
 /// Whether a snapshot can be used.

@@ -13,8 +13,8 @@ use crate::units::{ByteLen, Epoch, SegmentId, Sequence, UnixMillis, VolumeId};
 mod family;
 
 pub use family::{
-    DiskUsageSummary, Leftover, NewForks, NewSnapshot, ScheduleChange, SnapshotSchedule, SnapshotStatus,
-    SnapshotSummary, UsageReport, VolumeChange,
+    DiskUsageSummary, HydrationStatus, Leftover, NewForks, NewSnapshot, ScheduleChange, SnapshotSchedule,
+    SnapshotStatus, SnapshotSummary, UsageReport, VolumeChange,
 };
 
 /// What FLUSH promises.
@@ -62,6 +62,9 @@ pub struct AttachedStatus {
     /// The part of them that its newest content is in; an estimate.
     #[serde(default)]
     pub live_bytes: ByteLen,
+    /// How far it has come with copying what it has of its origins, if it does that.
+    #[serde(default)]
+    pub hydration: Option<HydrationStatus>,
     /// Bytes of the write log in use, and its length.
     pub log_used: ByteLen,
     /// Length of the ring.
@@ -187,6 +190,12 @@ pub trait Service: Send + Sync + 'static {
     /// `NotFound` if it is not attached here; what the store says.
     async fn clean(&self, volume: VolumeId) -> Result<CleanReport>;
 
+    /// Has a volume copy, in the background, what it has of its origins, and then let go of them.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not attached here; `Invalid` if it has no origin; what the store says.
+    async fn hydrate(&self, volume: VolumeId) -> Result<AttachedStatus>;
+
     /// Takes a snapshot of exactly what was acknowledged before the call, while I/O goes on.
     ///
     /// # Errors
@@ -249,6 +258,9 @@ pub struct VolumeSummary {
     /// How many seconds of its past it can go back to; none of them, if zero.
     #[serde(default)]
     pub history_seconds: u64,
+    /// What it has of its origins is being copied.
+    #[serde(default)]
+    pub is_hydrating: bool,
     /// The oldest time that it can go back to, if any.
     #[serde(default)]
     pub history_since: Option<UnixMillis>,

@@ -8,6 +8,7 @@ use crate::format::manifest::Manifest;
 use crate::lineage;
 use crate::ownership::{self, Loaded};
 use crate::service::{DumpTarget, NewVolume, OwnerSummary, Swept, VolumeState, VolumeSummary};
+use crate::settings::SharedSettings;
 use crate::store::{self, Store};
 use crate::units::{UnixMillis, VolumeId};
 use crate::volume::purge::{self, UNDELETE_MILLIS};
@@ -19,12 +20,12 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Opens the store at a URL. With `create`, a place that is empty becomes a store.
+    /// Opens the store that the settings name. With `create`, a place that is empty becomes a store.
     ///
     /// # Errors
     /// `Invalid`, `NotFound`, `Denied`, `Unsupported`, and what the store says.
-    pub async fn open(url: &str, create: bool) -> Result<Self> {
-        let opened = store::open(url, create).await?;
+    pub async fn open(settings: &SharedSettings, create: bool) -> Result<Self> {
+        let opened = store::open_with_regions(settings, create).await?;
         if create {
             root::read_or_create(&*opened.store).await?;
         } else {
@@ -38,12 +39,16 @@ impl Admin {
         Admin { store }
     }
 
-    /// Creates a volume: one request.
+    /// Creates a volume: one request, and one more where it is to be in another region.
     ///
     /// # Errors
-    /// What the store says.
+    /// `Invalid` for a region that is not known; what the store says.
     pub async fn create_volume(&self, new: NewVolume) -> Result<VolumeSummary> {
+        let elsewhere = lineage::region_to_make_in(&*self.store, self.named_region(&new)).await?;
         let manifest = new_manifest(new);
+        if let Some(region) = elsewhere {
+            self.store.place(manifest.volume, &region);
+        }
         ownership::create(&*self.store, manifest).await.map(|loaded| summary(&loaded.manifest))
     }
 
@@ -156,6 +161,11 @@ impl Admin {
         dump::dump(&self.store, target).await
     }
 
+    /// The region that a new volume is to be in. Where the settings do not name that of the store, it is a word for people.
+    pub(super) fn named_region<'a>(&self, new: &'a NewVolume) -> Option<&'a str> {
+        self.store.region().is_some().then_some(&*new.region)
+    }
+
     async fn load(&self, id: VolumeId) -> Result<Loaded> {
         ownership::load(&*self.store, id).await
     }
@@ -198,6 +208,7 @@ pub(super) fn summary(manifest: &Manifest) -> VolumeSummary {
         durability: manifest.durability,
         schedule: manifest.schedule,
         history_seconds: manifest.history_seconds,
+        is_hydrating: manifest.hydration.is_some(),
         history_since: lineage::reaches_back_to(manifest, now),
         origin: manifest.origins.first().map(|origin| origin.volume),
         snapshots: lineage::snapshots(manifest).iter().filter(|(record, _)| !record.is_expired(now)).count() as u64,

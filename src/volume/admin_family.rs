@@ -4,12 +4,12 @@ use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::lineage::{Moment, PastMoment, PinHolder, SnapshotObject};
 use crate::format::manifest::Manifest;
-use crate::lineage;
+use crate::lineage::{self, ForksToMake};
 use crate::ownership::{self, Loaded};
 use crate::service::{NewForks, NewSnapshot, NewVolume, SnapshotSummary, VolumeChange, VolumeSummary};
 use crate::units::{ByteLen, SnapshotId, UnixMillis, VolumeId};
 use crate::volume::admin::{Admin, summary};
-use crate::volume::family::{apply_change, ids_for, owned_by_another};
+use crate::volume::family::{apply_change, check_count, owned_by_another};
 
 impl Admin {
     /// Changes a volume that nobody owns.
@@ -94,16 +94,17 @@ impl Admin {
     /// # Errors
     /// `Busy` if somebody owns it; what the store says.
     pub async fn fork_volume(&self, id: VolumeId, new: NewForks) -> Result<Vec<VolumeSummary>> {
-        let (ids, now) = (ids_for(&new)?, clock::now());
+        check_count(&new)?;
+        let forks = ForksToMake::new(&*self.store, new.count, new.region.as_deref()).await?;
         let pinned = ownership::change(&*self.store, id, |manifest| {
             only_if_free(manifest, "fork")?;
             let moment = manifest.moment();
-            lineage::pin_forks(manifest, &moment, &ids, now);
+            forks.pin(manifest, &moment);
             Ok(())
         });
         let parent = pinned.await?.manifest;
         let moment = parent.moment();
-        let forks = lineage::create_forks(&*self.store, &parent, &moment, &ids, new.name.as_deref(), now).await?;
+        let forks = lineage::create_forks(&*self.store, &parent, &moment, &forks, new.name.as_deref()).await?;
         Ok(forks.iter().map(summary).collect())
     }
 
@@ -122,15 +123,15 @@ impl Admin {
         if new.size.0 != 0 && new.size < found.moment.size {
             return Err(too_small(&format!("snapshot {snapshot}"), found.moment.size, new.size));
         }
-        let (ids, now) = (lineage::new_volumes(count), clock::now());
+        let forks = ForksToMake::new(&*self.store, count, self.named_region(&new)).await?;
         let pinned = ownership::change(&*self.store, found.volume.manifest.volume, |manifest| {
-            if lineage::find_snapshot(manifest, snapshot, now).is_none() {
+            if lineage::find_snapshot(manifest, snapshot, forks.created_at).is_none() {
                 return Err(Error::not_found(format!("snapshot {snapshot} was destroyed meanwhile")));
             }
-            lineage::pin_forks(manifest, &found.moment, &ids, now);
+            forks.pin(manifest, &found.moment);
             Ok(())
         });
-        self.create_pinned(pinned.await?.manifest, found.moment, &ids, &new, now).await
+        self.create_pinned(pinned.await?.manifest, found.moment, &forks, &new).await
     }
 
     /// Makes forks of a volume as it was at `time`, also of one in use.
@@ -138,9 +139,10 @@ impl Admin {
     /// # Errors
     /// `Invalid` if the volume cannot go back to that; what the store says.
     pub async fn fork_past(&self, id: VolumeId, time: UnixMillis, new: NewForks) -> Result<Vec<VolumeSummary>> {
-        let (ids, now) = (ids_for(&new)?, clock::now());
-        let (parent, moment) = self.pin_past(id, time, &ids, now).await?;
-        let forks = lineage::create_forks(&*self.store, &parent, &moment, &ids, new.name.as_deref(), now).await?;
+        check_count(&new)?;
+        let forks = ForksToMake::new(&*self.store, new.count, new.region.as_deref()).await?;
+        let (parent, moment) = self.pin_past(id, time, &forks).await?;
+        let forks = lineage::create_forks(&*self.store, &parent, &moment, &forks, new.name.as_deref()).await?;
         Ok(forks.iter().map(summary).collect())
     }
 
@@ -156,23 +158,17 @@ impl Admin {
         new: NewVolume,
         count: u32,
     ) -> Result<Vec<VolumeSummary>> {
-        let (ids, now) = (lineage::new_volumes(count), clock::now());
+        let forks = ForksToMake::new(&*self.store, count, self.named_region(&new)).await?;
         let size = ownership::load(&*self.store, id).await?.manifest.size;
         if new.size.0 != 0 && new.size < size {
             return Err(too_small(&format!("volume {id}"), size, new.size));
         }
-        let (parent, moment) = self.pin_past(id, time, &ids, now).await?;
-        self.create_pinned(parent, moment, &ids, &new, now).await
+        let (parent, moment) = self.pin_past(id, time, &forks).await?;
+        self.create_pinned(parent, moment, &forks, &new).await
     }
 
-    /// Notes that the volumes `ids` need the moment at `time`, and returns that, and the manifest that says so.
-    async fn pin_past(
-        &self,
-        id: VolumeId,
-        time: UnixMillis,
-        ids: &[VolumeId],
-        now: UnixMillis,
-    ) -> Result<(Manifest, Moment)> {
+    /// Notes that these forks need the moment at `time`, and returns that, and the manifest that says so.
+    async fn pin_past(&self, id: VolumeId, time: UnixMillis, forks: &ForksToMake) -> Result<(Manifest, Moment)> {
         let mut known: Option<(PastMoment, Moment)> = None;
         loop {
             let loaded = ownership::load(&*self.store, id).await?;
@@ -185,8 +181,7 @@ impl Admin {
                 None => (past.clone(), lineage::moment_at(&*self.store, manifest, past, time).await?),
             };
             // As long as the moment that it was found from is in the history, nothing that follows that is deleted.
-            let pinned =
-                ownership::update(&*self.store, &loaded, |manifest| lineage::pin_forks(manifest, &moment, ids, now));
+            let pinned = ownership::update(&*self.store, &loaded, |manifest| forks.pin(manifest, &moment));
             match pinned.await {
                 Err(error) if error.kind() == ErrorKind::Conflict => known = Some((from, moment)),
                 other => return Ok((other?.manifest, moment)),
@@ -198,16 +193,15 @@ impl Admin {
         &self,
         mut parent: Manifest,
         mut moment: Moment,
-        ids: &[VolumeId],
+        forks: &ForksToMake,
         new: &NewVolume,
-        now: UnixMillis,
     ) -> Result<Vec<VolumeSummary>> {
         moment.size = moment.size.max(new.size);
         parent.region.clone_from(&new.region);
         parent.durability = new.durability;
         parent.schedule = new.schedule;
         parent.history_seconds = new.history_seconds;
-        let forks = lineage::create_forks(&*self.store, &parent, &moment, ids, Some(&new.name), now).await?;
+        let forks = lineage::create_forks(&*self.store, &parent, &moment, forks, Some(&new.name)).await?;
         Ok(forks.iter().map(summary).collect())
     }
 

@@ -19,8 +19,8 @@ use crate::map::LogOverlay;
 use crate::ownership::{self, Loaded};
 use crate::service::{AttachedStatus, Durability};
 use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentId, Sequence, Token, VolumeId};
-use crate::volume::cleaning::Books;
 use crate::volume::cleaning::Relocation;
+use crate::volume::cleaning::{Books, Hydrating};
 use crate::volume::gate::Gate;
 use crate::volume::pages::PageTable;
 use crate::volume::places::PlacesShare;
@@ -71,6 +71,10 @@ pub struct Volume {
     pub(super) gate_wake: Notify,
     pub(super) manifest: tokio::sync::Mutex<Loaded>,
     pub(super) books: Mutex<Books>,
+    /// How far copying from the origins has come.
+    pub(super) hydrating: Mutex<Hydrating>,
+    /// It is asked for.
+    pub(super) is_hydrating: AtomicBool,
     /// Held while a step of cleaning is under way.
     pub(super) cleaning: tokio::sync::Mutex<()>,
     /// Held while a checkpoint is written.
@@ -123,6 +127,7 @@ impl Volume {
             accepted: progress.accepted().sequence,
             stored: progress.stored().sequence,
             stored_bytes: self.newest.lock().stored_bytes,
+            hydration: self.hydration(),
             live_bytes: ByteLen(self.books.lock().census.totals().live),
             log_used: used,
             log_length: length,

@@ -15,7 +15,7 @@ use crate::format::manifest::{Manifest, Position};
 use crate::format::map_object::CheckpointRef;
 use crate::format::segment::SegmentIndex;
 use crate::limits::{FORKS_AT_ONCE_MAX, VOLUME_BYTES_MAX};
-use crate::lineage;
+use crate::lineage::{self, ForksToMake};
 use crate::ownership;
 use crate::service::{Durability, NewForks, NewSnapshot, SnapshotSummary, VolumeChange};
 use crate::units::{BLOCK_SIZE, ByteLen, VolumeId};
@@ -120,17 +120,17 @@ impl Volume {
     /// # Errors
     /// `Fenced`; what the store says.
     pub(super) async fn fork(&self, new: &NewForks) -> Result<Vec<Manifest>> {
-        let ids = ids_for(new)?;
+        check_count(new)?;
+        let forks = ForksToMake::new(&*self.shared.store, new.count, new.region.as_deref()).await?;
         let held = self.moment().await?;
         let moment = &held.moment;
-        let now = clock::now();
         let pinned = self.change_manifest(|manifest| {
             lineage::only_if_usable(manifest)?;
-            lineage::pin_forks(manifest, moment, &ids, now);
+            forks.pin(manifest, moment);
             Ok(())
         });
         let parent = pinned.await?;
-        lineage::create_forks(&*self.shared.store, &parent, moment, &ids, new.name.as_deref(), now).await
+        lineage::create_forks(&*self.shared.store, &parent, moment, &forks, new.name.as_deref()).await
     }
 
     /// Changes the manifest as its owner, and returns it.
@@ -188,18 +188,18 @@ impl Volume {
     }
 }
 
-/// Ids for forks that are to be made.
+/// Refuses to make no forks, or too many.
 ///
 /// # Errors
-/// `Invalid` for none, or for too many.
-pub fn ids_for(new: &NewForks) -> Result<Vec<VolumeId>> {
+/// `Invalid`.
+pub fn check_count(new: &NewForks) -> Result<()> {
     if !(1..=FORKS_AT_ONCE_MAX).contains(&new.count) {
         return Err(Error::invalid(format!(
             "{} forks cannot be made at once: 1 to {FORKS_AT_ONCE_MAX} can",
             new.count
         )));
     }
-    Ok(lineage::new_volumes(new.count))
+    Ok(())
 }
 
 /// Makes a change of a volume's properties.

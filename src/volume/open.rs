@@ -395,6 +395,8 @@ fn assemble(
         newest: Mutex::new(newest),
         moment_waiters: Mutex::default(),
         is_uploader_gone: AtomicBool::new(false),
+        hydrating: Mutex::default(),
+        is_hydrating: AtomicBool::new(manifest.hydration.is_some() || manifest.letting_go.is_some()),
         is_cleaning_pressing: AtomicBool::new(false),
         schedule: ScheduleState::default(),
         read_ahead: Mutex::new(ReadAhead::default()),

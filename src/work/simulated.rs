@@ -63,6 +63,8 @@ pub enum Mutation {
     CleanPinned,
     /// Cleaning deletes what only the history needs.
     ForgetHistory,
+    /// A fork lets go of its origin before it has copied what it has of it.
+    LetGoEarly,
     /// Cleaning deletes a segment before a checkpoint does without it.
     DeleteEarly,
     /// What cleaning moved takes effect also where the map leads elsewhere by now.

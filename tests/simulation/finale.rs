@@ -132,12 +132,30 @@ impl World {
         }
     }
 
+    /// Waits until a fork that hydrates has copied all.
+    pub async fn end_hydration(&mut self, which: usize) {
+        let Some(attached) = &self.subjects[which].attached else { return };
+        let volume = attached.client.volume.clone();
+        let Some(mut status) = volume.status().hydration else { return };
+        for _ in 0..600 {
+            clock::sleep(Duration::from_millis(100)).await;
+            match volume.status().hydration {
+                Some(next) => status = next,
+                None => return,
+            }
+        }
+        assert!(status.waits_for_pins, "volume {which} does not come to an end with hydrating: {status:?}");
+    }
+
     /// All that there is, seen from a host that has nothing.
     async fn fresh_host(&mut self) {
         let number = self.hosts.len() as u32 + 1;
         self.hosts.push(Host::new(number, self.around.clone()));
         for which in 0..self.subjects.len() {
             self.bring_up(which, number).await;
+        }
+        for which in 0..self.subjects.len() {
+            self.end_hydration(which).await;
         }
         let before = self.network.requests();
         clock::sleep(Duration::from_secs(20)).await;

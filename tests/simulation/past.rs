@@ -69,7 +69,7 @@ impl World {
         let name = format!("p{}", self.next_number());
         self.family.lock().unwrap().forks.insert(name.clone(), Fork { id: None, expected, sectors_max });
         self.network.trouble(0, 0);
-        let made = self.admin().fork_past(of, at, NewForks { name: Some(name.clone()), count: 1 }).await;
+        let made = self.admin().fork_past(of, at, NewForks { name: Some(name.clone()), count: 1, region: None }).await;
         match made {
             Ok(made) => {
                 self.journal.note(format_args!("volume {which} at {} is made a volume of its own", at.0));

@@ -50,10 +50,11 @@ pub enum Script {
     Rollback,
     Cleaning,
     Past,
+    Hydration,
 }
 
 impl Script {
-    pub const ALL: [Script; 8] = [
+    pub const ALL: [Script; 9] = [
         Script::Upload,
         Script::Family,
         Script::Handover,
@@ -62,6 +63,7 @@ impl Script {
         Script::Rollback,
         Script::Cleaning,
         Script::Past,
+        Script::Hydration,
     ];
 }
 
@@ -155,6 +157,7 @@ impl World {
             }
             Script::Cleaning => self.play_cleaning().await,
             Script::Past => self.play_past().await,
+            Script::Hydration => self.play_hydration().await,
             Script::Handover => {
                 while !self.detach(0).await {
                     self.bring_up(0, 1).await;
@@ -210,6 +213,25 @@ impl World {
         self.clean_now().await;
         self.destroy_first_snapshot().await;
         self.write(6, 2).await;
+        self.sync().await;
+        self.clean_now().await;
+    }
+
+    async fn play_hydration(&mut self) {
+        self.sync().await;
+        self.write(3, 4).await;
+        self.make_fork().await;
+        self.adopt();
+        if self.subjects.len() < 2 {
+            return;
+        }
+        self.bring_up(1, 1).await;
+        let attached = self.subjects[1].attached.as_ref().expect("it was brought up");
+        let (client, host) = (attached.client.clone(), attached.host);
+        let join = self.hydrate(1, client, host).await;
+        within(PATIENCE, join).await;
+        self.end_hydration(1).await;
+        self.trim(0, 16).await;
         self.sync().await;
         self.clean_now().await;
     }

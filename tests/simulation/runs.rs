@@ -151,6 +151,7 @@ fn wanted() -> impl Iterator<Item = &'static str> {
         "family: a volume is rolled back",
         "family: a volume is destroyed",
         "family: a volume is purged",
+        "family: a fork hydrates",
         "family: a fork of the past",
         "family: a past that is over",
         "client: waits for a change",

@@ -14,7 +14,7 @@ use varve::format::manifest::{Manifest, Owner, Position};
 use varve::format::map_object::{CheckpointRef, MapObjectId, PageRef};
 use varve::ownership;
 use varve::service::VolumeState;
-use varve::settings::SharedSettings;
+use varve::settings::{Regions, SharedSettings};
 use varve::store::{Effect, Faults, Matching, Operation, Store, StoreErrorKind};
 use varve::units::{ByteLen, Epoch, SegmentNumber, Token, UnixMillis, VolumeId};
 use varve::volume::Admin;
@@ -67,13 +67,14 @@ impl Place {
     async fn new(state: &Path, volumes: Vec<Manifest>) -> Place {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("file://{}", directory.path().display());
-        Admin::open(&url, true).await.unwrap();
+        let (control, regions) = (state.join("control.sock"), Regions::default());
+        let settings = SharedSettings { store: url.clone(), control, state: state.to_owned(), regions };
+        Admin::open(&settings, true).await.unwrap();
         let raw = varve::store::open(&url, false).await.unwrap().store;
         for volume in volumes {
             ownership::create(&*raw, volume).await.unwrap();
         }
-        let control = state.join("control.sock");
-        let mut context = Context::new(SharedSettings { store: url, control, state: state.to_owned() }, false).unwrap();
+        let mut context = Context::new(settings, false).unwrap();
         context.now = NOW;
         context.ask = |_| Ok(false);
         Place { context, raw, directory }

@@ -1,6 +1,6 @@
 //! The cleaner of one volume: empties segments that are mostly dead, has the books put right, and deletes what nobody needs any more.
 //!
-//! One task for each attached volume, which sleeps while nothing is written; what a late owner left to be deleted waits for that, too. Order of effects for each segment that goes, and why:
+//! What is copied from origins goes behind it ([`hydrate`]). One task for each attached volume, which sleeps while nothing is written; what a late owner left to be deleted waits for that, too. Order of effects for each segment that goes, and why:
 //! 1. what is live in it was moved, and that has taken effect (or nothing in it was live): from here on the map does without it;
 //! 2. a checkpoint includes that: from here on recovery does without it;
 //! 3. the manifest of that checkpoint condemns it, unless a pin needs it: a pin that comes meanwhile makes the swap fail;
@@ -13,6 +13,7 @@
 
 mod aside;
 mod books;
+mod hydrate;
 mod relocate;
 mod survey;
 mod sweep;
@@ -38,6 +39,7 @@ use crate::volume::fetch::segment_index;
 use crate::work::simulated::{self, Mutation};
 
 pub use books::Books;
+pub use hydrate::Hydrating;
 pub use relocate::Relocation;
 
 /// Blocks moved at a time: bounds memory, and makes a whole segment.
@@ -87,13 +89,19 @@ impl Step {
 impl Volume {
     /// Runs until the attachment ends.
     pub(in crate::volume) async fn run_cleaner(self: Arc<Self>) {
+        if self.is_hydrating.load(Ordering::Acquire) {
+            self.clean_wake.notify_one();
+        }
         loop {
             self.clean_wake.notified().await;
             loop {
                 if self.gate.closed().is_some() {
                     return;
                 }
-                let step = self.clean_step(self.shared.settings.cleaning).await;
+                let step = match self.clean_step(self.shared.settings.cleaning).await {
+                    Ok(Step::Clean) => self.hydrate_step().await,
+                    other => other,
+                };
                 self.press(matches!(step, Ok(Step::Pressing)));
                 match step {
                     Ok(Step::Clean) => break,

@@ -97,8 +97,21 @@ impl Volume {
     pub(super) async fn gather_live(&self, at: ObjectAt, relocation: &mut Relocation) -> Result<()> {
         let index = segment_index(&self.shared, self.own_segment(at)).await?;
         let live = self.live_places(&index).await?;
+        self.gather_places(&index, &live, relocation).await
+    }
+
+    /// Copies these blocks of a segment, which are in its order.
+    ///
+    /// # Errors
+    /// As [`Volume::gather_live`].
+    pub(super) async fn gather_places(
+        &self,
+        index: &Arc<SegmentIndex>,
+        live: &[(BlockRange, SegmentPlace)],
+        relocation: &mut Relocation,
+    ) -> Result<()> {
         let before = (relocation.runs.len(), relocation.data.len());
-        let copied = self.copy(&index, &live, relocation).await;
+        let copied = self.copy(index, live, relocation).await;
         if copied.is_err() {
             relocation.runs.truncate(before.0);
             relocation.data.truncate(before.1);

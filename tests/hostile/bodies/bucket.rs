@@ -119,7 +119,7 @@ async fn change(admin: &Admin, store: &Arc<dyn Store>, volumes: &[VolumeId], sna
     for &id in volumes {
         let new = NewSnapshot { name: Some("a".into()), retention_seconds: Some(u64::MAX) };
         let _ = admin.snapshot(id, new).await;
-        let _ = admin.fork_volume(id, NewForks { name: None, count: 2 }).await;
+        let _ = admin.fork_volume(id, NewForks { name: None, count: 2, region: None }).await;
         let _ = admin.snapshots(id).await;
         if let Ok(loaded) = ownership::load(&**store, id).await {
             attach(store, id, &loaded).await;

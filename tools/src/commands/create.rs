@@ -36,9 +36,9 @@ pub struct Arguments {
     /// The moment of --from: 2026-11-21T04:23:58Z, or how long ago, such as 15m
     #[arg(long, value_name = "TIME", requires = "from", allow_hyphen_values = true, value_parser = parse_time)]
     at: Option<UnixMillis>,
-    /// Region of the volume
-    #[arg(long, default_value = "default", value_parser = parse_name)]
-    region: String,
+    /// Region of the volume, named in the settings file; that of the store, if not given
+    #[arg(long, value_parser = parse_name)]
+    region: Option<String>,
     /// What FLUSH promises: 'local' survives power loss, 'store' loss of the host
     #[arg(long, default_value = "local", value_parser = render::parse_durability)]
     durability: Durability,
@@ -69,6 +69,7 @@ impl Command for Arguments {
         let schedule = schedule.change().unwrap_or_default().apply(None);
         // Without a size there is something to begin with, whose own is meant then.
         let size = size.unwrap_or_default();
+        let region = context.region(region);
         let new = NewVolume { name, size, region, durability, schedule, history_seconds: history };
         let made = match (snapshot_id, from.zip(at)) {
             (Some(snapshot), _) => context.store().await?.create_from_snapshot(snapshot, new, count).await?,

@@ -26,6 +26,9 @@ pub struct Arguments {
     /// Of the volume as it was then: 2026-11-21T04:23:58Z, or how long ago, such as 15m
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_time)]
     at: Option<UnixMillis>,
+    /// Region of the forks, named in the settings file; that of the volume, if not given
+    #[arg(long, value_parser = parse_name)]
+    region: Option<String>,
     /// How many forks to make
     #[arg(short = 'n', long, default_value = "1", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..=i64::from(varve::limits::FORKS_AT_ONCE_MAX)))]
     count: u32,
@@ -37,7 +40,7 @@ impl Command for Arguments {
     /// Asks the owner if it is here; else forks a volume that nobody owns.
     async fn run(self, context: &Context) -> Result<Volumes> {
         let id = self.volume.id(context).await?;
-        let new = NewForks { name: self.name, count: self.count };
+        let new = NewForks { name: self.name, count: self.count, region: self.region };
         if let Some(at) = self.at {
             let made = context.store().await?.fork_past(id, at, new).await?;
             return Ok(Volumes::new(self.count, made));

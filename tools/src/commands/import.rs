@@ -28,8 +28,8 @@ pub struct Arguments {
     #[arg(long, value_name = "GB", allow_hyphen_values = true, value_parser = parse_volume_size)]
     size: Option<ByteLen>,
     /// Region of the volume
-    #[arg(long, default_value = "default", value_parser = parse_name)]
-    region: String,
+    #[arg(long, value_parser = parse_name)]
+    region: Option<String>,
     /// What FLUSH promises: 'local' survives power loss, 'store' loss of the host
     #[arg(long, default_value = "local", value_parser = render::parse_durability)]
     durability: Durability,
@@ -51,7 +51,7 @@ impl Command for Arguments {
         let new = NewVolume {
             name: self.name,
             size: self.size.unwrap_or(ByteLen(0)),
-            region: self.region,
+            region: context.region(self.region),
             durability: self.durability,
             schedule: Some(SnapshotSchedule::default()),
             history_seconds: self.history,

@@ -70,6 +70,12 @@ fn current(volume: VolumeSummary, attached: Option<&AttachedStatus>) -> VolumeSu
     }
 }
 
+/// How far it is with copying from its origins, if it does that.
+fn hydration(shown: &Shown) -> Option<String> {
+    let status = shown.attached.as_ref().and_then(|live| live.hydration.as_ref()).map(render::hydration);
+    status.or_else(|| shown.volume.is_hydrating.then(|| "goes on when it is attached".to_owned()))
+}
+
 fn block(shown: &Shown) -> String {
     let volume = &shown.volume;
     let live = shown.attached.as_ref();
@@ -91,6 +97,7 @@ fn block(shown: &Shown) -> String {
             "Write log",
             live.map(|live| format!("{} of {}", render::size(live.log_used), render::size(live.log_length))),
         )
+        .maybe("Hydration", hydration(shown))
         .maybe("Failed", live.and_then(|live| live.failed.as_ref()))
         .maybe("Origin", volume.origin)
         .line("Snapshots", format!("{}; {}", volume.snapshots, schedule::words(volume.schedule)))

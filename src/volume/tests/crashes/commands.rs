@@ -12,7 +12,7 @@ fn new_volume(size: u64) -> NewVolume {
 }
 
 fn three_forks() -> NewForks {
-    NewForks { name: Some("fork".into()), count: 3 }
+    NewForks { name: Some("fork".into()), count: 3, region: None }
 }
 
 fn larger() -> VolumeChange {

@@ -39,7 +39,7 @@ impl Base {
             volume.sync().await.unwrap();
             write(&volume, 8192, 2).await;
             let fork = async |name: &str| {
-                let new = NewForks { name: Some(name.into()), count: 1 };
+                let new = NewForks { name: Some(name.into()), count: 1, region: None };
                 let id = volume.fork(&new).await.unwrap().remove(0).volume;
                 let (forked, _) = fleet.attach(id, false, false).await.unwrap();
                 write(&forked, 12288, 3).await;
