@@ -125,6 +125,26 @@ impl ReadCache {
         self.memory.room_for_the_new()
     }
 
+    /// True if the disk part keeps what it is given.
+    pub fn keeps_on_disk(&self) -> bool {
+        self.ring.statistics().off.is_none()
+    }
+
+    /// True if neither part has anything yet.
+    pub fn is_empty(&self) -> bool {
+        self.ring.statistics().used.0 == 0 && self.memory.statistics().frames == 0
+    }
+
+    /// Stored bytes that may be brought in ahead of those who read them: what is free in the disk part, or half of it if that is more, since
+    /// whatever was read stays then. Without a disk part: what is new to the memory part and stays.
+    pub fn room_to_warm(&self) -> ByteLen {
+        let ring = self.ring.statistics();
+        if ring.off.is_some() {
+            return ByteLen(self.room_for_the_new().0 / 2);
+        }
+        ByteLen(ring.budget.0.saturating_sub(ring.used.0).max(ring.budget.0 / 2))
+    }
+
     /// Puts a plain frame into memory that was not claimed (read-ahead, or what was just packed). `bytes` should own
     /// its memory: a slice of a longer buffer keeps all of that alive, which the budget does not see.
     pub fn insert_plain(&self, frame: FrameId, bytes: Bytes) {

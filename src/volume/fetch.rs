@@ -188,6 +188,7 @@ fn group_neighbours(missing: Vec<Missing>) -> Vec<Vec<Missing>> {
 
 async fn fetch_batch(shared: &Arc<Shared>, segment: SegmentId, batch: Vec<Missing>) -> Result<Vec<(usize, Bytes)>> {
     let entries: Vec<FrameEntry> = batch.iter().map(|missing| missing.entry).collect();
+    let _waiting = shared.warming.client_waits();
     let stored =
         fetch_frames(&*shared.store, segment, &entries).await.context(|| format!("cannot read segment {segment}"))?;
     let mut filled = Vec::with_capacity(batch.len());

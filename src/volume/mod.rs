@@ -12,6 +12,7 @@
 //! | `gate`, `places` | may requests be taken? is there memory for more of them? |
 //! | `family`, `schedule` | moments, snapshots, forks, growth; snapshots by themselves |
 //! | `pages`, `fetch`, `fetch_aside`, `near`, `read_ahead` | map pages and frames, near and far |
+//! | `first_reads`, `warm`, `warm_walk` | what is read first, and bringing it before it is asked for |
 //! | `frozen_device` | snapshots as disks |
 //! | `fleet`, `serve`, `catalog`, `stop` | volumes that come and go; the fleet behind the doors, and the names it is asked for |
 //! | `import`, `export`, `export_log` | raw disk images, without an owner |
@@ -36,6 +37,7 @@ mod export_log;
 mod family;
 mod fetch;
 mod fetch_aside;
+mod first_reads;
 mod fleet;
 mod frozen_device;
 mod gate;
@@ -62,6 +64,8 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 mod upload;
+mod warm;
+mod warm_walk;
 mod write;
 
 pub use admin::Admin;

@@ -4,7 +4,8 @@ use async_trait::async_trait;
 use varve::error::{Error, ErrorKind, Result};
 use varve::service::{
     AttachReport, AttachedStatus, CleanReport, DaemonStatus, Durability, Lag, NewForks, NewSnapshot, RescuedLog,
-    Service, SnapshotStatus, SnapshotSummary, StoreCounts, VolumeChange, VolumeState, VolumeSummary,
+    Service, SnapshotStatus, SnapshotSummary, StoreCounts, VolumeChange, VolumeState, VolumeSummary, WarmReport,
+    WarmRequest,
 };
 use varve::units::{ByteLen, Epoch, Sequence, SnapshotId, UnixMillis, VolumeId};
 
@@ -28,6 +29,7 @@ fn status() -> AttachedStatus {
         live_bytes: ByteLen(1 << 19),
         log_used: ByteLen(64 << 20),
         log_length: ByteLen(2 << 30),
+        warming: None,
         failed: None,
     }
 }
@@ -89,6 +91,13 @@ impl Service for Daemon {
             freed: ByteLen(5),
             stored: status.stored_bytes,
             ..CleanReport::default()
+        })
+    }
+    async fn warm(&self, volume: VolumeId, request: WarmRequest) -> Result<WarmReport> {
+        known(volume).map(|status| WarmReport {
+            fetched: status.live_bytes,
+            present: ByteLen(4096),
+            complete: request.from.is_some(),
         })
     }
     async fn snapshot(&self, volume: VolumeId, new: NewSnapshot) -> Result<SnapshotSummary> {
