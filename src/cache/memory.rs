@@ -24,8 +24,8 @@ use tokio::sync::oneshot;
 use crate::limits::FRAME_BLOCKS;
 use crate::units::{BLOCK_SIZE, ByteLen, FrameId};
 
-/// What a cached frame takes besides its bytes: key, `Bytes`, links, hash table, ghosts and the allocator's rounding.
-const ENTRY_OVERHEAD_BYTES: u64 = 192;
+/// What a cached frame takes besides its bytes: key, [`Held`], links, hash table, ghosts and the allocator's rounding.
+const ENTRY_OVERHEAD_BYTES: u64 = 200;
 /// Bytes of a frame of the usual kind.
 const FRAME_BYTES: u64 = FRAME_BLOCKS * BLOCK_SIZE;
 /// A shard must have room for this many frames, or frames that hash together would push each other out.
@@ -33,19 +33,30 @@ const SHARD_FRAMES_MIN: u64 = 32;
 /// The part of the budget that frames have which were read more than once. The rest is for new ones: it must hold what is read ahead until the reader
 /// comes, and with the library's own 97 % a sequential reader found nothing of it any more.
 const HOT_SHARE: f64 = 0.75;
+/// The part of the room for new frames for which a frame counts as young. Uses of a young one do not make it hot: a sequential reader asks for
+/// each frame several times in a row, and once more for what was read ahead of it. More than what is read ahead; one that is used again later is hot.
+const YOUNG_SHARE: f64 = 0.75;
 /// Shards of the table of flights: a claim that misses locks one.
 const FLIGHT_SHARDS: usize = 16;
 
 /// The flights under way whose frames hash to one shard: for each, those who wait.
 type FlightShard = Mutex<HashMap<FrameId, Vec<oneshot::Sender<Bytes>>>>;
-type Frames = Cache<FrameId, Bytes, FrameWeight, FixedState, DefaultLifecycle<FrameId, Bytes>>;
+type Frames = Cache<FrameId, Held, FrameWeight, FixedState, DefaultLifecycle<FrameId, Held>>;
+
+/// A frame in memory.
+#[derive(Clone)]
+struct Held {
+    bytes: Bytes,
+    /// What had been inserted before it, in bytes.
+    born: u64,
+}
 
 #[derive(Clone)]
 struct FrameWeight;
 
-impl Weighter<FrameId, Bytes> for FrameWeight {
-    fn weight(&self, _frame: &FrameId, bytes: &Bytes) -> u64 {
-        bytes.len() as u64 + ENTRY_OVERHEAD_BYTES
+impl Weighter<FrameId, Held> for FrameWeight {
+    fn weight(&self, _frame: &FrameId, held: &Held) -> u64 {
+        held.bytes.len() as u64 + ENTRY_OVERHEAD_BYTES
     }
 }
 
@@ -93,7 +104,7 @@ impl Lead {
     /// Keeps the plain bytes and gives them to all who wait. `bytes` should own its memory: a slice of a longer
     /// buffer keeps all of that alive, which the budget does not see.
     pub fn fill(mut self, bytes: Bytes) {
-        self.cache.frames.insert(self.frame, bytes.clone());
+        self.cache.insert(self.frame, bytes.clone());
         self.is_filled = true;
         for waiter in self.cache.end_flight(self.frame) {
             // One who no longer waits needs no answer.
@@ -130,6 +141,8 @@ pub struct MemoryCache {
     /// The same in every process: what is pushed out depends on what was asked for alone.
     hasher: FixedState,
     budget: ByteLen,
+    /// Bytes inserted so far: the clock by which frames grow older.
+    inserted: AtomicU64,
     hits: AtomicU64,
     misses: AtomicU64,
     waits: AtomicU64,
@@ -165,6 +178,7 @@ impl MemoryCache {
             flights: (0..FLIGHT_SHARDS).map(|_| FlightShard::default()).collect(),
             hasher: FixedState::default(),
             budget,
+            inserted: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             waits: AtomicU64::new(0),
@@ -173,10 +187,15 @@ impl MemoryCache {
 
     /// The frame, if it is here.
     pub fn get(&self, frame: FrameId) -> Option<Bytes> {
-        let found = self.frames.get(&frame);
+        let found = self.frames.peek(&frame);
+        let now = self.inserted.load(Ordering::Relaxed);
+        if found.as_ref().is_some_and(|held| now.saturating_sub(held.born) >= self.youth()) {
+            // Only this counts as a use.
+            drop(self.frames.get(&frame));
+        }
         let counter = if found.is_some() { &self.hits } else { &self.misses };
         counter.fetch_add(1, Ordering::Relaxed);
-        found
+        found.map(|held| held.bytes)
     }
 
     /// The frame, or the duty to fetch it, or the wait for it.
@@ -194,8 +213,8 @@ impl MemoryCache {
             }
             Entry::Vacant(vacant) => {
                 // A lead may have been filled between the look above and the lock.
-                if let Some(bytes) = self.frames.get(&frame) {
-                    return Claim::Ready(bytes);
+                if let Some(held) = self.frames.peek(&frame) {
+                    return Claim::Ready(held.bytes);
                 }
                 vacant.insert(Vec::new());
                 Claim::Lead(Lead { cache: Arc::clone(self), frame, is_filled: false })
@@ -205,7 +224,8 @@ impl MemoryCache {
 
     /// Keeps a frame that nobody claimed.
     pub fn insert(&self, frame: FrameId, bytes: Bytes) {
-        self.frames.insert(frame, bytes);
+        let born = self.inserted.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.frames.insert(frame, Held { bytes, born });
     }
 
     /// True if the frame is here; does not count as a use.
@@ -216,6 +236,11 @@ impl MemoryCache {
     /// How much of what is new stays at least, before newer frames push it out.
     pub fn room_for_the_new(&self) -> ByteLen {
         ByteLen((self.budget.0 as f64 * (1.0 - HOT_SHARE)) as u64)
+    }
+
+    /// Bytes inserted behind a frame until its uses count.
+    fn youth(&self) -> u64 {
+        (self.room_for_the_new().0 as f64 * YOUNG_SHARE) as u64
     }
 
     /// What it did and what it holds.

@@ -6,6 +6,7 @@
 //! | `memory` | plain (decoded) frames in memory, and one fetch for each missing frame |
 //! | `ring` | stored frames (compressed, encrypted) on the local disk: insert, read, switch off |
 //! | `rotate` | the ring's writer: what is kept and what dies when the ring comes round |
+//! | `door` | what may enter the ring while what it holds is in use |
 //! | `recover` | the ring's file: created, or found and carried on with |
 //! | `chunk` | the buffered chunks of the ring that reads can see, and the marks of what was read |
 //!
@@ -27,6 +28,7 @@ use crate::error::Result;
 use crate::units::{ByteLen, FrameId};
 
 mod chunk;
+mod door;
 mod memory;
 mod recover;
 mod ring;
@@ -155,6 +157,12 @@ impl ReadCache {
     /// one in a chunk's worth writes that chunk. A frame over 256 KiB is not kept.
     pub fn insert_stored(&self, frame: FrameId, stored: &[u8]) {
         self.ring.insert(frame, stored);
+    }
+
+    /// True if the disk part is to be given a frame that somebody asked for and that it does not have: while what it holds is in use, frames
+    /// that are asked for once stay outside. Notes that it was asked for.
+    pub fn admits(&self, frame: FrameId) -> bool {
+        self.ring.admits(frame)
     }
 
     /// A frame in its stored form from the disk part, verified. Blocking.

@@ -127,7 +127,7 @@ impl Service for Small {
             None => {
                 self.sync(volume).await.map(|status| WarmReport { fetched: status.live_bytes, ..WarmReport::default() })
             }
-            Some(id) => Err(Error::not_found(format!("there is no trace of {id}"))),
+            Some(id) => Err(Error::invalid(format!("there is no trace of {id}"))),
         }
     }
 

@@ -195,7 +195,7 @@ pub trait Service: Send + Sync + 'static {
     /// Brings a volume's content into the cache, as far as there is room for it.
     ///
     /// # Errors
-    /// `NotFound` if it is not attached here, or if there is no such trace; what the store says.
+    /// `NotFound` if it is not attached here; `Invalid` if there is no such trace; what the store says.
     async fn warm(&self, volume: VolumeId, request: WarmRequest) -> Result<WarmReport>;
 
     /// Takes a snapshot of exactly what was acknowledged before the call, while I/O goes on.

@@ -202,7 +202,10 @@ async fn fetch_batch(shared: &Arc<Shared>, segment: SegmentId, batch: Vec<Missin
         }
         let plain =
             plain.inspect_err(|error| tracing::error!(%segment, %error, "a segment is damaged in the store"))?;
-        kept.push((FrameId { segment, frame: missing.number }, stored));
+        let id = FrameId { segment, frame: missing.number };
+        if shared.cache.admits(id) {
+            kept.push((id, stored));
+        }
         missing.lead.fill(plain.clone());
         filled.push((missing.slot, plain));
     }

@@ -135,11 +135,15 @@ impl Volume {
     /// its order; as far as the cache has room for it.
     ///
     /// # Errors
-    /// `NotFound` or `Damaged` if there is no such trace; what the store says.
+    /// `Invalid` or `Damaged` if there is no such trace; what the store says.
     pub(super) async fn warm_now(&self, from: Option<SnapshotId>) -> Result<WarmReport> {
         self.pass_gate().await?;
         let walk = match from {
-            Some(id) => Walk::along(lineage::trace(&*self.shared.store, id).await?, self.size_bytes()),
+            Some(id) => match lineage::trace(&*self.shared.store, id).await {
+                // That something is not found says that a volume is not attached, to those who ask a daemon.
+                Err(error) if error.kind() == ErrorKind::NotFound => return Err(Error::invalid(error.message())),
+                found => Walk::along(found?, self.size_bytes()),
+            },
             None => Walk::everything(self),
         };
         self.warm(walk).await
