@@ -297,22 +297,18 @@ fn main() -> Result<()> {
     );
     let mut worst = 0.0_f64;
     for exponent in [0.8, 1.0, 1.2] {
-        for (requests, name) in [(1, "128 KiB"), (SMALL_REQUESTS, "4 KiB")] {
-            for frames_per_read in [1, 4] {
-                let scan = Scan { requests, frames_per_read };
-                println!(
-                    "exponent {exponent:.1}, scan in requests of {name}, {frames_per_read} frames for each hot read"
-                );
-                let (alone, beside) = measure(&mut real(Path::new(directory)), exponent, scan);
-                line("varve, memory", (alone.memory, beside.memory));
-                line("varve, memory or disk", (alone.both, beside.both));
-                worst = worst.max(alone.both - beside.both);
-                for (what, room) in [("memory", MEMORY_FRAMES), ("disk", DISK_FRAMES)] {
-                    let (alone, beside) = measure(&mut lru(room), exponent, scan);
-                    line(&format!("LRU as large as {what}"), (alone.both, beside.both));
-                    let (alone, beside) = measure(&mut fifo(room), exponent, scan);
-                    line(&format!("FIFO as large as {what}"), (alone.both, beside.both));
-                }
+        for (name, requests, frames_per_read) in [("128 KiB", 1, 1), ("4 KiB", SMALL_REQUESTS, 4)] {
+            let scan = Scan { requests, frames_per_read };
+            println!("exponent {exponent:.1}, scan in requests of {name}, {frames_per_read} frames for each hot read");
+            let (alone, beside) = measure(&mut real(Path::new(directory)), exponent, scan);
+            line("varve, memory", (alone.memory, beside.memory));
+            line("varve, memory or disk", (alone.both, beside.both));
+            worst = worst.max(alone.both - beside.both);
+            for (what, room) in [("memory", MEMORY_FRAMES), ("disk", DISK_FRAMES)] {
+                let (alone, beside) = measure(&mut lru(room), exponent, scan);
+                line(&format!("LRU as large as {what}"), (alone.both, beside.both));
+                let (alone, beside) = measure(&mut fifo(room), exponent, scan);
+                line(&format!("FIFO as large as {what}"), (alone.both, beside.both));
             }
         }
     }

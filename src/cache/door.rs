@@ -1,5 +1,5 @@
 //! Who enters the disk part. While what it holds is in use, a frame that was not asked for before stays outside, and enters when it is asked for
-//! again: so what is read once (a scan, a backup) does not turn the ring, and what turns up again is kept. One of sixteen enters unknown all the
+//! again: so what is read once (a scan, a backup) does not turn the ring, and what turns up again is kept. One of sixty-four enters unknown all the
 //! same, so that the ring goes on turning, and finds out what is not in use any more; then everything enters.
 
 use std::hash::BuildHasher;
@@ -15,7 +15,7 @@ const RING_BYTES_REMEMBERED: u64 = 32 << 10;
 /// In use, in thousandths of what leaves its place, from which on the door is kept.
 const KEPT_FROM: u32 = 125;
 /// One of so many enters unknown.
-const UNKNOWN_ENTER: u32 = 16;
+const UNKNOWN_ENTER: u32 = 64;
 /// The newest chunk counts for one of so many parts in what is in use.
 const NEWEST_COUNTS: u32 = 16;
 
@@ -80,10 +80,10 @@ mod tests {
 
     #[test]
     fn what_is_in_use_keeps_strangers_out_until_they_come_again() {
-        let door = Door::new(64);
+        let door = Door::new(256);
         (0..100).for_each(|_| door.note_replaced(CHUNK_BYTES / 2));
         let entered = |from: u64| (from..from + 500).filter(|number| door.admits(frame(*number))).count();
-        assert_eq!(entered(0), 500 / 16);
+        assert_eq!(entered(0), 500 / 64);
         assert!(entered(0) >= 450, "some are forgotten where two share a place");
         // They stay away for so long that they are forgotten.
         for number in 10_000..40_000 {

@@ -3,7 +3,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `memory` | plain (decoded) frames in memory, and one fetch for each missing frame |
+//! | `memory`, `newcomers` | plain (decoded) frames in memory, and one fetch for each missing frame |
 //! | `ring` | stored frames (compressed, encrypted) on the local disk: insert, read, switch off |
 //! | `rotate` | the ring's writer: what is kept and what dies when the ring comes round |
 //! | `door` | what may enter the ring while what it holds is in use |
@@ -30,6 +30,7 @@ use crate::units::{ByteLen, FrameId};
 mod chunk;
 mod door;
 mod memory;
+mod newcomers;
 mod recover;
 mod ring;
 mod rotate;
