@@ -17,15 +17,20 @@ def puts(path):
     return read(path)["daemon"]["store_counts"]["put_bytes"]
 
 
+def latency(job, percent):
+    return job["clat_ns"]["percentile"][percent] / 1e6
+
+
 def attached(shown):
     return shown.get("attached") or shown
 
 
 def main():
     out, live = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-    print(f"{'run':<14}{'written':>10}{'MiB/s':>8}{'put':>10}{'put/written':>13}{'space/live: mean':>18}{'max':>7}{'end':>7}{'memory':>10}")
+    runs = [f"{kind}{speed}" for kind in ("uniform", "skewed") for speed in ("", "-fast")]
+    print(f"{'run':<18}{'written':>10}{'MiB/s':>8}{'p50 ms':>9}{'p99 ms':>9}{'put':>10}{'put/written':>13}{'space/live: mean':>18}{'max':>7}{'end':>7}{'memory':>10}")
     speeds, puts_of = {}, {}
-    for name in ("uniform", "uniform-off", "skewed", "skewed-off"):
+    for name in (name for run in runs for name in (run, f"{run}-off")):
         job = read(out / f"{name}.overwrite.json")["jobs"][0]["write"]
         written = job["io_bytes"]
         speeds[name] = job["bw_bytes"] / MIB
@@ -35,9 +40,9 @@ def main():
         end = attached(read(out / f"{name}.show.json"))["stored_bytes"]
         memory = int((out / f"{name}.high_water_kib.txt").read_text()) // 1024
         mean = sum(samples) / max(len(samples), 1)
-        print(f"{name:<14}{written // MIB:>10}{speeds[name]:>8.1f}{put // MIB:>10}{put / written:>13.2f}{mean / live:>18.2f}{max(samples, default=0) / live:>7.2f}"
+        print(f"{name:<18}{written // MIB:>10}{speeds[name]:>8.1f}{latency(job, '50.000000'):>9.2f}{latency(job, '99.000000'):>9.2f}{put // MIB:>10}{put / written:>13.2f}{mean / live:>18.2f}{max(samples, default=0) / live:>7.2f}"
               f"{end / live:>7.2f}{memory:>7} MiB")
-    for name in ("uniform", "skewed"):
+    for name in runs:
         print(f"{name}: amplification {puts_of[name] / puts_of[name + '-off']:.2f} (puts with cleaning over puts without), foreground {speeds[name] / speeds[name + '-off']:.2f} of what it is without")
 
 

@@ -70,8 +70,8 @@ stop_varved() {
     servers=("${servers[@]:1}")
 }
 
-# Creates a volume named $1 of size $2 and prints its id.
-new_volume() { varve volumes create "$1" --size "$2" | grep ID | awk '{ print $2 }'; }
+# Creates a volume named $1 of size $2, with further options, and prints its id.
+new_volume() { varve volumes create "$1" --size "$2" "${@:3}" | grep ID | awk '{ print $2 }'; }
 
 # The address of the volume $1 for fio.
 nbd_uri() { printf 'nbd+unix:///%s?socket=%s' "$1" "$work/varve.sock"; }

@@ -17,7 +17,7 @@ use varve::clean::Goal;
 use varve::control::{self, ControlSocket};
 use varve::error::{Context, Error, Result};
 use varve::nbd::{self, NbdSettings, Server};
-use varve::settings::{DaemonArguments, Places, Prefetch, Settings, SpaceTarget};
+use varve::settings::{DaemonArguments, Places, Prefetch, Settings, SharedSettings, SpaceTarget};
 use varve::store;
 use varve::volume::state_directory::{self, StateSettings};
 use varve::volume::{CLEANING, EngineSettings, Fleet, FleetExports, FleetService, PurgeTimer, root};
@@ -60,7 +60,7 @@ fn run(settings: &Settings) -> Result<()> {
 
 fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
     let shared_settings = &settings.shared;
-    let opened = runtime.block_on(open_store(&shared_settings.store))?;
+    let opened = runtime.block_on(open_store(shared_settings))?;
     let (opened, root) = opened;
     let engine = EngineSettings {
         log_length: settings.log_size,
@@ -119,8 +119,8 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
     ))
 }
 
-async fn open_store(url: &str) -> Result<(store::OpenStore, varve::format::manifest::StoreRoot)> {
-    let opened = store::open(url, false).await?;
+async fn open_store(settings: &SharedSettings) -> Result<(store::OpenStore, varve::format::manifest::StoreRoot)> {
+    let opened = store::open_with_regions(settings, false).await?;
     let root = root::read(&*opened.store).await?;
     store::probe(&*opened.store).await?;
     Ok((opened, root))

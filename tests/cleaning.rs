@@ -9,7 +9,7 @@ mod support {
     pub mod process;
 }
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
@@ -21,6 +21,7 @@ both_stores!(
     overwritten_space_comes_back_by_itself,
     a_snapshot_keeps_its_own_and_nothing_else,
     leftovers_are_swept_and_nothing_else,
+    any_moment_of_the_past_can_be_had_until_it_is_over,
 );
 
 const MIB: usize = 1 << 20;
@@ -30,6 +31,11 @@ const SLACK: u64 = 64 << 20;
 
 fn host(world: &World, name: &str) -> Host {
     world.host(name).with(&["--log-size", "128MiB", "--segment-age", "200ms"])
+}
+
+/// A volume that cannot go back, so that what is overwritten goes.
+fn without_past(host: &Host) -> String {
+    id_in(&host.varve(&["volumes", "create", "disk", "--size", "96MiB", "--history", "off"]).succeeded())
 }
 
 /// Writes of random lengths at random places, until so many bytes are written; the model gets the same.
@@ -58,7 +64,7 @@ fn clean(host: &Host, volume: &str) -> serde_json::Value {
 fn overwritten_space_comes_back_by_itself(kind: StoreKind) {
     let world = World::new(kind);
     let first = host(&world, "a");
-    let volume = first.create("disk", "96MiB");
+    let volume = without_past(&first);
     let mut daemon = first.start();
     let mut client = Client::connect(&first.nbd(), &volume).unwrap();
     let (mut model, mut random) = (vec![0; SIZE], SmallRng::seed_from_u64(1));
@@ -103,7 +109,7 @@ fn overwritten_space_comes_back_by_itself(kind: StoreKind) {
 fn a_snapshot_keeps_its_own_and_nothing_else(kind: StoreKind) {
     let world = World::new(kind);
     let host = host(&world, "a");
-    let volume = host.create("disk", "96MiB");
+    let volume = without_past(&host);
     let daemon = host.start();
     let mut client = Client::connect(&host.nbd(), &volume).unwrap();
     let (mut model, mut random) = (vec![0; SIZE], SmallRng::seed_from_u64(2));
@@ -131,7 +137,7 @@ fn a_snapshot_keeps_its_own_and_nothing_else(kind: StoreKind) {
 fn leftovers_are_swept_and_nothing_else(kind: StoreKind) {
     let world = World::new(kind);
     let host = host(&world, "a");
-    let volume = host.create("disk", "96MiB");
+    let volume = without_past(&host);
     let daemon = host.start();
     let mut client = Client::connect(&host.nbd(), &volume).unwrap();
     let (mut model, mut random) = (vec![0; SIZE], SmallRng::seed_from_u64(3));
@@ -180,4 +186,56 @@ fn leftovers_are_swept_and_nothing_else(kind: StoreKind) {
     assert!(client.read_all() == model);
     drop(client);
     daemon.stop();
+}
+
+fn any_moment_of_the_past_can_be_had_until_it_is_over(kind: StoreKind) {
+    let world = World::new(kind);
+    let host = host(&world, "a");
+    let volume = host.create("disk", "96MiB");
+    let daemon = host.start();
+    let mut client = Client::connect(&host.nbd(), &volume).unwrap();
+    let (mut model, mut random) = (vec![0; SIZE], SmallRng::seed_from_u64(4));
+    let mut moments = Vec::new();
+    for _ in 0..4 {
+        scribble(&mut client, &mut model, &mut random, SIZE / 2);
+        host.varve(&["volumes", "sync", &volume]).succeeded();
+        // What is written from now on is of a later second.
+        std::thread::sleep(Duration::from_millis(1100));
+        let now = UNIX_EPOCH.elapsed().unwrap().as_secs();
+        std::thread::sleep(Duration::from_millis(1100));
+        moments.push((now, model.clone()));
+        clean(&host, &volume);
+    }
+    let usage = host.varve_json(&["volumes", "usage", &volume]);
+    assert!(usage["history"].as_u64().unwrap() > SIZE as u64 / 2, "{usage}");
+    assert!(usage["dead"].as_u64().unwrap() < 4096, "{usage}");
+    for (number, (time, expected)) in moments.iter().enumerate() {
+        let at = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(*time)).to_string();
+        let made = match number % 2 {
+            0 => host.varve(&["volumes", "fork", &volume, "--at", &at]).succeeded(),
+            _ => host.varve(&["volumes", "create", "old", "--from", &volume, "--at", &at]).succeeded(),
+        };
+        let mut past = Client::connect(&host.nbd(), &id_in(&made)).unwrap();
+        assert!(past.read_all() == *expected, "at {at} it was another disk");
+    }
+    host.varve(&["volumes", "fork", &volume, "--at", "2001-01-01T00:00:00Z"]).refused(&["any moment since"]);
+    host.varve(&["volumes", "fork", &volume, "--at", "2901-01-01T00:00:00Z"]).refused(&["future"]);
+    host.varve(&["volumes", "create", "x", "--from", &volume, "--at", "0s", "--size", "8MiB"])
+        .refused(&["cannot have only"]);
+    let other = without_past(&host);
+    host.varve(&["volumes", "fork", &other, "--at", "1m"]).refused(&["keeps no history", "--history"]);
+
+    // Without a history only the forks keep what was.
+    scribble(&mut client, &mut model, &mut random, SIZE);
+    scribble(&mut client, &mut model, &mut random, SIZE);
+    clean(&host, &volume);
+    host.varve(&["volumes", "update", &volume, "--history", "off"]).succeeded();
+    let before = number(&host, &volume, "stored_bytes");
+    clean(&host, &volume);
+    assert!(number(&host, &volume, "stored_bytes") < before);
+    assert_eq!(host.varve_json(&["volumes", "usage", &volume])["history"], 0);
+    assert!(client.read_all() == model);
+    drop(client);
+    daemon.stop();
+    host.varve(&["check", &volume]).succeeded();
 }

@@ -6,6 +6,8 @@
 mod acts;
 #[path = "simulation/attach.rs"]
 mod attach;
+#[path = "simulation/blows.rs"]
+mod blows;
 #[path = "simulation/client.rs"]
 mod client;
 #[path = "simulation/commands.rs"]
@@ -22,6 +24,8 @@ mod journal;
 mod mutants;
 #[path = "simulation/network.rs"]
 mod network;
+#[path = "simulation/past.rs"]
+mod past;
 #[path = "simulation/points.rs"]
 mod points;
 #[path = "simulation/record.rs"]

@@ -123,11 +123,6 @@ impl Census {
         }
     }
 
-    /// Forgets a segment that turned out to be none: a seal, say.
-    pub fn forget_segment(&mut self, at: ObjectAt) {
-        self.segments.remove(&at);
-    }
-
     /// Notes what a checkpoint has written, its root last, and let go of.
     pub fn note_checkpoint(&mut self, changes: &MapChanges) {
         for (at, bytes, live) in &changes.written {

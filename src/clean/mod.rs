@@ -1,7 +1,7 @@
 //! Cleaning: what objects a volume has in the store, how much of each is in use, which are worth emptying, and which may be deleted.
 //!
 //! Purpose: a log-structured disk that only appends eats its bucket. This room keeps the books and decides; it is pure. The owner
-//! (`volume/cleaning.rs`) moves the data and deletes.
+//! (`volume/cleaning`) moves the data and deletes.
 //!
 //! Owns: the census of a volume's own objects. Objects of the volumes that it was forked from are none of its business.
 //!
@@ -14,7 +14,7 @@ mod condemn;
 
 pub use census::{Census, Totals};
 pub use choice::{Goal, choose};
-pub use condemn::{condemn, condemnable_bytes};
+pub use condemn::{Needs, condemn, condemnable_bytes, keys, note_condemned};
 
 #[cfg(test)]
 mod tests;

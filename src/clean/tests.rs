@@ -8,10 +8,9 @@ use rand::{RngExt, SeedableRng};
 
 use super::*;
 use crate::format::census::{Condemned, MapChanges, ObjectAt};
-use crate::format::lineage::{Moment, Pin, PinHolder, SegmentRun, push_segment};
+use crate::format::lineage::{Moment, PastMoment, Pin, PinHolder, SegmentRun, push_segment};
 use crate::format::manifest::{Manifest, Position};
 use crate::format::map_object::{CheckpointRef, MapObjectId, PageRef};
-use crate::service::Durability;
 use crate::units::{ByteLen, Epoch, SegmentId, SegmentNumber, Sequence, Token, UnixMillis, VolumeId};
 
 const VOLUME: VolumeId = VolumeId(1);
@@ -34,33 +33,8 @@ fn checkpoint(number: u64) -> Option<CheckpointRef> {
 }
 
 fn manifest(replay_from: u64) -> Manifest {
-    Manifest {
-        volume: VOLUME,
-        name: "disk".into(),
-        region: "here".into(),
-        size: ByteLen(1 << 30),
-        created_at: UnixMillis(1),
-        durability: Durability::Local,
-        generation: 1,
-        nonce: Token(1),
-        epoch: Epoch(1),
-        owner: None,
-        checkpoint: None,
-        replay_from: position(replay_from),
-        sequence: Sequence(0),
-        inherited: Vec::new(),
-        complete: false,
-        stored_bytes: ByteLen(0),
-        destroyed_at: None,
-        being_made: false,
-        schedule: None,
-        snapshotted: Sequence(0),
-        scheduled_at: None,
-        origins: Vec::new(),
-        pins: Vec::new(),
-        census: Some(Vec::new()),
-        condemned: Condemned::default(),
-    }
+    let first = Manifest::first(VOLUME, "disk".into(), ByteLen(1 << 30), UnixMillis(1), Token(1));
+    Manifest { epoch: Epoch(1), replay_from: position(replay_from), complete: false, ..first }
 }
 
 /// A moment at a position, over the checkpoint whose root is in map object `root`, with these segments replayed.
@@ -79,7 +53,7 @@ fn moment(number: u64, root: u64, replayed: &[u64]) -> Moment {
 }
 
 fn pin(moment: Moment, fork: u64) -> Pin {
-    let holder = PinHolder::Fork { volume: VolumeId(fork), created_at: UnixMillis(1) };
+    let holder = PinHolder::Fork { volume: VolumeId(fork), created_at: UnixMillis(1), region: None };
     Pin { moment, holders: vec![holder] }
 }
 
@@ -127,6 +101,20 @@ fn a_pin_keeps_what_its_moment_leads_to_or_replays_and_nothing_else() {
     let inherits = |volume| Manifest { inherited: vec![SegmentRun { volume, ..run }], ..manifest(9) };
     assert!(segments(&condemn(&census, &inherits(VOLUME), &[])).is_empty());
     assert_eq!(segments(&condemn(&census, &inherits(VolumeId(7)), &[])), [3], "a segment of another volume");
+}
+
+#[test]
+fn the_history_keeps_what_any_moment_since_its_beginning_leads_to() {
+    let census = ten();
+    for (begins, goes) in [(0, false), (4, false), (5, false), (6, true), (8, true)] {
+        let past = |number| PastMoment { at: UnixMillis(number), moment: moment(number, 0, &[]), is_jump: false };
+        let history = vec![past(begins), past(9)];
+        let goes_with = condemn(&census, &Manifest { history, ..manifest(9) }, &[]);
+        assert_eq!(segments(&goes_with), if goes { vec![3] } else { vec![] }, "history from {begins}");
+    }
+    let replays = PastMoment { at: UnixMillis(8), moment: moment(8, 0, &[2, 3]), is_jump: true };
+    let history = vec![replays];
+    assert!(condemn(&census, &Manifest { history, ..manifest(9) }, &[]).is_empty(), "its first moment replays it");
 }
 
 #[test]

@@ -136,6 +136,14 @@ impl Client {
         self.call(self.request(Method::POST, &format!("volumes/{id}/sync"))).await
     }
 
+    /// Has a volume copy what it has of its origins, in the background.
+    ///
+    /// # Errors
+    /// `NoDaemon`, or what [`Service::hydrate`](crate::service::Service::hydrate) says.
+    pub async fn hydrate(&self, id: VolumeId) -> Result<AttachedStatus, CallError> {
+        self.call(self.request(Method::POST, &format!("volumes/{id}/hydrate"))).await
+    }
+
     /// Cleans a volume now. Takes as long as it takes.
     ///
     /// # Errors

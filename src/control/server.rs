@@ -68,6 +68,7 @@ fn router(service: Arc<dyn Service>) -> Router {
         .route("/v1/volumes/{id}/sync", post(sync))
         .route("/v1/volumes/{id}/clean", post(clean))
         .route("/v1/volumes/{id}/warm", post(warm))
+        .route("/v1/volumes/{id}/hydrate", post(hydrate))
         .route("/v1/volumes/{id}/snapshots", post(snapshot))
         .route("/v1/volumes/{id}/forks", post(fork))
         .fallback(unknown_path)
@@ -135,6 +136,13 @@ async fn warm(State(service): Daemon, Path(id): Path<String>, body: Body) -> Res
     match request {
         // It may end anywhere, as the client who waits for it does.
         Ok((id, body)) => answer(service.warm(id, body).await),
+        Err(error) => failure(&error),
+    }
+}
+
+async fn hydrate(State(service): Daemon, Path(id): Path<String>) -> Response {
+    match id.parse() {
+        Ok(id) => answer(to_the_end(async move { service.hydrate(id).await }).await),
         Err(error) => failure(&error),
     }
 }

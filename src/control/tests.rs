@@ -48,6 +48,7 @@ fn attached_status(epoch: u32) -> AttachedStatus {
         stored: Sequence(3),
         stored_bytes: ByteLen(1 << 20),
         live_bytes: ByteLen(1 << 19),
+        hydration: None,
         log_used: ByteLen(8192),
         log_length: ByteLen(1 << 30),
         warming: None,
@@ -113,6 +114,10 @@ impl Service for Small {
         let status = attached_status(2);
         let (size, durability) = (change.size.unwrap_or(status.size), change.durability.unwrap_or(status.durability));
         Ok(AttachedStatus { size, durability, ..status })
+    }
+
+    async fn hydrate(&self, volume: VolumeId) -> Result<AttachedStatus> {
+        self.sync(volume).await
     }
 
     async fn clean(&self, volume: VolumeId) -> Result<CleanReport> {
@@ -209,13 +214,14 @@ async fn every_request_reaches_the_service_and_its_answer_comes_back() {
     assert_eq!(client.volumes().await.unwrap(), vec![attached_status(2)]);
     assert_eq!(client.volume(KNOWN).await.unwrap(), attached_status(2));
     assert_eq!(client.sync(KNOWN).await.unwrap(), attached_status(2));
-    let change = VolumeChange { durability: Some(Durability::Store), size: Some(ByteLen(11 << 30)), schedule: None };
+    let change =
+        VolumeChange { durability: Some(Durability::Store), size: Some(ByteLen(11 << 30)), ..VolumeChange::default() };
     let changed = client.update(KNOWN, &change).await.unwrap();
     assert_eq!((changed.durability, changed.size), (Durability::Store, ByteLen(11 << 30)));
     let new = NewSnapshot { name: Some("nightly".into()), retention_seconds: Some(5) };
     let snapshot = client.snapshot(KNOWN, &new).await.unwrap();
     assert_eq!((snapshot.name, snapshot.expires_at), (new.name, Some(UnixMillis(5001))));
-    let refused = failed(client.fork(KNOWN, &NewForks { name: Some("f".into()), count: 2 }).await);
+    let refused = failed(client.fork(KNOWN, &NewForks { name: Some("f".into()), count: 2, region: None }).await);
     assert_eq!(refused.message(), "no 2 forks named Some(\"f\")");
     let busy = failed(client.detach(KNOWN, false).await);
     assert_eq!((busy.kind(), busy.message()), (ErrorKind::Busy, "vol_0000000000007 has 1 client"));

@@ -23,7 +23,7 @@ const ROW_BYTES: usize = 40;
 const ROWS_MAX: usize = (RAW_BYTES_MAX as usize - HEADER_BYTES) / ROW_BYTES;
 
 /// Where an object stands in the order in which a volume's objects of its kind were named. Epochs only grow, and numbers grow within one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ObjectAt {
     /// The attachment that wrote it.
     pub epoch: Epoch,

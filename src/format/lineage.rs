@@ -77,6 +77,18 @@ impl Moment {
     }
 }
 
+/// A moment of a volume's past.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastMoment {
+    /// When it was the present.
+    pub at: UnixMillis,
+    /// The content.
+    pub moment: Moment,
+    /// True if it does not follow from the one before it: the volume was rolled back to it.
+    #[serde(default)]
+    pub is_jump: bool,
+}
+
 /// What a snapshot says of itself, besides its moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotRecord {
@@ -111,6 +123,9 @@ pub enum PinHolder {
         volume: VolumeId,
         /// When it was forked.
         created_at: UnixMillis,
+        /// The region that it is in, if it is another than its origin's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        region: Option<String>,
     },
 }
 

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::format::census::Condemned;
 use crate::format::envelope;
-use crate::format::lineage::{Moment, Pin, SegmentRun, check_moment, check_runs, is_size_of_a_volume};
+use crate::format::lineage::{
+    Moment, PastMoment, Pin, PinHolder, SegmentRun, check_moment, check_runs, is_size_of_a_volume,
+};
 use crate::format::map_object::{CheckpointRef, PageRef};
 use crate::limits::{COUNT_MAX, EPOCHS_REPLAYED_MAX};
 use crate::service::{Durability, SnapshotSchedule};
@@ -55,6 +57,16 @@ pub struct Origin {
     pub position: Position,
     /// The same as a place in its sequence.
     pub sequence: Sequence,
+    /// The region that it is in, if it is not in the store of the volume that names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+}
+
+/// Copying what a volume has of its origins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hydration {
+    /// When it was asked for.
+    pub since: UnixMillis,
 }
 
 /// The root of a volume.
@@ -64,7 +76,7 @@ pub struct Manifest {
     pub volume: VolumeId,
     /// Its name, for people; not unique.
     pub name: String,
-    /// Its region, for people.
+    /// Its region.
     pub region: String,
     /// Its size in bytes; a multiple of the block size.
     pub size: ByteLen,
@@ -119,12 +131,70 @@ pub struct Manifest {
     /// Objects that nothing needs any more. They may be gone already.
     #[serde(default)]
     pub condemned: Condemned,
+    /// How many seconds of its past the volume can go back to; none of them, if zero.
+    #[serde(default)]
+    pub history_seconds: u64,
+    /// What it has of its origins is being copied, so that they can be let go of.
+    #[serde(default)]
+    pub hydration: Option<Hydration>,
+    /// The late origin, in which there may still be a pin for this volume.
+    #[serde(default)]
+    pub letting_go: Option<Origin>,
+    /// Moments of that past, oldest first. What follows one of them in the sequence leads to all moments up to the next.
+    #[serde(default)]
+    pub history: Vec<PastMoment>,
 }
 
 impl Manifest {
     /// True if people see it without asking for what is gone: neither destroyed nor still being made.
     pub fn is_shown(&self) -> bool {
         self.destroyed_at.is_none() && !self.being_made
+    }
+
+    /// The first manifest of an empty volume: detached, in the region `default`, and without snapshots by themselves or a history.
+    pub fn first(volume: VolumeId, name: String, size: ByteLen, created_at: UnixMillis, nonce: Token) -> Self {
+        Manifest {
+            volume,
+            name,
+            region: "default".to_owned(),
+            size,
+            created_at,
+            durability: Durability::Local,
+            generation: 1,
+            nonce,
+            epoch: Epoch(0),
+            owner: None,
+            checkpoint: None,
+            replay_from: Position { epoch: Epoch(1), number: SegmentNumber(0) },
+            sequence: Sequence(0),
+            inherited: Vec::new(),
+            complete: true,
+            stored_bytes: ByteLen(0),
+            destroyed_at: None,
+            being_made: false,
+            schedule: None,
+            snapshotted: Sequence(0),
+            scheduled_at: None,
+            origins: Vec::new(),
+            pins: Vec::new(),
+            census: Some(Vec::new()),
+            condemned: Condemned::default(),
+            history_seconds: 0,
+            hydration: None,
+            letting_go: None,
+            history: Vec::new(),
+        }
+    }
+
+    /// Volumes in other regions, with the names of these: the origins, and forks.
+    pub fn elsewhere(&self) -> impl Iterator<Item = (VolumeId, &str)> {
+        let origins = self.origins.iter().chain(&self.letting_go);
+        let origins = origins.filter_map(|origin| Some((origin.volume, origin.region.as_deref()?)));
+        let forks = self.pins.iter().flat_map(|pin| &pin.holders).filter_map(|holder| match holder {
+            PinHolder::Fork { volume, region, .. } => Some((*volume, region.as_deref()?)),
+            PinHolder::Snapshot(_) => None,
+        });
+        origins.chain(forks)
     }
 
     /// The content of a volume that is detached in good order.
@@ -174,7 +244,9 @@ impl Manifest {
         manifest.check_counts(&what)?;
         check_runs(&what, &manifest.inherited)?;
         manifest.condemned.check(&what)?;
-        manifest.pins.iter().try_for_each(|pin| check_moment(&what, &pin.moment))?;
+        let moments = manifest.pins.iter().map(|pin| &pin.moment);
+        let mut moments = moments.chain(manifest.history.iter().map(|past| &past.moment));
+        moments.try_for_each(|moment| check_moment(&what, moment))?;
         Ok(manifest)
     }
 

@@ -11,7 +11,7 @@ use crate::format::manifest::{Manifest, Position};
 use crate::format::segment::SegmentHeader;
 use crate::segment::fetch_index;
 use crate::store::{ObjectKey, Store, list_all};
-use crate::units::{Epoch, SegmentId, SegmentNumber};
+use crate::units::{Epoch, SegmentId, SegmentNumber, VolumeId};
 
 /// Indexes fetched at the same time.
 const FETCHES_AT_ONCE: usize = 32;
@@ -26,7 +26,7 @@ pub async fn current_moment(store: &dyn Store, manifest: &Manifest) -> Result<Mo
     if manifest.complete {
         return Ok(moment);
     }
-    for (epoch, ids) in segments_behind_checkpoint(store, manifest).await? {
+    for (epoch, ids) in segments_from(store, manifest.volume, manifest.replay_from).await? {
         let fetches = ids.into_iter().map(|id| fetch_index(store, id));
         let mut indexes = stream::iter(fetches).buffered(FETCHES_AT_ONCE);
         while let Some(index) = indexes.next().await {
@@ -43,12 +43,15 @@ pub async fn current_moment(store: &dyn Store, manifest: &Manifest) -> Result<Mo
     Ok(moment)
 }
 
-/// By epoch, the segments behind the checkpoint that follow each other without a hole: what lies behind a hole is not part of the
+/// By epoch, the segments of a volume from a position on that follow each other without a hole: what lies behind a hole is not part of the
 /// history yet.
-async fn segments_behind_checkpoint(store: &dyn Store, manifest: &Manifest) -> Result<BTreeMap<Epoch, Vec<SegmentId>>> {
-    let from = manifest.replay_from;
+pub(super) async fn segments_from(
+    store: &dyn Store,
+    volume: VolumeId,
+    from: Position,
+) -> Result<BTreeMap<Epoch, Vec<SegmentId>>> {
     let mut epochs: BTreeMap<Epoch, Vec<SegmentId>> = BTreeMap::new();
-    for object in list_all(store, &ObjectKey::segments(manifest.volume)).await? {
+    for object in list_all(store, &ObjectKey::segments(volume)).await? {
         let Some(id) = object.key.parse_segment().filter(|id| (id.epoch, id.number) >= (from.epoch, from.number))
         else {
             continue;

@@ -7,12 +7,12 @@ use futures_util::stream::{self, StreamExt};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::lineage::{Moment, PinHolder};
-use crate::format::manifest::Manifest;
+use crate::format::manifest::{Hydration, Manifest};
 use crate::limits::NAME_BYTES_MAX;
 use crate::lineage::leftovers::GRACE;
 use crate::lineage::pins;
 use crate::ownership::{self, Loaded};
-use crate::store::Store;
+use crate::store::{ByteRange, ObjectKey, Store, StoreErrorKind};
 use crate::units::{UnixMillis, VolumeId};
 
 /// Forks are made this soon after they were pinned, or not at all: long before their pins are taken for leftovers.
@@ -22,11 +22,6 @@ const _: () = assert!(PATIENCE.as_secs() * 2 < GRACE.as_secs());
 /// Manifests written at the same time.
 const WRITES_AT_ONCE: usize = 16;
 
-/// Ids for new volumes.
-pub fn new_volumes(count: u32) -> Vec<VolumeId> {
-    (0..count).map(|_| VolumeId(clock::random_u64())).collect()
-}
-
 /// The name of a fork that was given none: not its parent's, by which clients of the parent may go on to call it.
 fn name_of_fork(parent: &str) -> String {
     const SUFFIX: &str = "-fork";
@@ -34,10 +29,63 @@ fn name_of_fork(parent: &str) -> String {
     format!("{}{SUFFIX}", &stem[..stem.floor_char_boundary(NAME_BYTES_MAX - SUFFIX.len())])
 }
 
-/// Notes in the parent's manifest that the forks `ids` need `moment`.
-pub fn pin_forks(parent: &mut Manifest, moment: &Moment, ids: &[VolumeId], created_at: UnixMillis) {
-    for &volume in ids {
-        pins::pin(parent, moment, PinHolder::Fork { volume, created_at });
+/// Forks that are to be made.
+#[derive(Clone, Debug)]
+pub struct ForksToMake {
+    /// Their ids.
+    pub ids: Vec<VolumeId>,
+    /// The region they are to be in, if another than their parent's.
+    pub region: Option<String>,
+    /// When they were asked for.
+    pub created_at: UnixMillis,
+}
+
+impl ForksToMake {
+    /// So many forks, in the region of this name, or in that of `store` if none is said. One request for another region.
+    ///
+    /// # Errors
+    /// As [`region_to_make_in`].
+    pub async fn new(store: &dyn Store, count: u32, region: Option<&str>) -> Result<Self> {
+        let region = region_to_make_in(store, region).await?;
+        let ids = (0..count).map(|_| VolumeId(clock::random_u64())).collect();
+        Ok(ForksToMake { ids, region, created_at: clock::now() })
+    }
+
+    /// Notes in the parent's manifest that they need `moment`.
+    pub fn pin(&self, parent: &mut Manifest, moment: &Moment) {
+        for &volume in &self.ids {
+            let holder = PinHolder::Fork { volume, created_at: self.created_at, region: self.region.clone() };
+            pins::pin(parent, moment, holder);
+        }
+    }
+}
+
+/// The region of this name, if it is another than that of `store`, and something can be made there.
+///
+/// # Errors
+/// `Invalid` for a region that is not known, or has no store yet; what its store says.
+pub async fn region_to_make_in(store: &dyn Store, region: Option<&str>) -> Result<Option<String>> {
+    let Some(region) = region.filter(|region| store.region() != Some(region)) else { return Ok(None) };
+    let Some(there) = store.store_in(region) else {
+        return Err(Error::invalid(format!(
+            "nothing can be made in the region '{region}': the settings file does not name it, or its store cannot be opened. Put \
+             [regions.{region}] with its store there, for varve and for the daemon"
+        )));
+    };
+    if store.region().is_none() {
+        return Err(Error::invalid(format!(
+            "{} has no region by which '{region}' could call it: put region = \"NAME\" into the settings file",
+            store.address()
+        )));
+    }
+    match there.get(&ObjectKey::store_root(), ByteRange::Full).await {
+        Ok(_) => Ok(Some(region.to_owned())),
+        Err(error) if error.kind == StoreErrorKind::NotFound => Err(Error::invalid(format!(
+            "{}, in the region '{region}', is not a store of varve yet: 'varve --store {} volumes create' makes it one",
+            there.address(),
+            there.address()
+        ))),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -50,18 +98,20 @@ pub async fn create_forks(
     store: &dyn Store,
     parent: &Manifest,
     moment: &Moment,
-    ids: &[VolumeId],
+    forks: &ForksToMake,
     name: Option<&str>,
-    created_at: UnixMillis,
 ) -> Result<Vec<Manifest>> {
-    let manifests: Vec<Manifest> = ids
-        .iter()
-        .map(|&id| {
-            let name = name.map_or_else(|| name_of_fork(&parent.name), str::to_owned);
-            pins::fork_of(parent, moment, id, name, clock::random_token(), created_at)
-        })
-        .collect();
-    if clock::now().0.saturating_sub(created_at.0) > PATIENCE.as_millis() as u64 {
+    let manifests = forks.ids.iter().map(|&id| {
+        let name = name.map_or_else(|| name_of_fork(&parent.name), str::to_owned);
+        let mut fork = pins::fork_of(parent, moment, id, name, clock::random_token(), forks.created_at);
+        if let (Some(region), Some(home)) = (&forks.region, store.region()) {
+            store.place(id, region);
+            send_to(&mut fork, region, home);
+        }
+        fork
+    });
+    let manifests: Vec<Manifest> = manifests.collect();
+    if clock::now().0.saturating_sub(forks.created_at.0) > PATIENCE.as_millis() as u64 {
         let message = format!("making forks of {} took so long that it was given up: try again", parent.volume);
         return Err(Error::new(ErrorKind::Conflict, message));
     }
@@ -83,6 +133,16 @@ pub async fn create_forks(
             let ids: Vec<String> = made.iter().map(|manifest| manifest.volume.to_string()).collect();
             Err(Error::new(error.kind(), format!("{error}; made before that: {}", ids.join(", "))))
         }
+    }
+}
+
+/// Makes a fork's manifest one for another region than its parent's, whose region is `home`: what it has of its origins is copied by and by.
+fn send_to(fork: &mut Manifest, region: &str, home: &str) {
+    region.clone_into(&mut fork.region);
+    fork.hydration = Some(Hydration { since: fork.created_at });
+    for origin in &mut fork.origins {
+        let from = origin.region.take().unwrap_or_else(|| home.to_owned());
+        origin.region = Some(from).filter(|from| from != region);
     }
 }
 

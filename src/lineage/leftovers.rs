@@ -135,8 +135,10 @@ pub async fn remnants(
                             found.push(Remnant::SnapshotWithoutObject { volume, record, moment: moment.clone() });
                         }
                     }
-                    PinHolder::Fork { volume: fork, created_at } => {
-                        if is_wanted && !manifests.contains_key(fork) && is_missing(store, *fork).await? {
+                    PinHolder::Fork { volume: fork, created_at, region } => {
+                        // Where nobody can look, nobody can say that it is missing.
+                        let can_look = region.as_ref().is_none_or(|region| store.store_in(region).is_some());
+                        if is_wanted && can_look && !manifests.contains_key(fork) && is_missing(store, *fork).await? {
                             let (parent, moment) = (manifest.volume, moment.clone());
                             found.push(Remnant::Fork { parent, fork: *fork, moment, since: *created_at });
                         }

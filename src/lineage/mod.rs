@@ -19,6 +19,7 @@ mod current;
 mod diff;
 mod forks;
 mod frozen;
+mod history;
 mod leftovers;
 mod pins;
 mod replay;
@@ -28,8 +29,9 @@ mod usage;
 
 pub use current::current_moment;
 pub use diff::{ChangedExtent, MapView, changes_within, diff};
-pub use forks::{create_forks, new_volumes, pin_forks};
+pub use forks::{ForksToMake, create_forks, region_to_make_in};
 pub use frozen::{FrozenMap, FrozenPages, OccupiedPage};
+pub use history::{forget_past, moment_at, note_present, past_before, reaches_back_to};
 pub use leftovers::{GRACE, Remnant, put_right, remnants};
 pub use pins::{
     expired, find_snapshot, fork_of, only_if_complete, only_if_usable, pin, release_fork, roll_back, snapshots,

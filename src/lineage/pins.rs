@@ -1,11 +1,11 @@
 //! Pins: what manifests say about moments that others need. Pure.
 
 use crate::error::{Error, Result};
-use crate::format::census::Condemned;
 use crate::format::lineage::{Moment, Pin, PinHolder, SnapshotRecord};
 use crate::format::manifest::{Manifest, Origin, Position};
+use crate::lineage::history::{note_jump, note_present};
 use crate::service::{SnapshotStatus, SnapshotSummary};
-use crate::units::{ByteLen, Epoch, SegmentNumber, SnapshotId, Token, UnixMillis, VolumeId};
+use crate::units::{SegmentNumber, SnapshotId, Token, UnixMillis, VolumeId};
 use crate::work::simulated::{self, Mutation};
 
 /// Notes that `holder` needs `moment`. Noting it twice is noting it once.
@@ -98,34 +98,22 @@ pub fn fork_of(
     nonce: Token,
     now: UnixMillis,
 ) -> Manifest {
-    let nearest = Origin { volume: parent.volume, position: moment.position, sequence: moment.sequence };
-    Manifest {
-        volume,
-        name,
+    let Moment { position, sequence, .. } = *moment;
+    let nearest = Origin { volume: parent.volume, position, sequence, region: None };
+    let mut fork = Manifest {
         region: parent.region.clone(),
-        size: moment.size,
-        created_at: now,
         durability: parent.durability,
-        generation: 1,
-        nonce,
-        epoch: Epoch(0),
-        owner: None,
         checkpoint: moment.checkpoint,
-        replay_from: Position { epoch: Epoch(1), number: SegmentNumber(0) },
         sequence: moment.sequence,
         inherited: moment.replay.clone(),
-        complete: true,
-        being_made: false,
-        stored_bytes: ByteLen(0),
-        destroyed_at: None,
         schedule: parent.schedule,
         snapshotted: moment.sequence,
-        scheduled_at: None,
         origins: std::iter::once(nearest).chain(parent.origins.iter().cloned()).collect(),
-        pins: Vec::new(),
-        census: Some(Vec::new()),
-        condemned: Condemned::default(),
-    }
+        history_seconds: parent.history_seconds,
+        ..Manifest::first(volume, name, moment.size, now, nonce)
+    };
+    note_present(&mut fork, now);
+    fork
 }
 
 /// Refuses a volume that is destroyed, or that is only being made.
@@ -162,7 +150,7 @@ pub fn only_if_complete(manifest: &Manifest) -> Result<()> {
 ///
 /// # Errors
 /// `Invalid` if the volume did not end in good order, which an owner must put right first.
-pub fn roll_back(manifest: &mut Manifest, moment: &Moment) -> Result<()> {
+pub fn roll_back(manifest: &mut Manifest, moment: &Moment, now: UnixMillis) -> Result<()> {
     only_if_complete(manifest)?;
     manifest.epoch = manifest.epoch.next();
     manifest.replay_from = Position { epoch: manifest.epoch.next(), number: SegmentNumber(0) };
@@ -171,5 +159,6 @@ pub fn roll_back(manifest: &mut Manifest, moment: &Moment) -> Result<()> {
     manifest.size = manifest.size.max(moment.size);
     // What was dead may be in use again.
     manifest.census = None;
+    note_jump(manifest, now);
     Ok(())
 }

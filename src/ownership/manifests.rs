@@ -36,7 +36,9 @@ pub async fn load(store: &dyn Store, volume: VolumeId) -> Result<Loaded> {
             });
         }
     };
-    Ok(Loaded { manifest: Manifest::decode(volume, &fetched.bytes)?, etag: fetched.etag })
+    let manifest = Manifest::decode(volume, &fetched.bytes)?;
+    manifest.elsewhere().for_each(|(other, region)| store.place(other, region));
+    Ok(Loaded { manifest, etag: fetched.etag })
 }
 
 /// Creates a volume by writing its first manifest.

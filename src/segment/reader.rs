@@ -45,7 +45,7 @@ pub fn parse_object_tail(id: SegmentId, tail: &[u8], object_length: u64) -> Resu
     decode_index(id, &decode_trailer(id, tail, object_length)?, tail)
 }
 
-/// Fetches the stored bytes of adjoining frames, `frames[0]` being the first of them in the object.
+/// Fetches the stored bytes of frames, which are in order, with one request: what lies between them comes with it.
 ///
 /// # Errors
 /// `NotFound` and what the store says; the bytes are not verified yet.

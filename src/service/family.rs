@@ -15,6 +15,8 @@ pub struct VolumeChange {
     pub size: Option<ByteLen>,
     /// When snapshots are taken by themselves.
     pub schedule: Option<ScheduleChange>,
+    /// How many seconds of its past it can go back to from now on; none of them, if zero.
+    pub history_seconds: Option<u64>,
 }
 
 /// A change of the schedule; what is left out stays, or is the default if there was no schedule.
@@ -77,6 +79,24 @@ pub struct NewForks {
     pub name: Option<String>,
     /// How many.
     pub count: u32,
+    /// The region that they are to be in; the origin's, if not said.
+    #[serde(default)]
+    pub region: Option<String>,
+}
+
+/// How far a volume has come with copying what it has of its origins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HydrationStatus {
+    /// Bytes that it has copied, or need not copy any more.
+    pub done: ByteLen,
+    /// Bytes that it began with; zero before they are counted.
+    pub total: ByteLen,
+    /// Of those done, bytes that could not be read. The origin is not let go of.
+    pub damaged: ByteLen,
+    /// How long the rest may take.
+    pub seconds_left: Option<f64>,
+    /// All is copied, but snapshots or forks of the time before need the origin.
+    pub waits_for_pins: bool,
 }
 
 /// Whether a snapshot can be used.
@@ -150,6 +170,9 @@ pub struct UsageReport {
     pub unique: ByteLen,
     /// Of these, bytes to which several of a family refer, each counted once.
     pub shared: ByteLen,
+    /// Of these, segments that only moments of the past need, to which a volume can go back.
+    #[serde(default)]
+    pub history: ByteLen,
     /// Of these, segments to which nobody refers any more: what cleaning would free.
     pub dead: ByteLen,
     /// Of these, block maps and manifests.

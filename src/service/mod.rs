@@ -14,8 +14,8 @@ mod family;
 mod warm;
 
 pub use family::{
-    DiskUsageSummary, Leftover, NewForks, NewSnapshot, ScheduleChange, SnapshotSchedule, SnapshotStatus,
-    SnapshotSummary, UsageReport, VolumeChange,
+    DiskUsageSummary, HydrationStatus, Leftover, NewForks, NewSnapshot, ScheduleChange, SnapshotSchedule,
+    SnapshotStatus, SnapshotSummary, UsageReport, VolumeChange,
 };
 pub use warm::{WarmProgress, WarmReport, WarmRequest};
 
@@ -64,6 +64,9 @@ pub struct AttachedStatus {
     /// The part of them that its newest content is in; an estimate.
     #[serde(default)]
     pub live_bytes: ByteLen,
+    /// How far it has come with copying what it has of its origins, if it does that.
+    #[serde(default)]
+    pub hydration: Option<HydrationStatus>,
     /// Bytes of the write log in use, and its length.
     pub log_used: ByteLen,
     /// Length of the ring.
@@ -114,7 +117,7 @@ pub struct CleanReport {
     pub stored: ByteLen,
     /// The part of them that its newest content is in.
     pub live: ByteLen,
-    /// Bytes of segments that only snapshots and forks need.
+    /// Bytes of segments that only snapshots, forks and the history need.
     pub pinned: ByteLen,
 }
 
@@ -198,6 +201,12 @@ pub trait Service: Send + Sync + 'static {
     /// `NotFound` if it is not attached here; `Invalid` if there is no such trace; what the store says.
     async fn warm(&self, volume: VolumeId, request: WarmRequest) -> Result<WarmReport>;
 
+    /// Has a volume copy, in the background, what it has of its origins, and then let go of them.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not attached here; `Invalid` if it has no origin; what the store says.
+    async fn hydrate(&self, volume: VolumeId) -> Result<AttachedStatus>;
+
     /// Takes a snapshot of exactly what was acknowledged before the call, while I/O goes on.
     ///
     /// # Errors
@@ -257,6 +266,15 @@ pub struct VolumeSummary {
     pub durability: Durability,
     /// When snapshots are taken by themselves.
     pub schedule: Option<SnapshotSchedule>,
+    /// How many seconds of its past it can go back to; none of them, if zero.
+    #[serde(default)]
+    pub history_seconds: u64,
+    /// What it has of its origins is being copied.
+    #[serde(default)]
+    pub is_hydrating: bool,
+    /// The oldest time that it can go back to, if any.
+    #[serde(default)]
+    pub history_since: Option<UnixMillis>,
     /// The volume that it was forked from.
     pub origin: Option<VolumeId>,
     /// Snapshots of it that can be used.
@@ -284,6 +302,16 @@ pub struct NewVolume {
     pub durability: Durability,
     /// When snapshots are taken by themselves.
     pub schedule: Option<SnapshotSchedule>,
+    /// How many seconds of its past it can go back to; none of them, if zero.
+    pub history_seconds: u64,
+}
+
+impl NewVolume {
+    /// A volume in the region `default`, with durability `local`, no snapshots by themselves, and no history.
+    pub fn named(name: impl Into<String>, size: ByteLen) -> Self {
+        let (region, durability) = ("default".to_owned(), Durability::Local);
+        NewVolume { name: name.into(), size, region, durability, schedule: None, history_seconds: 0 }
+    }
 }
 
 /// How far an import or export has come.

@@ -1,5 +1,6 @@
 //! The settings file: TOML with the keys of the table in the [parent module](super), each checked by the parser of its flag.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,8 +10,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::{
-    Prefetch, SpaceTarget, TlsMode, parse_address, parse_connections, parse_duration, parse_log_size, parse_size,
-    parse_space_target, parse_transfer_size,
+    Prefetch, RegionSettings, SpaceTarget, TlsMode, parse_address, parse_connections, parse_duration, parse_log_size,
+    parse_size, parse_space_target, parse_transfer_size,
 };
 use crate::error::{Error, Result};
 use crate::units::ByteLen;
@@ -23,6 +24,8 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct FileSettings {
     pub(super) store: Option<String>,
+    pub(super) region: Option<String>,
+    pub(super) regions: BTreeMap<String, RegionSettings>,
     pub(super) state: Option<PathBuf>,
     pub(super) control: Option<PathBuf>,
     #[serde(deserialize_with = "addresses")]

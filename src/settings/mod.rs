@@ -4,6 +4,8 @@
 //! | key | default | what |
 //! | --- | --- | --- |
 //! | `store` | `file://DATA/varve/store` | where volumes live: `file:///path` or `s3://bucket/prefix` |
+//! | `region` | none | what other regions call the one of the store: the name of a table `[regions.NAME]`, say, whose `store` is then the default |
+//! | `[regions.NAME]` | none | another region: `store`, and `endpoint`, `aws-region`, `profile` where they differ from what the environment says |
 //! | `state` | `DATA/varve/state` | local directory: write logs, map, read cache |
 //! | `control` | `STATE/control.sock` | the control socket |
 //! | `nbd` | `127.0.0.1:10809` | TCP addresses for NBD clients; the default holds if no address and no Unix socket is given |
@@ -35,11 +37,13 @@ use crate::error::{Error, Result};
 use crate::units::ByteLen;
 
 mod file;
+mod regions;
 mod size;
 #[cfg(test)]
 mod tests;
 
 pub use file::FileSettings;
+pub use regions::{RegionSettings, Regions};
 pub use size::{parse_log_size, parse_name, parse_size, parse_transfer_size, parse_volume_size};
 
 const NBD_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10809);
@@ -187,6 +191,8 @@ pub struct SharedSettings {
     pub state: PathBuf,
     /// Path of the control socket.
     pub control: PathBuf,
+    /// The region of the store, and the stores of others.
+    pub regions: Regions,
 }
 
 /// All that varved needs to know.
@@ -263,7 +269,9 @@ impl SharedArguments {
     }
 
     fn over(&self, file: &FileSettings, places: &Places) -> Result<SharedSettings> {
-        let store = self.store.clone().or_else(|| file.store.clone());
+        let regions = Regions::new(file.region.clone(), file.regions.clone())?;
+        let home = || regions.home().map(|home| home.store.clone());
+        let store = self.store.clone().or_else(|| file.store.clone()).or_else(home);
         let store = match store {
             Some(url) if url.trim().is_empty() => {
                 return Err(Error::invalid("--store is empty: give file:///path or s3://bucket/prefix"));
@@ -276,7 +284,7 @@ impl SharedArguments {
             state.map_or_else(|| Ok(places.data("--state")?.join("state")), |path| absolute(path, "--state"))?;
         let control = self.control.clone().or_else(|| file.control.clone());
         let control = control.map_or_else(|| Ok(state.join("control.sock")), |path| absolute(path, "--control"))?;
-        Ok(SharedSettings { store, state, control })
+        Ok(SharedSettings { store, state, control, regions })
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `key` | names of objects, and nothing else makes one |
 //! | `s3`, `directory`, `memory` | the implementations; all three pass `tests/store.rs` |
 //! | `retry`, `meter`, `fault` | wrappers: same trait in, same trait out |
+//! | `regions` | several stores as one: a volume's objects are where the volume is |
 //! | `probe` | is this store fit to be trusted with fencing? |
 //! | `open` | from a URL to a store in its wrappers |
 //!
@@ -14,11 +15,13 @@
 //! interpreted here; every object carries its own checksums, which its reader verifies.
 
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind};
+use crate::units::VolumeId;
 
 mod directory;
 mod fault;
@@ -27,6 +30,7 @@ mod memory;
 mod meter;
 mod open;
 mod probe;
+mod regions;
 mod retry;
 mod s3;
 
@@ -35,8 +39,9 @@ pub use fault::{Effect, Faults, Gate, Logged, Matching};
 pub use key::ObjectKey;
 pub use memory::MemoryStore;
 pub use meter::{Counts, Meter};
-pub use open::{OpenStore, StoreUrl, open, wrap};
+pub use open::{OpenStore, StoreUrl, open, open_with_regions, wrap};
 pub use probe::probe;
+pub use regions::Regions;
 pub use retry::{Retry, RetryPolicy};
 pub use s3::{S3Access, S3Store};
 
@@ -211,6 +216,19 @@ pub trait Store: Send + Sync + 'static {
 
     /// The address for people and messages, without secrets: `file:///...` or `s3://bucket/prefix`.
     fn address(&self) -> &str;
+
+    /// What other regions call the one that this store is in, if it has a name.
+    fn region(&self) -> Option<&str> {
+        None
+    }
+
+    /// The store of the region of this name, if its volumes can be reached through this one.
+    fn store_in(&self, _region: &str) -> Option<Arc<dyn Store>> {
+        None
+    }
+
+    /// Says that a volume is in the region of this name. What stands for one region alone has no use for it.
+    fn place(&self, _volume: VolumeId, _region: &str) {}
 }
 
 /// All objects whose names begin with `prefix`, sorted: for where there are not more than memory may hold.

@@ -1,15 +1,17 @@
 //! From a URL to a store in its wrappers.
 //!
 //! ```text
-//! Retry (policy, settling) -> Meter (each try counts) -> S3 | directory
+//! Regions (if there are any) -> Retry (policy, settling) -> Meter (each try counts) -> S3 | directory
 //! ```
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{Counts, DirectoryStore, Meter, Retry, RetryPolicy, S3Store, Store};
+use super::{Counts, DirectoryStore, Meter, Regions, Retry, RetryPolicy, S3Store, Store};
 use crate::error::{Error, Result};
+use crate::settings::{RegionSettings, SharedSettings};
 
 /// Where a store is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +68,7 @@ impl FromStr for StoreUrl {
 /// An open store.
 #[derive(Clone)]
 pub struct OpenStore {
-    /// For requests that somebody waits for: the policy is [`RetryPolicy::default`].
+    /// The store.
     pub store: Arc<dyn Store>,
     /// What was requested so far, by all who share this store.
     pub counts: Arc<Counts>,
@@ -74,7 +76,7 @@ pub struct OpenStore {
 }
 
 impl OpenStore {
-    /// The same store, counted together, but tried again as `policy` says.
+    /// The store alone, without those of other regions, counted together, but tried again as `policy` says.
     pub fn with_policy(&self, policy: RetryPolicy) -> Arc<dyn Store> {
         Arc::new(Retry::new(self.metered.clone(), policy, self.counts.clone()))
     }
@@ -85,16 +87,46 @@ impl OpenStore {
 /// # Errors
 /// `Invalid` for a URL that is none; `Denied` if the directory is missing or closed to us. An S3 store is not asked yet.
 pub async fn open(url: &str, create: bool) -> Result<OpenStore> {
-    let bare: Arc<dyn Store> = match url.parse()? {
+    let there = RegionSettings { store: url.to_owned(), ..RegionSettings::default() };
+    Ok(wrap(open_bare(&there, create).await?))
+}
+
+/// Opens the store that the settings name, and behind it those of the other regions. One of these that cannot be opened is an error for
+/// those who need something there.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_with_regions(settings: &SharedSettings, create: bool) -> Result<OpenStore> {
+    let regions = &settings.regions;
+    let named = regions.home().filter(|home| home.store == settings.store).cloned();
+    let home = named.unwrap_or_else(|| RegionSettings { store: settings.store.clone(), ..RegionSettings::default() });
+    let home = wrap(open_bare(&home, create).await?);
+    if regions.own.is_none() && regions.named.is_empty() {
+        return Ok(home);
+    }
+    let mut others = BTreeMap::new();
+    for (name, there) in regions.others() {
+        let opened = open_bare(there, false).await;
+        let opened = opened.map(|bare| counted(bare, home.counts.clone()).store).map_err(|error| error.to_string());
+        others.insert(name.to_owned(), opened);
+    }
+    let store = Arc::new(Regions::new(home.store.clone(), regions.own.clone(), others));
+    Ok(OpenStore { store, ..home })
+}
+
+async fn open_bare(there: &RegionSettings, create: bool) -> Result<Arc<dyn Store>> {
+    Ok(match there.store.parse()? {
         StoreUrl::Directory(path) => Arc::new(DirectoryStore::open(Path::new(&path), create).await?),
-        StoreUrl::S3 { bucket, prefix } => Arc::new(S3Store::from_environment(&bucket, &prefix).await),
-    };
-    Ok(wrap(bare))
+        StoreUrl::S3 { bucket, prefix } => Arc::new(S3Store::from_environment(&bucket, &prefix, there).await),
+    })
 }
 
 /// Puts a store into the wrappers that [`open`] uses.
 pub fn wrap(bare: Arc<dyn Store>) -> OpenStore {
-    let counts = Arc::new(Counts::default());
+    counted(bare, Arc::new(Counts::default()))
+}
+
+fn counted(bare: Arc<dyn Store>, counts: Arc<Counts>) -> OpenStore {
     let metered: Arc<dyn Store> = Arc::new(Meter::new(bare, counts.clone()));
     let store = Arc::new(Retry::new(metered.clone(), RetryPolicy::default(), counts.clone()));
     OpenStore { store, counts, metered }

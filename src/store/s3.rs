@@ -40,6 +40,7 @@ use super::{
     StoreResult,
 };
 use crate::limits::{OBJECT_BYTES_MAX, STORE_FETCHES_AT_ONCE};
+use crate::settings::RegionSettings;
 use crate::units::UnixMillis;
 
 mod bodies;
@@ -85,11 +86,14 @@ pub struct S3Store {
 }
 
 impl S3Store {
-    /// Reaches `bucket` as the AWS environment and profiles say. No request is made yet, except for what finding out
+    /// Reaches `bucket` as the AWS environment and profiles say, unless `there` says otherwise. No request is made yet, except for what finding out
     /// region and credentials takes on a cloud host.
-    pub async fn from_environment(bucket: &str, prefix: &str) -> Self {
-        let endpoint = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().find_map(|name| std::env::var(name).ok());
-        let named = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+    pub async fn from_environment(bucket: &str, prefix: &str, there: &RegionSettings) -> Self {
+        let environment =
+            || ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().find_map(|name| std::env::var(name).ok());
+        let endpoint = there.endpoint.clone().or_else(environment);
+        let named = RegionProviderChain::first_try(there.aws_region.clone().map(Region::new))
+            .or_else(EnvironmentVariableRegionProvider::new())
             .or_else(ProfileFileRegionProvider::new());
         let region = match (named.region().await, &endpoint) {
             (Some(region), _) => Some(region),
@@ -100,8 +104,14 @@ impl S3Store {
                 found.region().await
             }
         };
-        let shared =
-            aws_config::defaults(BehaviorVersion::v2026_01_12()).http_client(http_client()).region(region).load().await;
+        let mut shared = aws_config::defaults(BehaviorVersion::v2026_01_12()).http_client(http_client()).region(region);
+        if let Some(endpoint) = &there.endpoint {
+            shared = shared.endpoint_url(endpoint);
+        }
+        if let Some(profile) = &there.profile {
+            shared = shared.profile_name(profile);
+        }
+        let shared = shared.load().await;
         let endpoint = endpoint.or_else(|| shared.endpoint_url().map(str::to_owned));
         Self::build(aws_sdk_s3::config::Builder::from(&shared), endpoint.as_deref(), bucket, prefix)
     }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::census::Condemned;
-use crate::format::manifest::{Manifest, Position};
+use crate::format::manifest::Manifest;
 use crate::lineage;
 use crate::ownership::{self, Loaded};
 use crate::service::{DumpTarget, NewVolume, OwnerSummary, Swept, VolumeState, VolumeSummary};
+use crate::settings::SharedSettings;
 use crate::store::{self, Store};
-use crate::units::{ByteLen, Epoch, SegmentNumber, Sequence, UnixMillis, VolumeId};
+use crate::units::{UnixMillis, VolumeId};
 use crate::volume::purge::{self, UNDELETE_MILLIS};
 use crate::volume::{dump, root};
 
@@ -20,12 +20,12 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Opens the store at a URL. With `create`, a place that is empty becomes a store.
+    /// Opens the store that the settings name. With `create`, a place that is empty becomes a store.
     ///
     /// # Errors
     /// `Invalid`, `NotFound`, `Denied`, `Unsupported`, and what the store says.
-    pub async fn open(url: &str, create: bool) -> Result<Self> {
-        let opened = store::open(url, create).await?;
+    pub async fn open(settings: &SharedSettings, create: bool) -> Result<Self> {
+        let opened = store::open_with_regions(settings, create).await?;
         if create {
             root::read_or_create(&*opened.store).await?;
         } else {
@@ -39,12 +39,16 @@ impl Admin {
         Admin { store }
     }
 
-    /// Creates a volume: one request.
+    /// Creates a volume: one request, and one more where it is to be in another region.
     ///
     /// # Errors
-    /// What the store says.
+    /// `Invalid` for a region that is not known; what the store says.
     pub async fn create_volume(&self, new: NewVolume) -> Result<VolumeSummary> {
+        let elsewhere = lineage::region_to_make_in(&*self.store, self.named_region(&new)).await?;
         let manifest = new_manifest(new);
+        if let Some(region) = elsewhere {
+            self.store.place(manifest.volume, &region);
+        }
         ownership::create(&*self.store, manifest).await.map(|loaded| summary(&loaded.manifest))
     }
 
@@ -157,6 +161,11 @@ impl Admin {
         dump::dump(&self.store, target).await
     }
 
+    /// The region that a new volume is to be in. Where the settings do not name that of the store, it is a word for people.
+    pub(super) fn named_region<'a>(&self, new: &'a NewVolume) -> Option<&'a str> {
+        self.store.region().is_some().then_some(&*new.region)
+    }
+
     async fn load(&self, id: VolumeId) -> Result<Loaded> {
         ownership::load(&*self.store, id).await
     }
@@ -172,33 +181,12 @@ impl Admin {
 
 /// The manifest of a volume that was never attached: empty, and complete.
 pub(super) fn new_manifest(new: NewVolume) -> Manifest {
-    Manifest {
-        volume: VolumeId(clock::random_u64()),
-        name: new.name,
-        region: new.region,
-        size: new.size,
-        created_at: clock::now(),
-        durability: new.durability,
-        generation: 1,
-        nonce: clock::random_token(),
-        epoch: Epoch(0),
-        owner: None,
-        checkpoint: None,
-        replay_from: Position { epoch: Epoch(1), number: SegmentNumber(0) },
-        sequence: Sequence(0),
-        inherited: Vec::new(),
-        complete: true,
-        being_made: false,
-        stored_bytes: ByteLen(0),
-        destroyed_at: None,
-        schedule: new.schedule,
-        snapshotted: Sequence(0),
-        scheduled_at: None,
-        origins: Vec::new(),
-        pins: Vec::new(),
-        census: Some(Vec::new()),
-        condemned: Condemned::default(),
-    }
+    let NewVolume { name, size, region, durability, schedule, history_seconds } = new;
+    let now = clock::now();
+    let first = Manifest::first(VolumeId(clock::random_u64()), name, size, now, clock::random_token());
+    let mut manifest = Manifest { region, durability, schedule, history_seconds, ..first };
+    lineage::note_present(&mut manifest, now);
+    manifest
 }
 
 /// A volume as people see it.
@@ -219,6 +207,9 @@ pub(super) fn summary(manifest: &Manifest) -> VolumeSummary {
         epoch: manifest.epoch,
         durability: manifest.durability,
         schedule: manifest.schedule,
+        history_seconds: manifest.history_seconds,
+        is_hydrating: manifest.hydration.is_some(),
+        history_since: lineage::reaches_back_to(manifest, now),
         origin: manifest.origins.first().map(|origin| origin.volume),
         snapshots: lineage::snapshots(manifest).iter().filter(|(record, _)| !record.is_expired(now)).count() as u64,
         created_at: manifest.created_at,

@@ -2,14 +2,14 @@
 
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::format::lineage::{PinHolder, SnapshotObject};
+use crate::format::lineage::{Moment, PastMoment, PinHolder, SnapshotObject};
 use crate::format::manifest::Manifest;
-use crate::lineage;
+use crate::lineage::{self, ForksToMake};
 use crate::ownership::{self, Loaded};
 use crate::service::{NewForks, NewSnapshot, NewVolume, SnapshotSummary, VolumeChange, VolumeSummary};
-use crate::units::{SnapshotId, VolumeId};
+use crate::units::{ByteLen, SnapshotId, UnixMillis, VolumeId};
 use crate::volume::admin::{Admin, summary};
-use crate::volume::family::{apply_change, ids_for, owned_by_another};
+use crate::volume::family::{apply_change, check_count, owned_by_another};
 
 impl Admin {
     /// Changes a volume that nobody owns.
@@ -94,16 +94,17 @@ impl Admin {
     /// # Errors
     /// `Busy` if somebody owns it; what the store says.
     pub async fn fork_volume(&self, id: VolumeId, new: NewForks) -> Result<Vec<VolumeSummary>> {
-        let (ids, now) = (ids_for(&new)?, clock::now());
+        check_count(&new)?;
+        let forks = ForksToMake::new(&*self.store, new.count, new.region.as_deref()).await?;
         let pinned = ownership::change(&*self.store, id, |manifest| {
             only_if_free(manifest, "fork")?;
             let moment = manifest.moment();
-            lineage::pin_forks(manifest, &moment, &ids, now);
+            forks.pin(manifest, &moment);
             Ok(())
         });
         let parent = pinned.await?.manifest;
         let moment = parent.moment();
-        let forks = lineage::create_forks(&*self.store, &parent, &moment, &ids, new.name.as_deref(), now).await?;
+        let forks = lineage::create_forks(&*self.store, &parent, &moment, &forks, new.name.as_deref()).await?;
         Ok(forks.iter().map(summary).collect())
     }
 
@@ -119,27 +120,88 @@ impl Admin {
         count: u32,
     ) -> Result<Vec<VolumeSummary>> {
         let found = lineage::find(&*self.store, snapshot).await?;
-        let mut moment = found.moment.clone();
-        if new.size.0 != 0 && new.size < moment.size {
-            return Err(Error::invalid(format!(
-                "snapshot {snapshot} has {} bytes: a volume made from it cannot have only {}",
-                moment.size, new.size
-            )));
+        if new.size.0 != 0 && new.size < found.moment.size {
+            return Err(too_small(&format!("snapshot {snapshot}"), found.moment.size, new.size));
         }
-        let (ids, now) = (lineage::new_volumes(count), clock::now());
+        let forks = ForksToMake::new(&*self.store, count, self.named_region(&new)).await?;
         let pinned = ownership::change(&*self.store, found.volume.manifest.volume, |manifest| {
-            if lineage::find_snapshot(manifest, snapshot, now).is_none() {
+            if lineage::find_snapshot(manifest, snapshot, forks.created_at).is_none() {
                 return Err(Error::not_found(format!("snapshot {snapshot} was destroyed meanwhile")));
             }
-            lineage::pin_forks(manifest, &found.moment, &ids, now);
+            forks.pin(manifest, &found.moment);
             Ok(())
         });
-        let mut parent = pinned.await?.manifest;
+        self.create_pinned(pinned.await?.manifest, found.moment, &forks, &new).await
+    }
+
+    /// Makes forks of a volume as it was at `time`, also of one in use.
+    ///
+    /// # Errors
+    /// `Invalid` if the volume cannot go back to that; what the store says.
+    pub async fn fork_past(&self, id: VolumeId, time: UnixMillis, new: NewForks) -> Result<Vec<VolumeSummary>> {
+        check_count(&new)?;
+        let forks = ForksToMake::new(&*self.store, new.count, new.region.as_deref()).await?;
+        let (parent, moment) = self.pin_past(id, time, &forks).await?;
+        let forks = lineage::create_forks(&*self.store, &parent, &moment, &forks, new.name.as_deref()).await?;
+        Ok(forks.iter().map(summary).collect())
+    }
+
+    /// Makes volumes from a volume as it was at `time`. What `new` says of them counts, and its size may be larger, or zero for the size
+    /// that the volume had then.
+    ///
+    /// # Errors
+    /// `Invalid` for a smaller size, or if the volume cannot go back to that; what the store says.
+    pub async fn create_from_past(
+        &self,
+        id: VolumeId,
+        time: UnixMillis,
+        new: NewVolume,
+        count: u32,
+    ) -> Result<Vec<VolumeSummary>> {
+        let forks = ForksToMake::new(&*self.store, count, self.named_region(&new)).await?;
+        let size = ownership::load(&*self.store, id).await?.manifest.size;
+        if new.size.0 != 0 && new.size < size {
+            return Err(too_small(&format!("volume {id}"), size, new.size));
+        }
+        let (parent, moment) = self.pin_past(id, time, &forks).await?;
+        self.create_pinned(parent, moment, &forks, &new).await
+    }
+
+    /// Notes that these forks need the moment at `time`, and returns that, and the manifest that says so.
+    async fn pin_past(&self, id: VolumeId, time: UnixMillis, forks: &ForksToMake) -> Result<(Manifest, Moment)> {
+        let mut known: Option<(PastMoment, Moment)> = None;
+        loop {
+            let loaded = ownership::load(&*self.store, id).await?;
+            let manifest = &loaded.manifest;
+            lineage::only_if_usable(manifest)?;
+            let past = lineage::past_before(manifest, time, clock::now())?;
+            let is_kept = |from: &PastMoment| manifest.history.iter().any(|past| past.moment == from.moment);
+            let (from, moment) = match known.take().filter(|(from, _)| is_kept(from)) {
+                Some(known) => known,
+                None => (past.clone(), lineage::moment_at(&*self.store, manifest, past, time).await?),
+            };
+            // As long as the moment that it was found from is in the history, nothing that follows that is deleted.
+            let pinned = ownership::update(&*self.store, &loaded, |manifest| forks.pin(manifest, &moment));
+            match pinned.await {
+                Err(error) if error.kind() == ErrorKind::Conflict => known = Some((from, moment)),
+                other => return Ok((other?.manifest, moment)),
+            }
+        }
+    }
+
+    async fn create_pinned(
+        &self,
+        mut parent: Manifest,
+        mut moment: Moment,
+        forks: &ForksToMake,
+        new: &NewVolume,
+    ) -> Result<Vec<VolumeSummary>> {
         moment.size = moment.size.max(new.size);
         parent.region.clone_from(&new.region);
         parent.durability = new.durability;
         parent.schedule = new.schedule;
-        let forks = lineage::create_forks(&*self.store, &parent, &moment, &ids, Some(&new.name), now).await?;
+        parent.history_seconds = new.history_seconds;
+        let forks = lineage::create_forks(&*self.store, &parent, &moment, forks, Some(&new.name)).await?;
         Ok(forks.iter().map(summary).collect())
     }
 
@@ -167,9 +229,10 @@ impl Admin {
                 Err(error) if error.kind() == ErrorKind::Conflict => continue,
                 other => other?,
             };
-            let rolled =
-                ownership::change_loaded(&*self.store, &pinned, |manifest| lineage::roll_back(manifest, &found.moment))
-                    .await;
+            let rolled = ownership::change_loaded(&*self.store, &pinned, |manifest| {
+                lineage::roll_back(manifest, &found.moment, clock::now())
+            })
+            .await;
             match rolled {
                 Ok(rolled) => return Ok((summary(&rolled.manifest), kept)),
                 // The volume is as it was: so is the list of its snapshots.
@@ -187,6 +250,10 @@ impl Admin {
             }
         }
     }
+}
+
+fn too_small(of: &str, size: ByteLen, wanted: ByteLen) -> Error {
+    Error::invalid(format!("{of} has {size} bytes: a volume made from it cannot have only {wanted}"))
 }
 
 /// Refuses what nobody can do while there is an owner.

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use crate::checkpoint;
+use crate::clean::{self, Census};
 use crate::clock;
 use crate::error::{ErrorKind, Result};
 use crate::format::lineage::{Moment, SnapshotRecord};
@@ -68,6 +70,7 @@ impl Admin {
         report: &mut UsageReport,
         step: &mut (dyn FnMut() + Send),
     ) -> Result<()> {
+        let history_before = report.history.0;
         let mut counter = UsageCounter::default();
         let mut counted: Vec<Counted<'_>> = Vec::new();
         for &manifest in family {
@@ -96,11 +99,17 @@ impl Admin {
                 }
             }
         }
-        let (usages, dead) = counter.finish(&segments);
+        let (usages, mut dead) = counter.finish(&segments);
+        for manifest in family {
+            let history = self.history_bytes(manifest).await?.min(dead.0);
+            report.history.0 += history;
+            dead.0 -= history;
+        }
         let unique: u64 = usages.iter().map(|usage| usage.unique.0).sum();
         report.dead.0 += dead.0;
         report.unique.0 += unique;
-        report.shared.0 += segments.values().sum::<u64>().saturating_sub(dead.0 + unique);
+        let unneeded = dead.0 + report.history.0 - history_before;
+        report.shared.0 += segments.values().sum::<u64>().saturating_sub(unneeded + unique);
         for (disk, usage) in counted.into_iter().zip(usages) {
             let Counted { manifest, snapshot, moment } = disk;
             if snapshot.is_none() {
@@ -120,6 +129,17 @@ impl Admin {
             });
         }
         Ok(())
+    }
+}
+
+impl Admin {
+    /// Bytes of a volume's segments that only its history needs, as far as its newest checkpoint tells.
+    async fn history_bytes(&self, manifest: &Manifest) -> Result<u64> {
+        let Some(parts) = manifest.census.as_ref().filter(|_| !manifest.history.is_empty()) else { return Ok(0) };
+        let census = Census::from_rows(checkpoint::read_census(&*self.store, parts).await?.0);
+        let without = Manifest { history: Vec::new(), ..manifest.clone() };
+        let (all, others) = (clean::condemnable_bytes(&census, &without), clean::condemnable_bytes(&census, manifest));
+        Ok(all.saturating_sub(others))
     }
 }
 

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::checkpoint::{self, NewCheckpoint};
+use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::census::MapChanges;
 use crate::format::manifest::Position;
+use crate::lineage;
 use crate::ownership::{Sealing, seal_epoch};
 use crate::units::{ByteLen, SegmentId, SegmentNumber, Sequence};
 use crate::volume::core::Volume;
@@ -38,7 +40,8 @@ impl Volume {
         };
         let base = self.pages.base();
         let mut number = self.next_map_object.load(Ordering::Acquire);
-        let mut take_census = |changes: &MapChanges| self.books.lock().parts_with(changes);
+        let mut sorting = None;
+        let mut take_census = |changes: &MapChanges| sorting.insert(self.books.lock().sorting(changes)).parts();
         let written = checkpoint::write(&self.shared.store, &base, &mut number, new, &mut take_census).await;
         // A number that may have been used is never used again, also after an error.
         self.next_map_object.store(number, Ordering::Release);
@@ -52,14 +55,16 @@ impl Volume {
         let flushed = self.shared.runtime.spawn_blocking(move || index.flush()).await;
         flushed.map_err(|_| Error::new(ErrorKind::Stopping, "the daemon is stopping"))??;
         let stored_bytes = self.newest.lock().stored_bytes;
-        let sorting = self.books.lock().sorting(&written.changes);
         let manifest = self.change_manifest(|manifest| {
             manifest.checkpoint = Some(written.reference);
             manifest.replay_from = replay_from;
             manifest.inherited.clear();
             manifest.sequence = sequence;
             manifest.stored_bytes = stored_bytes;
-            sorting.condemn(manifest, &written.census);
+            lineage::note_present(manifest, clock::now());
+            if let Some(sorting) = &sorting {
+                sorting.condemn(manifest, &written.census, &self.books.lock());
+            }
             if complete {
                 manifest.owner = None;
                 manifest.complete = true;

@@ -19,14 +19,14 @@ use crate::map::LogOverlay;
 use crate::ownership::{self, Loaded};
 use crate::service::{AttachedStatus, Durability};
 use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentId, Sequence, Token, VolumeId};
-use crate::volume::books::Books;
+use crate::volume::cleaning::Relocation;
+use crate::volume::cleaning::{Books, Hydrating};
 use crate::volume::first_reads::FirstReads;
 use crate::volume::gate::Gate;
 use crate::volume::pages::PageTable;
 use crate::volume::places::PlacesShare;
 use crate::volume::progress::Progress;
 use crate::volume::read_ahead::ReadAhead;
-use crate::volume::relocate::Relocation;
 use crate::volume::schedule::ScheduleState;
 use crate::volume::shared::Shared;
 use crate::volume::warm::VolumeWarming;
@@ -75,15 +75,21 @@ pub struct Volume {
     pub(super) gate_wake: Notify,
     pub(super) manifest: tokio::sync::Mutex<Loaded>,
     pub(super) books: Mutex<Books>,
+    /// How far copying from the origins has come.
+    pub(super) hydrating: Mutex<Hydrating>,
+    /// It is asked for.
+    pub(super) is_hydrating: AtomicBool,
     /// Held while a step of cleaning is under way.
     pub(super) cleaning: tokio::sync::Mutex<()>,
     /// Held while a checkpoint is written.
     pub(super) checkpointing: tokio::sync::Mutex<()>,
-    /// What is to be uploaded next for the cleaner.
-    pub(super) relocation: Mutex<Option<Relocation>>,
+    /// What is to be uploaded next for the cleaner, and whom to tell once it has taken effect.
+    pub(super) relocation: Mutex<Option<(Relocation, oneshot::Sender<()>)>>,
     /// What is being uploaded for the cleaner, and whom to tell once it has taken effect. By name: whoever waited for an earlier one may
     /// have gone away, and must not make a later one be taken for done.
     pub(super) relocating: Mutex<Vec<(SegmentId, oneshot::Sender<()>)>>,
+    /// New writes are to wait for cleaning: no two segments of them without one of moved blocks in between.
+    pub(super) is_cleaning_pressing: AtomicBool,
     /// Those who wait for a checkpoint.
     pub(super) checkpoint_asked: Mutex<Vec<oneshot::Sender<()>>>,
     /// Tells the cleaner that there may be something to do.
@@ -125,6 +131,7 @@ impl Volume {
             accepted: progress.accepted().sequence,
             stored: progress.stored().sequence,
             stored_bytes: self.newest.lock().stored_bytes,
+            hydration: self.hydration(),
             live_bytes: ByteLen(self.books.lock().census.totals().live),
             log_used: used,
             log_length: length,
@@ -154,6 +161,20 @@ impl Volume {
         self.relocating.lock().clear();
         self.checkpoint_asked.lock().clear();
         self.clean_wake.notify_one();
+    }
+
+    /// Waits for what the uploader was asked for.
+    ///
+    /// # Errors
+    /// Why nothing will come of it.
+    pub(super) async fn answered<T>(&self, receiver: oneshot::Receiver<T>) -> Result<T> {
+        // An uploader that stops answers what it is asked until it is gone.
+        let is_over = self.is_uploader_gone.load(Ordering::Acquire);
+        if let Some(error) = self.gate.closed().filter(|error| is_over || error.kind() != ErrorKind::Stopping) {
+            return Err(error);
+        }
+        let stopping = || Error::new(ErrorKind::Stopping, format!("volume {} is stopping", self.id));
+        receiver.await.map_err(|_| self.gate.closed().unwrap_or_else(stopping))
     }
 
     /// The error of an owner that was put out.

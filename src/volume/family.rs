@@ -16,7 +16,7 @@ use crate::format::map_object::CheckpointRef;
 use crate::format::segment::SegmentIndex;
 use crate::format::trace::Trace;
 use crate::limits::{FORKS_AT_ONCE_MAX, VOLUME_BYTES_MAX};
-use crate::lineage;
+use crate::lineage::{self, ForksToMake};
 use crate::ownership;
 use crate::service::{Durability, NewForks, NewSnapshot, SnapshotSummary, VolumeChange};
 use crate::units::{BLOCK_SIZE, ByteLen, SnapshotId, VolumeId};
@@ -47,14 +47,7 @@ impl Volume {
             (size, receiver)
         };
         self.upload_wake.notify_one();
-        let is_over = self.is_uploader_gone.load(Ordering::Acquire);
-        if let Some(error) = self.gate.closed().filter(|error| is_over || error.kind() != ErrorKind::Stopping) {
-            return Err(error);
-        }
-        let held = receiver.await.map_err(|_| {
-            let stopped = || Error::new(ErrorKind::Stopping, format!("volume {} is stopping", self.id));
-            self.gate.closed().unwrap_or_else(stopped)
-        })?;
+        let held = self.answered(receiver).await?;
         Ok(HeldMoment { moment: Moment { size, ..(*held).clone() }, _held: held })
     }
 
@@ -139,17 +132,17 @@ impl Volume {
     /// # Errors
     /// `Fenced`; what the store says.
     pub(super) async fn fork(&self, new: &NewForks) -> Result<Vec<Manifest>> {
-        let ids = ids_for(new)?;
+        check_count(new)?;
+        let forks = ForksToMake::new(&*self.shared.store, new.count, new.region.as_deref()).await?;
         let held = self.moment().await?;
         let moment = &held.moment;
-        let now = clock::now();
         let pinned = self.change_manifest(|manifest| {
             lineage::only_if_usable(manifest)?;
-            lineage::pin_forks(manifest, moment, &ids, now);
+            forks.pin(manifest, moment);
             Ok(())
         });
         let parent = pinned.await?;
-        lineage::create_forks(&*self.shared.store, &parent, moment, &ids, new.name.as_deref(), now).await
+        lineage::create_forks(&*self.shared.store, &parent, moment, &forks, new.name.as_deref()).await
     }
 
     /// Changes the manifest as its owner, and returns it.
@@ -207,18 +200,18 @@ impl Volume {
     }
 }
 
-/// Ids for forks that are to be made.
+/// Refuses to make no forks, or too many.
 ///
 /// # Errors
-/// `Invalid` for none, or for too many.
-pub fn ids_for(new: &NewForks) -> Result<Vec<VolumeId>> {
+/// `Invalid`.
+pub fn check_count(new: &NewForks) -> Result<()> {
     if !(1..=FORKS_AT_ONCE_MAX).contains(&new.count) {
         return Err(Error::invalid(format!(
             "{} forks cannot be made at once: 1 to {FORKS_AT_ONCE_MAX} can",
             new.count
         )));
     }
-    Ok(lineage::new_volumes(new.count))
+    Ok(())
 }
 
 /// Makes a change of a volume's properties.
@@ -249,6 +242,10 @@ pub fn apply_change(manifest: &mut Manifest, change: &VolumeChange) -> Result<()
             return Err(Error::invalid("scheduled snapshots are at least 1 s apart, and are kept for at least 1 s"));
         }
         manifest.schedule = schedule.apply(manifest.schedule);
+    }
+    if let Some(seconds) = change.history_seconds {
+        manifest.history_seconds = seconds;
+        lineage::forget_past(manifest, clock::now());
     }
     Ok(())
 }

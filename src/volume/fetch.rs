@@ -20,7 +20,7 @@ use crate::segment::{fetch_frames, fetch_index, open_frame, parse_object_tail};
 use crate::units::{BLOCK_SIZE, ByteLen, FrameId, SegmentId};
 use crate::volume::shared::{IndexWeight, Shared};
 
-/// Longest range request for neighbouring frames, in bytes as stored.
+/// Longest range request for frames of one segment, in bytes as stored.
 const FETCH_BYTES_MAX: u64 = 4 << 20;
 
 /// Indexes of segments in memory, weighed by their size.
@@ -155,7 +155,8 @@ async fn fill_leads(
             _ => missing.push(Missing { slot, number, entry, lead }),
         }
     }
-    let batches = group_neighbours(missing).into_iter().map(|batch| fetch_batch(shared, segment, batch));
+    let batches = group_frames(missing, |frame| frame.entry, 0);
+    let batches = batches.into_iter().map(|batch| fetch_batch(shared, segment, batch));
     for batch in join_all(batches).await {
         filled.extend(batch?);
     }
@@ -169,14 +170,16 @@ struct Missing {
     lead: Lead,
 }
 
-/// Cuts missing frames, which are in order, into runs of neighbours of bounded length.
-fn group_neighbours(missing: Vec<Missing>) -> Vec<Vec<Missing>> {
-    let mut groups: Vec<Vec<Missing>> = Vec::new();
-    for frame in missing {
+/// Cuts frames of a segment, which are in order, into groups that one request each fetches: of bounded length, and with no more than
+/// `gap_max` bytes between one frame and the next that nobody has asked for.
+pub fn group_frames<T>(frames: Vec<T>, entry_of: impl Fn(&T) -> FrameEntry, gap_max: u64) -> Vec<Vec<T>> {
+    let mut groups: Vec<Vec<T>> = Vec::new();
+    for frame in frames {
         let joins = groups.last().is_some_and(|group| {
-            let (first, last) = (&group[0], &group[group.len() - 1]);
-            let length = u64::from(frame.entry.offset - first.entry.offset) + u64::from(frame.entry.stored_length);
-            last.number + 1 == frame.number && length <= FETCH_BYTES_MAX
+            let (first, last, next) = (entry_of(&group[0]), entry_of(&group[group.len() - 1]), entry_of(&frame));
+            let gap = u64::from(next.offset) - u64::from(last.offset) - u64::from(last.stored_length);
+            let length = u64::from(next.offset - first.offset) + u64::from(next.stored_length);
+            gap <= gap_max && length <= FETCH_BYTES_MAX
         });
         match groups.last_mut() {
             Some(group) if joins => group.push(frame),
@@ -186,6 +189,27 @@ fn group_neighbours(missing: Vec<Missing>) -> Vec<Vec<Missing>> {
     groups
 }
 
+/// The blocks of a frame that was fetched, and the bytes it is stored as. A damaged one is fetched once more.
+///
+/// # Errors
+/// `Damaged`, and what the store says.
+pub async fn open_fetched(
+    shared: &Shared,
+    segment: SegmentId,
+    number: u32,
+    entry: &FrameEntry,
+    stored: Bytes,
+) -> Result<(Bytes, Bytes)> {
+    if let Ok(plain) = open_frame(segment, number, entry, &stored) {
+        return Ok((plain, stored));
+    }
+    tracing::warn!(%segment, frame = number, "fetching a damaged frame again");
+    let stored = fetch_frames(&*shared.store, segment, &[*entry]).await?.pop().unwrap_or_default();
+    let plain = open_frame(segment, number, entry, &stored);
+    let plain = plain.inspect_err(|error| tracing::error!(%segment, %error, "a segment is damaged in the store"))?;
+    Ok((plain, stored))
+}
+
 async fn fetch_batch(shared: &Arc<Shared>, segment: SegmentId, batch: Vec<Missing>) -> Result<Vec<(usize, Bytes)>> {
     let entries: Vec<FrameEntry> = batch.iter().map(|missing| missing.entry).collect();
     let _waiting = shared.warming.client_waits();
@@ -193,15 +217,8 @@ async fn fetch_batch(shared: &Arc<Shared>, segment: SegmentId, batch: Vec<Missin
         fetch_frames(&*shared.store, segment, &entries).await.context(|| format!("cannot read segment {segment}"))?;
     let mut filled = Vec::with_capacity(batch.len());
     let mut kept = Vec::with_capacity(batch.len());
-    for (missing, mut stored) in batch.into_iter().zip(stored) {
-        let mut plain = open_frame(segment, missing.number, &missing.entry, &stored);
-        if plain.is_err() {
-            tracing::warn!(%segment, frame = missing.number, "fetching a damaged frame again");
-            stored = fetch_frames(&*shared.store, segment, &[missing.entry]).await?.pop().unwrap_or_default();
-            plain = open_frame(segment, missing.number, &missing.entry, &stored);
-        }
-        let plain =
-            plain.inspect_err(|error| tracing::error!(%segment, %error, "a segment is damaged in the store"))?;
+    for (missing, stored) in batch.into_iter().zip(stored) {
+        let (plain, stored) = open_fetched(shared, segment, missing.number, &missing.entry, stored).await?;
         let id = FrameId { segment, frame: missing.number };
         if shared.cache.admits(id) {
             kept.push((id, stored));

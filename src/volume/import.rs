@@ -26,6 +26,7 @@ use crate::format::manifest::Position;
 use crate::format::map_object::{CheckpointRef, PageRef};
 use crate::format::segment::{SegmentHeader, SegmentIndex};
 use crate::limits::{SEGMENT_BYTES_TARGET, UPLOADS_AT_ONCE, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
+use crate::lineage;
 use crate::map::{ChangedPages, MapPage, PageIndex};
 use crate::ownership::{self, Loaded, seal_epoch};
 use crate::segment::{SegmentBuilder, apply_entry};
@@ -339,6 +340,8 @@ impl Import {
             manifest.complete = true;
             manifest.being_made = false;
             manifest.destroyed_at = None;
+            manifest.history.clear();
+            lineage::note_present(manifest, clock::now());
         })
         .await?;
         Ok(summary(&loaded.manifest))

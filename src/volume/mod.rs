@@ -7,23 +7,22 @@
 //! | `progress` | how far the sequence has come; when a segment is cut |
 //! | `upload` | cutting, packing, uploading, taking effect, releasing log space |
 //! | `checkpointing` | checkpoints, and the end of an attachment |
-//! | `cleaning`, `relocate`, `books`, `survey` | emptying segments, deleting what nobody needs, and knowing what there is |
+//! | `cleaning` | emptying segments, deleting what nobody needs, and knowing what there is |
 //! | `open`, `claims`, `rescue` | attaching, again after a crash meanwhile, and logs that are no longer part of the history |
 //! | `gate`, `places` | may requests be taken? is there memory for more of them? |
 //! | `family`, `schedule` | moments, snapshots, forks, growth; snapshots by themselves |
-//! | `pages`, `fetch`, `fetch_aside`, `near`, `read_ahead` | map pages and frames, near and far |
+//! | `pages`, `fetch`, `near`, `read_ahead` | map pages and frames, near and far |
 //! | `first_reads`, `warm`, `warm_walk` | what is read first, and bringing it before it is asked for |
 //! | `frozen_device` | snapshots as disks |
 //! | `fleet`, `serve`, `catalog`, `stop` | volumes that come and go; the fleet behind the doors, and the names it is asked for |
 //! | `import`, `export`, `export_log` | raw disk images, without an owner |
-//! | `admin` and its parts, `check`, `dump`, `purge`, `sweep`, `root` | what needs no owner |
+//! | `admin` and its parts, `check`, `dump`, `purge`, `root` | what needs no owner |
 //! | `shared`, `state_directory` | what all volumes of a daemon share, and where it lies |
 
 mod admin;
 mod admin_check;
 mod admin_family;
 mod admin_usage;
-mod books;
 mod catalog;
 mod check;
 mod checkpointing;
@@ -36,7 +35,6 @@ mod export;
 mod export_log;
 mod family;
 mod fetch;
-mod fetch_aside;
 mod first_reads;
 mod fleet;
 mod frozen_device;
@@ -51,7 +49,6 @@ mod progress;
 mod purge;
 mod read;
 mod read_ahead;
-mod relocate;
 mod rescue;
 pub mod root;
 mod schedule;
@@ -59,8 +56,6 @@ mod serve;
 mod shared;
 pub mod state_directory;
 mod stop;
-mod survey;
-mod sweep;
 #[cfg(test)]
 mod tests;
 mod upload;

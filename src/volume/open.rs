@@ -24,8 +24,8 @@ use crate::map::{LogOverlay, LogPlace, OverlayPlace};
 use crate::ownership::{self, Attachment, History, Permit};
 use crate::service::AttachReport;
 use crate::units::{LogOffset, SegmentNumber, Sequence, Token, VolumeId};
-use crate::volume::books::Books;
 use crate::volume::claims;
+use crate::volume::cleaning::Books;
 use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
 use crate::volume::first_reads::FirstReads;
@@ -397,6 +397,9 @@ fn assemble(
         newest: Mutex::new(newest),
         moment_waiters: Mutex::default(),
         is_uploader_gone: AtomicBool::new(false),
+        hydrating: Mutex::default(),
+        is_hydrating: AtomicBool::new(manifest.hydration.is_some() || manifest.letting_go.is_some()),
+        is_cleaning_pressing: AtomicBool::new(false),
         schedule: ScheduleState::default(),
         read_ahead: Mutex::new(ReadAhead::default()),
         first_reads: FirstReads::new(shared.runs_noted.clone(), shared.settings.prefetch),

@@ -131,7 +131,7 @@ pub async fn purge(store: &dyn Store, loaded: Loaded) -> Result<u64> {
     };
     let manifest_key = ObjectKey::manifest(id);
     let objects = delete_all(store, &ObjectKey::volume(id), |listed| listed.key != manifest_key).await?;
-    for origin in &loaded.manifest.origins {
+    for origin in loaded.manifest.origins.iter().chain(&loaded.manifest.letting_go) {
         release_pin(store, origin.volume, id).await?;
     }
     store.delete(&manifest_key).await?;

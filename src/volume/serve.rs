@@ -181,6 +181,12 @@ impl Service for FleetService {
         Ok(volume.status())
     }
 
+    async fn hydrate(&self, volume: VolumeId) -> Result<AttachedStatus> {
+        let volume = self.attached_here(volume)?;
+        volume.hydrate().await?;
+        Ok(volume.status())
+    }
+
     async fn clean(&self, volume: VolumeId) -> Result<CleanReport> {
         self.attached_here(volume)?.clean_now().await
     }

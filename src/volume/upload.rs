@@ -30,10 +30,10 @@ use crate::map::{LogOverlay, LogPlace, OverlayPlace};
 use crate::segment::{SegmentBuilder, fetch_index};
 use crate::store::{Condition, ObjectKey, StoreErrorKind};
 use crate::units::{BLOCK_SIZE, BlockCount, ByteLen, LogOffset, SegmentId, SegmentNumber};
+use crate::volume::cleaning::Relocation;
 use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
 use crate::volume::progress::{Mark, Run};
-use crate::volume::relocate::Relocation;
 use crate::volume::shared::UPLOADS_KIB_MAX;
 use crate::work::Task;
 use crate::work::simulated::{self, Mutation};
@@ -83,21 +83,24 @@ impl Volume {
 
     async fn upload(self: &Arc<Self>) -> Result<()> {
         let mut uploads = Uploads::new();
+        let mut runs_since_move = 0;
         while self.gate.closed().is_none() || self.is_draining() {
             self.serve_moment_waiters();
             // The cleaner asks for one at a time and takes breath in between, so what it asks for need not wait.
             if uploads.len() < UPLOADS_AT_ONCE
-                && let Some(mut relocation) = self.relocation.lock().take()
+                && let Some((relocation, done)) = self.relocation.lock().take()
             {
                 let header = self.next_header();
-                let done = relocation.done.take().map(|done| (header.id, done));
-                self.relocating.lock().extend(done);
+                self.relocating.lock().push((header.id, done));
+                runs_since_move = 0;
                 uploads.push_back(self.shared.runtime.spawn(self.clone().pack_and_move(relocation, header)));
                 continue;
             }
-            if uploads.len() < UPLOADS_AT_ONCE
-                && let Some(run) = self.next_run()
-            {
+            let waits_for_cleaning = runs_since_move > 0 && self.is_cleaning_pressing.load(Ordering::Acquire);
+            let may_cut =
+                uploads.len() < UPLOADS_AT_ONCE && (!waits_for_cleaning || self.stopping.load(Ordering::Acquire));
+            if may_cut && let Some(run) = self.next_run() {
+                runs_since_move += 1;
                 uploads.push_back(self.shared.runtime.spawn(self.clone().pack_and_upload(run, self.next_header())));
                 continue;
             }
@@ -115,7 +118,7 @@ impl Volume {
                 }
                 () = self.upload_wake.notified() => {}
                 () = pressed => {}
-                () = sleep_until(due), if due.is_some() && uploads.len() < UPLOADS_AT_ONCE => {}
+                () = sleep_until(due), if due.is_some() && may_cut => {}
             }
             if self.stopping.load(Ordering::Acquire) && uploads.is_empty() && !self.has_uncut() {
                 return Ok(());

@@ -61,6 +61,10 @@ pub enum Mutation {
     DropSealCheck,
     /// Cleaning deletes what only a pin needs.
     CleanPinned,
+    /// Cleaning deletes what only the history needs.
+    ForgetHistory,
+    /// A fork lets go of its origin before it has copied what it has of it.
+    LetGoEarly,
     /// Cleaning deletes a segment before a checkpoint does without it.
     DeleteEarly,
     /// What cleaning moved takes effect also where the map leads elsewhere by now.

@@ -11,8 +11,8 @@ use varve::block_device::{BlockDevice, Change};
 use varve::disk::host::HostDisk;
 use varve::format::cache::{RingPosition, Superblock, encode_entry};
 use varve::format::census::{Condemned, ObjectRun};
-use varve::format::lineage::{Moment, Pin, PinHolder, SegmentRun, SnapshotObject, SnapshotRecord};
-use varve::format::manifest::{Manifest, Origin, Owner, Position, StoreRoot};
+use varve::format::lineage::{Moment, PastMoment, Pin, PinHolder, SegmentRun, SnapshotObject, SnapshotRecord};
+use varve::format::manifest::{Hydration, Manifest, Origin, Owner, Position, StoreRoot};
 use varve::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, References, Root};
 use varve::format::page::{encode_page, seal_page};
 use varve::format::segment::SegmentHeader;
@@ -220,8 +220,10 @@ fn full_manifest() -> Manifest {
         control: "/run/varve.sock".into(),
         attached_at: UnixMillis(1_700_000_000_000),
     };
-    let fork = PinHolder::Fork { volume: VolumeId(8), created_at: UnixMillis(1_700_000_000_000) };
-    let origin = Origin { volume: VolumeId(1), position: moment().position, sequence: Sequence(9) };
+    let fork =
+        PinHolder::Fork { volume: VolumeId(8), created_at: UnixMillis(1_700_000_000_000), region: Some("nyc".into()) };
+    let origin =
+        Origin { volume: VolumeId(1), position: moment().position, sequence: Sequence(9), region: Some("nyc".into()) };
     Manifest {
         volume: VOLUME,
         name: "disk".into(),
@@ -251,6 +253,15 @@ fn full_manifest() -> Manifest {
             segments: vec![ObjectRun { epoch: Epoch(1), first: 3, count: 2 }],
             map_objects: vec![ObjectRun { epoch: Epoch(1), first: 0, count: 1 }],
         },
+        hydration: Some(Hydration { since: UnixMillis(1_700_000_000_000) }),
+        letting_go: Some(Origin {
+            volume: VolumeId(1),
+            position: moment().position,
+            sequence: Sequence(9),
+            region: None,
+        }),
+        history_seconds: 86_400,
+        history: vec![PastMoment { at: UnixMillis(1_700_000_000_000), moment: moment(), is_jump: true }],
     }
 }
 
@@ -365,7 +376,7 @@ pub fn buckets() -> Vec<Vec<u8>> {
         drop((device, volume));
         fleet.detach(id, false).await.unwrap();
         let admin = Admin::new(store.clone());
-        admin.fork_volume(id, NewForks { name: None, count: 1 }).await.unwrap();
+        admin.fork_volume(id, NewForks { name: None, count: 1, region: None }).await.unwrap();
         admin.snapshot(id, NewSnapshot::default()).await.unwrap();
         vec![frame_objects(&all_objects(&*store).await), frame_objects(&live)]
     })

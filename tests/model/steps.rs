@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rand::RngExt;
 use varve::disk::image::ImageReader;
 use varve::error::ErrorKind;
-use varve::service::{Durability, NewForks, NewSnapshot, NewVolume, Service, VolumeChange};
+use varve::service::{NewForks, NewSnapshot, NewVolume, Service, VolumeChange};
 use varve::units::{ByteLen, SnapshotId, VolumeId};
 use varve::volume::Volume;
 
@@ -46,13 +46,7 @@ pub const NAMES: [&str; 23] = [
 ];
 
 fn new_volume(size: usize) -> NewVolume {
-    NewVolume {
-        name: "disk".into(),
-        region: "here".into(),
-        size: ByteLen(size as u64),
-        durability: Durability::Local,
-        schedule: None,
-    }
+    NewVolume::named("disk", ByteLen(size as u64))
 }
 
 impl World {
@@ -251,7 +245,7 @@ impl World {
         }
         let at = self.any(|place| matches!(place, Place::Attached(_) | Place::Free))?;
         let id = self.disks[at].id;
-        let new = NewForks { name: None, count: self.random.random_range(1..3) };
+        let new = NewForks { name: None, count: self.random.random_range(1..3), region: None };
         let (made, name) = match self.disks[at].place {
             Place::Attached(which) => {
                 let host = self.hosts[which].as_ref()?;
@@ -339,7 +333,8 @@ impl World {
         }
         self.say(format!("destroy {id}"));
         self.runtime.block_on(admin.destroy_volume(id)).unwrap();
-        let refused = self.runtime.block_on(admin.fork_volume(id, NewForks { name: None, count: 1 })).unwrap_err();
+        let refused =
+            self.runtime.block_on(admin.fork_volume(id, NewForks { name: None, count: 1, region: None })).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Invalid);
         self.disks[at].place = Place::Destroyed;
         Some("destroy")

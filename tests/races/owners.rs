@@ -12,7 +12,7 @@ use varve::format::manifest::Owner;
 use varve::format::segment::SegmentHeader;
 use varve::ownership::{self, Permit};
 use varve::segment::{SegmentBuilder, fetch_index};
-use varve::service::{Durability, NewVolume};
+use varve::service::NewVolume;
 use varve::store::{Condition, MemoryStore, ObjectKey, Store, StoreErrorKind};
 use varve::units::{
     BlockCount, BlockRange, ByteLen, Epoch, Lba, SegmentId, SegmentNumber, Sequence, Token, UnixMillis, VolumeId,
@@ -102,13 +102,7 @@ pub fn race_of(seed: u64, blind: bool) -> Told {
 
 async fn create(store: &Arc<dyn Store>) -> VolumeId {
     root::read_or_create(&**store).await.unwrap();
-    let new = NewVolume {
-        name: "disk".into(),
-        region: "local".into(),
-        size: ByteLen(1 << 20),
-        durability: Durability::Local,
-        schedule: None,
-    };
+    let new = NewVolume::named("disk", ByteLen(1 << 20));
     Admin::new(store.clone()).create_volume(new).await.unwrap().id
 }
 

@@ -13,7 +13,7 @@ use varve::format::segment::SegmentHeader;
 use varve::lineage;
 use varve::ownership;
 use varve::segment::SegmentBuilder;
-use varve::service::{Durability, NewVolume};
+use varve::service::NewVolume;
 use varve::store::{ByteRange, Condition, MemoryStore, ObjectKey, Store, list_all};
 use varve::units::{
     BlockCount, BlockRange, ByteLen, Epoch, Lba, SegmentId, SegmentNumber, Sequence, SnapshotId, UnixMillis, VolumeId,
@@ -48,13 +48,7 @@ impl AddAssign for Told {
 }
 
 fn new_volume(name: &str) -> NewVolume {
-    NewVolume {
-        name: name.into(),
-        region: "local".into(),
-        size: ByteLen(1 << 20),
-        durability: Durability::Local,
-        schedule: None,
-    }
+    NewVolume::named(name, ByteLen(1 << 20))
 }
 
 /// A store with one volume, destroyed two days ago, that a snapshot keeps.

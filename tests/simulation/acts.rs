@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::RngExt;
+use varve::error::ErrorKind;
 use varve::service::{Durability, NewForks, NewSnapshot, Service, VolumeChange};
 use varve::units::ByteLen;
 use varve::work::simulated::Join;
@@ -24,6 +25,11 @@ impl World {
         let which = self.some_subject();
         if self.has_commands && self.random.random_bool(0.03) {
             self.command(which).await;
+            self.adopt();
+            return self.look();
+        }
+        if self.window > 0 && self.random.random_bool(0.05) {
+            self.past(which).await;
             self.adopt();
             return self.look();
         }
@@ -150,6 +156,7 @@ impl World {
                 ))
             }
             98 => Some(self.clean(which, client, host).await),
+            99 => Some(self.hydrate(which, client, host).await),
             _ => None,
         }
     }
@@ -161,6 +168,18 @@ impl World {
             match service.clean(id).await {
                 Ok(report) => client.journal.note(format_args!("{}: cleaned: {report:?}", client.name)),
                 Err(error) => client.met("cleaning", &error),
+            }
+        })
+    }
+
+    /// Asks for a fork to be made independent of its origin.
+    pub async fn hydrate(&mut self, which: usize, client: Client, host: u32) -> Join<()> {
+        let (service, id) = (self.host(host).service().await, self.subjects[which].id);
+        self.hosts[host as usize - 1].run(async move {
+            match service.hydrate(id).await {
+                Ok(_) => client.journal.hit("family: a fork hydrates"),
+                Err(error) if error.kind() == ErrorKind::Invalid => {}
+                Err(error) => client.met("hydration", &error),
             }
         })
     }
@@ -234,7 +253,7 @@ impl World {
             let (expected, sectors_max) = (client.record.lock().unwrap().moment(), sectors_max.load(Ordering::SeqCst));
             let asked = Fork { id: None, expected, sectors_max };
             family.lock().unwrap().forks.insert(name.clone(), asked);
-            match service.fork(id, NewForks { name: Some(name.clone()), count: 1 }).await {
+            match service.fork(id, NewForks { name: Some(name.clone()), count: 1, region: None }).await {
                 Ok(made) => {
                     if let Some(known) = family.lock().unwrap().forks.get_mut(&name) {
                         known.id = made.first().map(|made| made.id);
@@ -255,7 +274,7 @@ impl World {
             match client.volume.update(&change).await {
                 Ok(()) => client.record.lock().unwrap().grow(sectors),
                 // Somebody else may have grown it further meanwhile.
-                Err(error) if error.kind() == varve::error::ErrorKind::Invalid => {}
+                Err(error) if error.kind() == ErrorKind::Invalid => {}
                 Err(error) => client.met("growth", &error),
             }
         }))

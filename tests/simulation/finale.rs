@@ -12,7 +12,7 @@ use varve::format::map_object::MapObjectId;
 use varve::lineage::{FrozenMap, GRACE};
 use varve::ownership;
 use varve::segment::fetch_index;
-use varve::service::Service;
+use varve::service::{Service, VolumeChange};
 use varve::store::{ObjectKey, Store, list_all};
 use varve::units::SnapshotId;
 use varve::volume::FleetExports;
@@ -85,7 +85,11 @@ impl World {
     /// Everything that is dead is deleted.
     async fn clean_up(&mut self, which: usize, number: u32) {
         let (service, id) = (self.host(number).service().await, self.subjects[which].id);
-        let cleaning = self.host(number).run(async move { service.clean(id).await });
+        let cleaning = self.host(number).run(async move {
+            let no_past = VolumeChange { history_seconds: Some(0), ..VolumeChange::default() };
+            service.update(id, no_past).await?;
+            service.clean(id).await
+        });
         let cleaned = within(PATIENCE, cleaning).await.expect("an answer").expect("no death");
         cleaned.unwrap_or_else(|error| panic!("volume {which} cannot be cleaned: {error}"));
     }
@@ -128,12 +132,30 @@ impl World {
         }
     }
 
+    /// Waits until a fork that hydrates has copied all.
+    pub async fn end_hydration(&mut self, which: usize) {
+        let Some(attached) = &self.subjects[which].attached else { return };
+        let volume = attached.client.volume.clone();
+        let Some(mut status) = volume.status().hydration else { return };
+        for _ in 0..600 {
+            clock::sleep(Duration::from_millis(100)).await;
+            match volume.status().hydration {
+                Some(next) => status = next,
+                None => return,
+            }
+        }
+        assert!(status.waits_for_pins, "volume {which} does not come to an end with hydrating: {status:?}");
+    }
+
     /// All that there is, seen from a host that has nothing.
     async fn fresh_host(&mut self) {
         let number = self.hosts.len() as u32 + 1;
         self.hosts.push(Host::new(number, self.around.clone()));
         for which in 0..self.subjects.len() {
             self.bring_up(which, number).await;
+        }
+        for which in 0..self.subjects.len() {
+            self.end_hydration(which).await;
         }
         let before = self.network.requests();
         clock::sleep(Duration::from_secs(20)).await;

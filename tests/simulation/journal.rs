@@ -31,6 +31,7 @@ const BRANCHES: &[(&str, &str)] = &[
     ("moving ", "clean: blocks are moved"),
     ("deleted what nobody needs any more", "clean: objects are deleted"),
     ("counted what the volume has in the store", "clean: a census is made by looking"),
+    ("needs its origin no more", "family: a fork needs its origin no more"),
     ("cleaning is put off", "clean: put off after a failure"),
 ];
 

@@ -41,6 +41,8 @@ pub fn all() -> Vec<Mutant> {
         engine("a pin is forgotten", Mutation::ForgetPin),
         engine("a seal is taken for one's own segment", Mutation::DropSealCheck),
         engine("cleaning deletes what only a pin needs", Mutation::CleanPinned),
+        engine("cleaning deletes what only the history needs", Mutation::ForgetHistory),
+        engine("a fork lets go of its origin early", Mutation::LetGoEarly),
         engine("cleaning deletes a segment before a checkpoint does without it", Mutation::DeleteEarly),
         engine("what was moved takes effect over what is newer", Mutation::MoveOverNewer),
     ]

@@ -49,10 +49,12 @@ pub enum Script {
     Growth,
     Rollback,
     Cleaning,
+    Past,
+    Hydration,
 }
 
 impl Script {
-    pub const ALL: [Script; 7] = [
+    pub const ALL: [Script; 9] = [
         Script::Upload,
         Script::Family,
         Script::Handover,
@@ -60,6 +62,8 @@ impl Script {
         Script::Growth,
         Script::Rollback,
         Script::Cleaning,
+        Script::Past,
+        Script::Hydration,
     ];
 }
 
@@ -152,6 +156,8 @@ impl World {
                 self.flush().await;
             }
             Script::Cleaning => self.play_cleaning().await,
+            Script::Past => self.play_past().await,
+            Script::Hydration => self.play_hydration().await,
             Script::Handover => {
                 while !self.detach(0).await {
                     self.bring_up(0, 1).await;
@@ -211,6 +217,42 @@ impl World {
         self.clean_now().await;
     }
 
+    async fn play_hydration(&mut self) {
+        self.sync().await;
+        self.write(3, 4).await;
+        self.make_fork().await;
+        self.adopt();
+        if self.subjects.len() < 2 {
+            return;
+        }
+        self.bring_up(1, 1).await;
+        let attached = self.subjects[1].attached.as_ref().expect("it was brought up");
+        let (client, host) = (attached.client.clone(), attached.host);
+        let join = self.hydrate(1, client, host).await;
+        within(PATIENCE, join).await;
+        self.end_hydration(1).await;
+        self.trim(0, 16).await;
+        self.sync().await;
+        self.clean_now().await;
+    }
+
+    async fn play_past(&mut self) {
+        self.sync().await;
+        self.remember(0).await;
+        for number in 0..4 {
+            self.write(number, 3).await;
+            self.sync().await;
+        }
+        self.clean_now().await;
+        self.remember(0).await;
+        self.trim(0, 24).await;
+        self.sync().await;
+        self.clean_now().await;
+        self.go_back(0).await;
+        self.adopt();
+        self.go_back(0).await;
+    }
+
     async fn take_snapshot(&mut self) {
         let attached = self.subjects[0].attached.as_ref().expect("the script has attached it");
         let (client, host) = (attached.client.clone(), attached.host);
@@ -249,13 +291,7 @@ impl World {
         let Some((_, Snapshot { id: Some(id), expected, .. })) = self.known_snapshot() else { return };
         let name = format!("f{}", self.next_number());
         self.family.lock().unwrap().forks.insert(name.clone(), Fork { id: None, expected, sectors_max: SECTORS });
-        let new = NewVolume {
-            name: name.clone(),
-            region: "local".into(),
-            size: ByteLen(0),
-            durability: Durability::Local,
-            schedule: None,
-        };
+        let new = NewVolume::named(name.clone(), ByteLen(0));
         let made = self.admin().create_from_snapshot(id, new, 1).await.expect("a volume from a snapshot");
         if let Some(known) = self.family.lock().unwrap().forks.get_mut(&name) {
             known.id = made.first().map(|made| made.id);
@@ -278,12 +314,13 @@ impl World {
     }
 }
 
-async fn stage(seed: u64, journal: Journal) -> World {
+async fn stage(seed: u64, journal: Journal, script: Script) -> World {
     let network = Network::new(seed, MemoryStore::new(), journal.clone(), None);
     let store = root::read_or_create(&network.store).await.expect("an empty store takes a header").store;
     let around = Surroundings { journal, network, store, setup: setup(), broken_disk: None };
     let hosts = (1..=2).map(|number| Host::new(number, around.clone())).collect();
     let mut world = World::with(seed, around, hosts);
+    world.window = if script == Script::Past { 3600 } else { 0 };
     world.create(SECTORS, Durability::Local).await;
     world
 }
@@ -292,7 +329,7 @@ async fn stage(seed: u64, journal: Journal) -> World {
 pub fn capture(script: Script) -> (Vec<Point>, u64) {
     let world = simulated::World::begin(7, None);
     world.run(async move {
-        let mut world = stage(7, Journal::new(false)).await;
+        let mut world = stage(7, Journal::new(false), script).await;
         let scene: Arc<Mutex<Scene>> = Arc::default();
         world.scene = Some(scene.clone());
         world.show_scene();
@@ -425,7 +462,7 @@ impl World {
 pub fn lose_one(script: Script, number: u64, is_applied: bool) {
     let world = simulated::World::begin(7, None);
     world.run(async move {
-        let mut world = stage(7, Journal::new(false)).await;
+        let mut world = stage(7, Journal::new(false), script).await;
         world.network.lose(number, is_applied);
         world.hardness = (1, 0, 0);
         world.play(script).await;

@@ -9,8 +9,9 @@ use std::time::Duration;
 use rand::RngExt;
 use varve::work::simulated;
 
+use super::blows::BLOWS;
 use super::journal::{self, Journal, Listener};
-use super::world::{BLOWS, Broken, World};
+use super::world::{Broken, World};
 use super::{disk, network};
 
 /// Seeds that found something, when the engine and the world were as they were then.
@@ -150,6 +151,9 @@ fn wanted() -> impl Iterator<Item = &'static str> {
         "family: a volume is rolled back",
         "family: a volume is destroyed",
         "family: a volume is purged",
+        "family: a fork hydrates",
+        "family: a fork of the past",
+        "family: a past that is over",
         "client: waits for a change",
         "clean: nothing is left over",
     ];

@@ -8,36 +8,19 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use varve::clock;
-use varve::disk::simulated::Kept;
 use varve::service::{Durability, NewVolume};
 use varve::store::{Counts, MemoryStore, Retry, RetryPolicy, Store};
 use varve::units::{ByteLen, Epoch, SnapshotId, VolumeId};
 use varve::volume::{Admin, root};
-use varve::work::simulated::{self, HostId};
+use varve::work::simulated::HostId;
 
 use super::client::{Client, Excuses, Faults, Witness};
 use super::disk;
-use super::host::{Host, Setup, Surroundings, log_path};
+use super::host::{Host, Setup, Surroundings};
 use super::journal::Journal;
 use super::network::{self, Network};
+use super::past::Past;
 use super::record::{Expected, Floor, Record, SECTOR};
-
-/// Deaths and other blows that hosts are dealt.
-pub const BLOWS: &[&str] = &[
-    "host: stopped",
-    "host: killed",
-    "host: power loss",
-    "host: lost",
-    "host: dies while it attaches",
-    "host: paused",
-    "host: cut off",
-    "clock: jumped",
-    "clock: stands still",
-    "index: older",
-    "index: gone",
-    "rot: log",
-    "rot: cache",
-];
 
 /// The deliberate bugs of the world's edges.
 #[derive(Clone, Copy, Debug, Default)]
@@ -97,7 +80,7 @@ impl Subject {
     }
 
     /// What all who ever were clients on this host may be excused for.
-    fn excuses(&self, host: u32) -> impl Iterator<Item = &Arc<Excuses>> {
+    pub fn excuses(&self, host: u32) -> impl Iterator<Item = &Arc<Excuses>> {
         let known = self.attached.iter().chain(&self.ghosts).map(|attached| (attached.host, &attached.client.excuses));
         let former = self.former.iter().map(|(host, excuses)| (*host, excuses));
         known.chain(former).filter(move |(on, _)| *on == host).map(|(_, excuses)| excuses)
@@ -112,7 +95,7 @@ impl Subject {
         }
     }
 
-    fn host_died(&mut self, host: u32, life: HostId, left: Option<Floor>) {
+    pub fn host_died(&mut self, host: u32, life: HostId, left: Option<Floor>) {
         self.ghosts.retain(|ghost| ghost.life != life);
         if self.attached.as_ref().is_some_and(|attached| attached.life == life) {
             self.attached = None;
@@ -186,6 +169,10 @@ pub struct World {
     pub is_dangerous: bool,
     /// Volumes that nobody uses are rolled back, destroyed and purged.
     pub has_commands: bool,
+    /// Seconds of their past that volumes can go back to. Where they can, no clock jumps: times must mean the same to all.
+    pub window: u64,
+    /// Moments of it that are known.
+    pub pasts: Vec<Past>,
     /// How many volumes there may be.
     pub subjects_max: usize,
 }
@@ -208,6 +195,8 @@ impl World {
             hardness: (0, 0, 0),
             is_dangerous: false,
             has_commands: false,
+            window: 0,
+            pasts: Vec::new(),
             subjects_max: 4,
         }
     }
@@ -234,8 +223,9 @@ impl World {
             _ => (100, 20, [0, 10][random.random_range(0..2)]),
         };
         let has_commands = seed % 4 == 3;
-        let mut world =
-            World { random, broken, hardness, has_commands, is_dangerous: true, ..World::with(seed, around, hosts) };
+        let window = if matches!(seed % 12, 2 | 3 | 6 | 10) { [4, 60, 3600][seed as usize / 12 % 3] } else { 0 };
+        let known = World { random, broken, hardness, has_commands, window, ..World::with(seed, around, hosts) };
+        let mut world = World { is_dangerous: true, ..known };
         for _ in 0..world.random.random_range(1..3) {
             let sectors = 2048 * world.random.random_range(1..3) + 8 * world.random.random_range(0..30);
             let durability = if world.random.random_bool(0.3) { Durability::Store } else { Durability::Local };
@@ -269,7 +259,7 @@ impl World {
     pub async fn create(&mut self, sectors: usize, durability: Durability) {
         let name = format!("disk-{}", self.next_number());
         let size = ByteLen((sectors * SECTOR) as u64);
-        let new = NewVolume { name, region: "local".into(), size, durability, schedule: None };
+        let new = NewVolume { durability, history_seconds: self.window, ..NewVolume::named(name, size) };
         let made = self.admin().create_volume(new).await.expect("a store that works takes a volume");
         let expected = Expected { stamps: vec![0; sectors], optional: Vec::new() };
         self.subjects.push(Subject::new(made.id, expected));
@@ -353,134 +343,6 @@ impl World {
             self.rot_one(number, false);
         }
         self.stir();
-    }
-
-    /// Kills a host's daemon.
-    pub fn kill(&mut self, number: u32) {
-        let host = self.host(number);
-        let life = host.id;
-        host.kill(None, usize::MAX);
-        self.journal.note(format_args!("host {number} ({}) is killed", life.0));
-        let left = Some(Floor::Acknowledged);
-        self.subjects.iter_mut().for_each(|subject| subject.host_died(number, life, left));
-    }
-
-    /// Kills a host's daemon, or its power, or all of it.
-    pub fn strike(&mut self, number: u32) {
-        let power = self.random.random_range(0..u64::MAX);
-        let batches = self.random.random_range(0..40);
-        let kind = self.random.random_range(0..10);
-        let host = self.host(number);
-        let life = host.id;
-        let left = match kind {
-            0..=3 => {
-                host.kill(None, batches);
-                self.journal.hit("host: killed");
-                Some(Floor::Acknowledged)
-            }
-            4..=7 => {
-                let kept = match power % 5 {
-                    0 => Kept::Nothing,
-                    1 => Kept::First(power as usize / 5 % 12),
-                    _ => Kept::Some(power),
-                };
-                host.kill(Some(kept), batches);
-                self.journal.hit("host: power loss");
-                Some(Floor::Flushed)
-            }
-            _ => {
-                host.lose();
-                self.journal.hit("host: lost");
-                None
-            }
-        };
-        self.journal.note(format_args!("host {number} ({}) dies: {left:?}", life.0));
-        self.subjects.iter_mut().for_each(|subject| subject.host_died(number, life, left));
-        let fate = self.random.random_range(0..8);
-        let host = self.host(number);
-        match fate {
-            0 => {
-                host.age_index();
-                self.journal.hit("index: older");
-            }
-            1 => {
-                host.drop_index();
-                self.journal.hit("index: gone");
-            }
-            _ => {}
-        }
-    }
-
-    /// Flips a bit of a log or of a cache on a host.
-    pub fn rot(&mut self, number: u32) {
-        let is_log = self.random.random_bool(0.5);
-        self.rot_one(number, is_log);
-    }
-
-    fn rot_one(&mut self, number: u32, is_log: bool) {
-        let (at, bit) = (self.random.random_range(0..u64::MAX), self.random.random_range(0..8));
-        let path = match is_log {
-            true => {
-                let choice = self.random.random_range(0..self.subjects.len());
-                log_path(self.subjects[choice].id)
-            }
-            false => super::host::state_path().join("cache"),
-        };
-        let host = self.host(number);
-        if !host.exists(&path) {
-            return;
-        }
-        // Mostly where something is.
-        let length = host.disk.content(&path).map_or(1, |content| content.len() as u64);
-        let reach = if is_log { length / [1, 8][at as usize / 7 % 2] } else { length.min(200 << 10) };
-        let flipped = host.disk.flip_bit(&path, at % reach.max(1), bit);
-        if flipped.is_err() {
-            return;
-        }
-        self.journal.note(format_args!("a bit of {} on host {number} flips", path.display()));
-        self.journal.hit(if is_log { "rot: log" } else { "rot: cache" });
-        if !is_log {
-            return;
-        }
-        for subject in self.subjects.iter_mut().filter(|subject| log_path(subject.id) == path) {
-            if subject.home == Some(number) {
-                subject.floor = Floor::Stored;
-            }
-            subject.excuses(number).for_each(|excuses| excuses.rot.store(true, Ordering::SeqCst));
-        }
-    }
-
-    /// Pauses, resumes, cuts off or connects a host, or sets its clock.
-    pub fn disturb(&mut self, number: u32) {
-        let (kind, jump) = (self.random.random_range(0..8), self.random.random_range(-400..400_i64));
-        let host = self.host(number);
-        match kind {
-            0 | 1 if !host.is_paused => {
-                host.pause();
-                self.journal.hit("host: paused");
-            }
-            2 if !host.is_cut => {
-                host.cut(true);
-                self.journal.hit("host: cut off");
-            }
-            3 => {
-                simulated::set_wall_clock(host.id, jump * 86_400_000, false);
-                self.journal.hit("clock: jumped");
-            }
-            4 => {
-                simulated::set_wall_clock(host.id, 0, true);
-                self.journal.hit("clock: stands still");
-            }
-            _ => {
-                host.cut(false);
-                host.resume();
-            }
-        }
-        self.journal.note(format_args!("host {number}: disturbance {kind}"));
-        if self.host(number).is_cut {
-            let all = self.subjects.iter().flat_map(|subject| subject.excuses(number));
-            all.for_each(|excuses| excuses.store.store(true, Ordering::SeqCst));
-        }
     }
 
     pub async fn pass(&mut self, most: u64) {

@@ -84,7 +84,6 @@ pub async fn start(disk: Arc<dyn Disk>, path: &Path, store: Arc<dyn Store>, setu
 /// Makes a volume, and the store's header if it has none.
 pub async fn create(store: &Arc<dyn Store>, size: u64, durability: Durability) -> VolumeId {
     root::read_or_create(&**store).await.unwrap();
-    let new =
-        NewVolume { name: "disk".into(), region: "local".into(), size: ByteLen(size), durability, schedule: None };
+    let new = NewVolume { durability, ..NewVolume::named("disk", ByteLen(size)) };
     Admin::new(store.clone()).create_volume(new).await.unwrap().id
 }

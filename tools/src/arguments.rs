@@ -8,8 +8,8 @@ use varve::error::Result;
 use varve::settings::SharedArguments;
 
 use crate::commands::{
-    Command as _, attach, check, clean, create, destroy, detach, diff, dump, export, extend, fork, import, list, purge,
-    rescue, restore, show, snapshots, status, sweep, sync, torture, undelete, update, usage, warm,
+    Command as _, attach, check, clean, create, destroy, detach, diff, dump, export, extend, fork, hydrate, import,
+    list, purge, rescue, restore, show, snapshots, status, sweep, sync, torture, undelete, update, usage, warm,
 };
 use crate::context::Context;
 use crate::render::Report;
@@ -102,6 +102,8 @@ commands! {
         Sync(sync::Arguments),
         /// Free the space in the store that nothing needs any more; the daemon does it by itself when there is enough of it
         Clean(clean::Arguments),
+        /// Make a fork independent of its origin: copy what it has of that, in the background
+        Hydrate(hydrate::Arguments),
         /// Bring a volume's content into the daemon's cache, as far as there is room for it
         Warm(warm::Arguments),
         /// Change a volume's durability, or when its snapshots are taken

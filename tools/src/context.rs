@@ -38,17 +38,22 @@ impl Context {
 
     /// The store, which must exist.
     pub async fn store(&self) -> Result<&Admin> {
-        self.store.get_or_try_init(|| Admin::open(&self.settings.store, false)).await
+        self.store.get_or_try_init(|| Admin::open(&self.settings, false)).await
     }
 
     /// The store, created if its place is empty.
     pub async fn store_or_new(&self) -> Result<&Admin> {
-        self.store.get_or_try_init(|| Admin::open(&self.settings.store, true)).await
+        self.store.get_or_try_init(|| Admin::open(&self.settings, true)).await
+    }
+
+    /// The region of a new volume for which this one was asked.
+    pub fn region(&self, asked: Option<String>) -> String {
+        asked.or_else(|| self.settings.regions.own.clone()).unwrap_or_else(|| "default".to_owned())
     }
 
     /// The command that starts a daemon with these settings.
     pub fn start_command(&self) -> String {
-        let SharedSettings { store, state, control } = &self.settings;
+        let SharedSettings { store, state, control, regions: _ } = &self.settings;
         let mut command = format!("varved --store {} --state {}", quoted(store), quoted(&state.display().to_string()));
         if *control != state.join("control.sock") {
             command += &format!(" --control {}", quoted(&control.display().to_string()));

@@ -6,6 +6,7 @@
 //! | `commands/` | one file a command: its arguments, what it does, what it prints |
 //! | `context` | what every command works with: settings, the store, the daemon |
 //! | `target` | a volume or snapshot as people name it |
+//! | `history` | how much of a volume's past is kept, and which moment of it is meant |
 //! | `owner` | who has a volume, and what can be done about it |
 //! | `schedule` | when snapshots are taken by themselves, in words |
 //! | `torture/` | daemons that are killed, paused and lose their disks, and the judgement of what is left |
@@ -19,6 +20,7 @@
 mod arguments;
 mod commands;
 mod context;
+mod history;
 mod image;
 mod owner;
 mod render;

@@ -3,7 +3,7 @@
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 use varve::error::{Error, ErrorKind, Result};
-use varve::service::{Durability, Lag, OwnerSummary, SnapshotStatus, VolumeState};
+use varve::service::{Durability, HydrationStatus, Lag, OwnerSummary, SnapshotStatus, VolumeState};
 use varve::units::{ByteLen, UnixMillis};
 
 /// Columns that labels are right-aligned in.
@@ -125,6 +125,21 @@ pub fn ago(now: UnixMillis, at: UnixMillis) -> String {
 /// What is not in the store yet: bytes, and seconds.
 pub fn lag(lag: &Lag) -> String {
     format!("{} bytes, {:.1} s", lag.bytes, lag.seconds)
+}
+
+/// How far copying from an origin has come.
+pub fn hydration(status: &HydrationStatus) -> String {
+    if status.waits_for_pins {
+        return "all is copied; waits for snapshots or forks of the time before to go".to_owned();
+    }
+    if status.total.0 == 0 {
+        return "counting what is to be copied".to_owned();
+    }
+    let percent = status.done.0 * 100 / status.total.0;
+    let left = status.seconds_left.map_or_else(String::new, |seconds| {
+        format!(", {} left", humantime::format_duration(std::time::Duration::from_secs(seconds as u64)))
+    });
+    format!("{percent} % ({} of {}){left}", size(status.done), size(status.total))
 }
 
 /// An owner: who, and how to reach it.

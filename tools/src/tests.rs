@@ -10,14 +10,13 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 use varve::control::{ControlSocket, serve};
 use varve::error::{Error, Result};
-use varve::format::census::Condemned;
 use varve::format::manifest::{Manifest, Owner, Position};
 use varve::format::map_object::{CheckpointRef, MapObjectId, PageRef};
 use varve::ownership;
-use varve::service::{Durability, VolumeState};
-use varve::settings::SharedSettings;
+use varve::service::VolumeState;
+use varve::settings::{Regions, SharedSettings};
 use varve::store::{Effect, Faults, Matching, Operation, Store, StoreErrorKind};
-use varve::units::{ByteLen, Epoch, SegmentNumber, Sequence, Token, UnixMillis, VolumeId};
+use varve::units::{ByteLen, Epoch, SegmentNumber, Token, UnixMillis, VolumeId};
 use varve::volume::Admin;
 
 use crate::arguments::{CommandLine, explained};
@@ -35,32 +34,12 @@ const DAY: u64 = 86_400_000;
 
 /// A detached volume of 10 GB, a day old.
 fn detached(id: u64, name: &str) -> Manifest {
+    let created_at = UnixMillis(NOW.0 - DAY);
     Manifest {
-        volume: VolumeId(id),
-        name: name.to_owned(),
-        region: "default".to_owned(),
-        size: ByteLen(10 << 30),
-        created_at: UnixMillis(NOW.0 - DAY),
-        durability: Durability::Local,
-        generation: 1,
-        nonce: Token(1),
         epoch: Epoch(4),
-        owner: None,
-        checkpoint: None,
         replay_from: Position { epoch: Epoch(5), number: SegmentNumber(0) },
-        sequence: Sequence(0),
-        inherited: Vec::new(),
-        complete: true,
         stored_bytes: ByteLen(3 << 29),
-        destroyed_at: None,
-        being_made: false,
-        schedule: None,
-        snapshotted: Sequence(0),
-        scheduled_at: None,
-        origins: Vec::new(),
-        pins: Vec::new(),
-        census: Some(Vec::new()),
-        condemned: Condemned::default(),
+        ..Manifest::first(VolumeId(id), name.to_owned(), ByteLen(10 << 30), created_at, Token(1))
     }
 }
 
@@ -88,13 +67,14 @@ impl Place {
     async fn new(state: &Path, volumes: Vec<Manifest>) -> Place {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("file://{}", directory.path().display());
-        Admin::open(&url, true).await.unwrap();
+        let (control, regions) = (state.join("control.sock"), Regions::default());
+        let settings = SharedSettings { store: url.clone(), control, state: state.to_owned(), regions };
+        Admin::open(&settings, true).await.unwrap();
         let raw = varve::store::open(&url, false).await.unwrap().store;
         for volume in volumes {
             ownership::create(&*raw, volume).await.unwrap();
         }
-        let control = state.join("control.sock");
-        let mut context = Context::new(SharedSettings { store: url, control, state: state.to_owned() }, false).unwrap();
+        let mut context = Context::new(settings, false).unwrap();
         context.now = NOW;
         context.ask = |_| Ok(false);
         Place { context, raw, directory }

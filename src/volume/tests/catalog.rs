@@ -5,20 +5,14 @@ use std::sync::Arc;
 use super::{World, runtime};
 use crate::block_device::Exports;
 use crate::error::ErrorKind;
-use crate::service::{Durability, NewVolume};
+use crate::service::NewVolume;
 use crate::store::{Effect, Gate, Matching, Operation};
 use crate::units::{ByteLen, VolumeId};
 use crate::volume::FleetExports;
 use crate::volume::catalog::Catalog;
 
 async fn create(world: &World, name: &str) -> VolumeId {
-    let new = NewVolume {
-        name: name.into(),
-        size: ByteLen(8 << 20),
-        region: "r".into(),
-        durability: Durability::Local,
-        schedule: None,
-    };
+    let new = NewVolume::named(name, ByteLen(8 << 20));
     world.admin().create_volume(new).await.unwrap().id
 }
 

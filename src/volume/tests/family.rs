@@ -12,7 +12,7 @@ async fn attach(fleet: &Arc<Fleet>, volume: VolumeId) -> Arc<Volume> {
 }
 
 fn one_fork() -> NewForks {
-    NewForks { name: None, count: 1 }
+    NewForks { name: None, count: 1, region: None }
 }
 
 /// How many blocks from the start on a snapshot has data for.
@@ -91,16 +91,10 @@ fn a_fork_that_was_never_attached_can_be_forked_and_snapshotted() {
     });
     let admin = world.admin();
     let (again, restored) = runtime().block_on(async {
-        let again = admin.fork_volume(fork, NewForks { name: Some("n".into()), count: 3 }).await.unwrap();
+        let again = admin.fork_volume(fork, NewForks { name: Some("n".into()), count: 3, region: None }).await.unwrap();
         assert_eq!(again.len(), 3);
         let snapshot = admin.snapshot(again[2].id, NewSnapshot::default()).await.unwrap();
-        let new = NewVolume {
-            name: "restored".into(),
-            size: ByteLen(16 << 20),
-            region: "r".into(),
-            durability: Durability::Local,
-            schedule: None,
-        };
+        let new = NewVolume::named("restored", ByteLen(16 << 20));
         let too_small = NewVolume { size: ByteLen(4096), ..new.clone() };
         let refused = admin.create_from_snapshot(snapshot.id, too_small, 1).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Invalid);

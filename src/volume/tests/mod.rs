@@ -45,13 +45,7 @@ impl World {
     }
 
     fn create(&self) -> VolumeId {
-        let new = NewVolume {
-            name: "v".into(),
-            size: ByteLen(8 << 20),
-            region: "r".into(),
-            durability: Durability::Local,
-            schedule: None,
-        };
+        let new = NewVolume::named("v", ByteLen(8 << 20));
         runtime().block_on(self.admin().create_volume(new)).unwrap().id
     }
 

@@ -91,7 +91,8 @@ fn the_last_fork_takes_its_origin_with_it() {
     let (origin, admin) = (destroyed(&world), world.admin());
     let fork = runtime().block_on(async {
         admin.undelete_volume(origin).await.unwrap();
-        let fork = admin.fork_volume(origin, NewForks { name: None, count: 1 }).await.unwrap().remove(0).id;
+        let fork =
+            admin.fork_volume(origin, NewForks { name: None, count: 1, region: None }).await.unwrap().remove(0).id;
         admin.destroy_volume(origin).await.unwrap();
         fork
     });

@@ -8,7 +8,7 @@ use varve::format::manifest::Owner;
 use varve::lineage::{FrozenMap, diff};
 use varve::map::PageIndex;
 use varve::ownership::{self, Permit};
-use varve::service::{DumpTarget, Durability, NewForks, NewSnapshot, NewVolume};
+use varve::service::{DumpTarget, NewForks, NewSnapshot, NewVolume};
 use varve::store::{ByteRange, Condition, MemoryStore, ObjectKey, Store, list_all};
 use varve::units::{ByteLen, Epoch, SegmentId, SegmentNumber, SnapshotId, Token, UnixMillis, VolumeId};
 use varve::volume::Admin;
@@ -119,7 +119,7 @@ async fn change(admin: &Admin, store: &Arc<dyn Store>, volumes: &[VolumeId], sna
     for &id in volumes {
         let new = NewSnapshot { name: Some("a".into()), retention_seconds: Some(u64::MAX) };
         let _ = admin.snapshot(id, new).await;
-        let _ = admin.fork_volume(id, NewForks { name: None, count: 2 }).await;
+        let _ = admin.fork_volume(id, NewForks { name: None, count: 2, region: None }).await;
         let _ = admin.snapshots(id).await;
         if let Ok(loaded) = ownership::load(&**store, id).await {
             attach(store, id, &loaded).await;
@@ -128,13 +128,7 @@ async fn change(admin: &Admin, store: &Arc<dyn Store>, volumes: &[VolumeId], sna
         let _ = admin.undelete_volume(id).await;
     }
     for &id in snapshots {
-        let new = NewVolume {
-            name: "new".into(),
-            region: "local".into(),
-            size: ByteLen(0),
-            durability: Durability::Local,
-            schedule: None,
-        };
+        let new = NewVolume::named("new", ByteLen(0));
         let _ = admin.create_from_snapshot(id, new, 1).await;
         for &volume in volumes {
             let _ = admin.roll_back(volume, id).await;

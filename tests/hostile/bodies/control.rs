@@ -58,6 +58,10 @@ impl Service for Idle {
         nothing(volume)
     }
 
+    async fn hydrate(&self, volume: VolumeId) -> Result<AttachedStatus> {
+        nothing(volume)
+    }
+
     async fn clean(&self, volume: VolumeId) -> Result<CleanReport> {
         nothing(volume)
     }

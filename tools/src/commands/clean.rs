@@ -70,7 +70,7 @@ impl Command for Arguments {
             .line("Freed", render::size(freed))
             .line("Stored", render::size(stored))
             .line("In use", render::size(live))
-            .line("Kept for pins", render::size(pinned))
+            .line("Kept for the past", render::size(pinned))
             .finish()
     }
 }

@@ -5,14 +5,15 @@ use serde::Serialize;
 use varve::error::Result;
 use varve::service::{Durability, NewVolume};
 use varve::settings::{parse_name, parse_volume_size};
-use varve::units::{ByteLen, SnapshotId};
+use varve::units::{ByteLen, SnapshotId, UnixMillis};
 
 use crate::commands::Command;
 use crate::commands::created::Volumes;
 use crate::context::Context;
+use crate::history::{parse_time, parse_window};
 use crate::render;
 use crate::schedule::ScheduleArguments;
-use crate::target::parse_snapshot;
+use crate::target::{Target, parse_snapshot};
 
 /// Volumes that one command creates at most.
 const COUNT_MAX: i64 = 100;
@@ -24,14 +25,20 @@ pub struct Arguments {
     #[arg(value_parser = parse_name)]
     name: String,
     /// Size in GB (2^30 bytes), or with a unit: 512MiB; that of the snapshot, if one is given and this is not
-    #[arg(long, value_name = "GB", allow_hyphen_values = true, required_unless_present = "snapshot_id", value_parser = parse_volume_size)]
+    #[arg(long, value_name = "GB", allow_hyphen_values = true, required_unless_present_any = ["snapshot_id", "from"], value_parser = parse_volume_size)]
     size: Option<ByteLen>,
     /// Begin with the content of this snapshot
     #[arg(long, value_name = "VS", value_parser = parse_snapshot)]
     snapshot_id: Option<SnapshotId>,
-    /// Region of the volume
-    #[arg(long, default_value = "default", value_parser = parse_name)]
-    region: String,
+    /// Begin with the content that this volume had at the time --at
+    #[arg(long, value_name = "VOL", requires = "at", conflicts_with = "snapshot_id")]
+    from: Option<Target>,
+    /// The moment of --from: 2026-11-21T04:23:58Z, or how long ago, such as 15m
+    #[arg(long, value_name = "TIME", requires = "from", allow_hyphen_values = true, value_parser = parse_time)]
+    at: Option<UnixMillis>,
+    /// Region of the volume, named in the settings file; that of the store, if not given
+    #[arg(long, value_parser = parse_name)]
+    region: Option<String>,
     /// What FLUSH promises: 'local' survives power loss, 'store' loss of the host
     #[arg(long, default_value = "local", value_parser = render::parse_durability)]
     durability: Durability,
@@ -40,6 +47,9 @@ pub struct Arguments {
     count: u32,
     #[command(flatten)]
     schedule: ScheduleArguments,
+    /// How much of its past the volume can go back to, such as 7d, or 'off'
+    #[arg(long, value_name = "TIME", default_value = "24h", allow_hyphen_values = true, value_parser = parse_window)]
+    history: u64,
 }
 
 /// Every volume created, also if one of them failed.
@@ -55,17 +65,21 @@ impl Command for Arguments {
     type Output = Created;
 
     async fn run(self, context: &Context) -> Result<Created> {
-        let Arguments { name, size, snapshot_id, region, durability, count, schedule } = self;
+        let Arguments { name, size, snapshot_id, from, at, region, durability, count, schedule, history } = self;
         let schedule = schedule.change().unwrap_or_default().apply(None);
-        // Without a size there is a snapshot, whose own is meant then.
-        let new = NewVolume { name, size: size.unwrap_or_default(), region, durability, schedule };
-        match snapshot_id {
-            Some(snapshot) => {
-                let made = context.store().await?.create_from_snapshot(snapshot, new, count).await?;
-                Ok(Created { volumes: Volumes::new(count, made), failure: None })
+        // Without a size there is something to begin with, whose own is meant then.
+        let size = size.unwrap_or_default();
+        let region = context.region(region);
+        let new = NewVolume { name, size, region, durability, schedule, history_seconds: history };
+        let made = match (snapshot_id, from.zip(at)) {
+            (Some(snapshot), _) => context.store().await?.create_from_snapshot(snapshot, new, count).await?,
+            (None, Some((from, at))) => {
+                let id = from.id(context).await?;
+                context.store().await?.create_from_past(id, at, new, count).await?
             }
-            None => empty(context, new, count).await,
-        }
+            (None, None) => return empty(context, new, count).await,
+        };
+        Ok(Created { volumes: Volumes::new(count, made), failure: None })
     }
 
     fn text(created: &Created) -> String {

@@ -12,6 +12,7 @@ use varve::units::ByteLen;
 use crate::commands::Command;
 use crate::commands::created::Volumes;
 use crate::context::Context;
+use crate::history::parse_window;
 use crate::image::{Progress, interrupted};
 use crate::render;
 
@@ -27,11 +28,14 @@ pub struct Arguments {
     #[arg(long, value_name = "GB", allow_hyphen_values = true, value_parser = parse_volume_size)]
     size: Option<ByteLen>,
     /// Region of the volume
-    #[arg(long, default_value = "default", value_parser = parse_name)]
-    region: String,
+    #[arg(long, value_parser = parse_name)]
+    region: Option<String>,
     /// What FLUSH promises: 'local' survives power loss, 'store' loss of the host
     #[arg(long, default_value = "local", value_parser = render::parse_durability)]
     durability: Durability,
+    /// How much of its past the volume can go back to, such as 7d, or 'off'
+    #[arg(long, value_name = "TIME", default_value = "24h", allow_hyphen_values = true, value_parser = parse_window)]
+    history: u64,
 }
 
 impl Command for Arguments {
@@ -47,9 +51,10 @@ impl Command for Arguments {
         let new = NewVolume {
             name: self.name,
             size: self.size.unwrap_or(ByteLen(0)),
-            region: self.region,
+            region: context.region(self.region),
             durability: self.durability,
             schedule: Some(SnapshotSchedule::default()),
+            history_seconds: self.history,
         };
         let store = context.store_or_new().await?;
         let mut progress = Progress::new("importing");

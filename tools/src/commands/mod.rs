@@ -23,6 +23,7 @@ pub mod dump;
 pub mod export;
 pub mod extend;
 pub mod fork;
+pub mod hydrate;
 pub mod import;
 pub mod list;
 pub mod purge;

@@ -7,6 +7,7 @@ use varve::service::{AttachedStatus, Lag, VolumeState, VolumeSummary};
 
 use crate::commands::Command;
 use crate::context::Context;
+use crate::history;
 use crate::render::{self, Block};
 use crate::schedule;
 use crate::target::Target;
@@ -69,6 +70,12 @@ fn current(volume: VolumeSummary, attached: Option<&AttachedStatus>) -> VolumeSu
     }
 }
 
+/// How far it is with copying from its origins, if it does that.
+fn hydration(shown: &Shown) -> Option<String> {
+    let status = shown.attached.as_ref().and_then(|live| live.hydration.as_ref()).map(render::hydration);
+    status.or_else(|| shown.volume.is_hydrating.then(|| "goes on when it is attached".to_owned()))
+}
+
 fn block(shown: &Shown) -> String {
     let volume = &shown.volume;
     let live = shown.attached.as_ref();
@@ -90,9 +97,11 @@ fn block(shown: &Shown) -> String {
             "Write log",
             live.map(|live| format!("{} of {}", render::size(live.log_used), render::size(live.log_length))),
         )
+        .maybe("Hydration", hydration(shown))
         .maybe("Failed", live.and_then(|live| live.failed.as_ref()))
         .maybe("Origin", volume.origin)
         .line("Snapshots", format!("{}; {}", volume.snapshots, schedule::words(volume.schedule)))
+        .line("History", history::words(volume.history_seconds, volume.history_since))
         .line("Created at", render::moment(volume.created_at))
         .maybe("Destroyed at", volume.destroyed_at.map(render::moment))
         .maybe("Kept until", volume.purge_after.map(render::moment))

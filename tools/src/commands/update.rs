@@ -3,12 +3,13 @@
 use clap::{ArgGroup, Args};
 use serde::Serialize;
 use varve::error::{Context as _, Result};
-use varve::service::{Durability, SnapshotSchedule, VolumeChange};
+use varve::service::{Durability, SnapshotSchedule, VolumeChange, VolumeSummary};
 use varve::units::VolumeId;
 use varve::volume::Admin;
 
 use crate::commands::Command;
 use crate::context::Context;
+use crate::history::{self, parse_window};
 use crate::owner;
 use crate::render::{self, Block};
 use crate::schedule::{self, ScheduleArguments};
@@ -17,7 +18,7 @@ use crate::target::Target;
 /// Arguments.
 #[derive(Args, Debug)]
 #[command(group = ArgGroup::new("change").required(true).multiple(true).args([
-    "durability", "snapshot_interval", "snapshot_retention", "no_scheduled_snapshots",
+    "durability", "snapshot_interval", "snapshot_retention", "no_scheduled_snapshots", "history",
 ]))]
 pub struct Arguments {
     /// Id or name of the volume
@@ -28,6 +29,9 @@ pub struct Arguments {
     durability: Option<Durability>,
     #[command(flatten)]
     schedule: ScheduleArguments,
+    /// How much of its past the volume can go back to, such as 7d, or 'off'
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_window)]
+    history: Option<u64>,
 }
 
 /// What it is now.
@@ -38,6 +42,7 @@ pub struct Updated {
     durability: Durability,
     /// Null for none.
     schedule: Option<SnapshotSchedule>,
+    history_seconds: u64,
 }
 
 impl Command for Arguments {
@@ -46,8 +51,8 @@ impl Command for Arguments {
     /// Asks the owner if it is here; else changes the manifest of a volume that nobody owns.
     async fn run(self, context: &Context) -> Result<Updated> {
         let id = self.volume.id(context).await?;
-        let change =
-            VolumeChange { durability: self.durability, schedule: self.schedule.change(), ..VolumeChange::default() };
+        let (durability, schedule) = (self.durability, self.schedule.change());
+        let change = VolumeChange { durability, schedule, history_seconds: self.history, ..VolumeChange::default() };
         let asked = async { context.daemon.update(id, &change).await.map(|_| None) };
         let detached = async |store: &Admin| store.update_volume(id, change.clone()).await.map(Some);
         let volume = match owner::or_change(context, id, "update", asked, detached).await? {
@@ -58,7 +63,8 @@ impl Command for Arguments {
                 found.await.context(|| format!("{id} was changed, but cannot be shown"))?
             }
         };
-        Ok(Updated { id, name: volume.name, durability: volume.durability, schedule: volume.schedule })
+        let VolumeSummary { name, durability, schedule, history_seconds, .. } = volume;
+        Ok(Updated { id, name, durability, schedule, history_seconds })
     }
 
     fn text(updated: &Updated) -> String {
@@ -67,6 +73,7 @@ impl Command for Arguments {
             .line("Name", &updated.name)
             .line("Durability", render::durability(updated.durability))
             .line("Snapshots", schedule::words(updated.schedule))
+            .line("History", history::words(updated.history_seconds, None))
             .finish()
     }
 }

@@ -62,6 +62,7 @@ impl Command for Arguments {
             .line("Stored", render::size(report.stored))
             .line("Of that unique", render::size(report.unique))
             .line("Of that shared", render::size(report.shared))
+            .line("Of that history", render::size(report.history))
             .line("Of that dead", render::size(report.dead))
             .line("Of that metadata", render::size(report.metadata))
             .finish();

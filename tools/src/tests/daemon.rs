@@ -3,9 +3,9 @@
 use async_trait::async_trait;
 use varve::error::{Error, ErrorKind, Result};
 use varve::service::{
-    AttachReport, AttachedStatus, CleanReport, DaemonStatus, Durability, Lag, NewForks, NewSnapshot, RescuedLog,
-    Service, SnapshotStatus, SnapshotSummary, StoreCounts, VolumeChange, VolumeState, VolumeSummary, WarmReport,
-    WarmRequest,
+    AttachReport, AttachedStatus, CleanReport, DaemonStatus, Durability, HydrationStatus, Lag, NewForks, NewSnapshot,
+    RescuedLog, Service, SnapshotStatus, SnapshotSummary, StoreCounts, VolumeChange, VolumeState, VolumeSummary,
+    WarmReport, WarmRequest,
 };
 use varve::units::{ByteLen, Epoch, Sequence, SnapshotId, UnixMillis, VolumeId};
 
@@ -27,6 +27,7 @@ fn status() -> AttachedStatus {
         stored: Sequence(18),
         stored_bytes: ByteLen(2 << 30),
         live_bytes: ByteLen(1 << 19),
+        hydration: None,
         log_used: ByteLen(64 << 20),
         log_length: ByteLen(2 << 30),
         warming: None,
@@ -86,6 +87,11 @@ impl Service for Daemon {
             ..status
         })
     }
+    async fn hydrate(&self, volume: VolumeId) -> Result<AttachedStatus> {
+        let (done, total) = (ByteLen(3 << 20), ByteLen(12 << 20));
+        let hydration = HydrationStatus { done, total, seconds_left: Some(90.5), ..HydrationStatus::default() };
+        known(volume).map(|status| AttachedStatus { hydration: Some(hydration), ..status })
+    }
     async fn clean(&self, volume: VolumeId) -> Result<CleanReport> {
         known(volume).map(|status| CleanReport {
             freed: ByteLen(5),
@@ -125,6 +131,9 @@ impl Service for Daemon {
             epoch: Epoch(0),
             durability: status.durability,
             schedule: None,
+            history_seconds: 0,
+            history_since: None,
+            is_hydrating: false,
             origin: Some(volume),
             snapshots: 0,
             created_at: NOW,

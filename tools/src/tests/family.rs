@@ -67,6 +67,31 @@ async fn volumes_are_made_of_snapshots_and_of_volumes() {
 }
 
 #[tokio::test]
+async fn a_volume_says_how_far_back_it_can_go() {
+    let place = nowhere(vec![]).await;
+    let made = text(&place, "volumes create demo --size 1").await;
+    let id = value(&made, "ID").to_owned();
+    assert!(value(&text(&place, "volumes show demo").await, "History").starts_with("1day; any moment since "));
+    let fork = text(&place, "volumes fork demo --at 0s").await;
+    assert_eq!((value(&fork, "Name"), value(&fork, "Origin")), ("demo-fork", &*id));
+    let larger = text(&place, "volumes create old --from demo --at 0s --size 2 --history 2d").await;
+    assert_eq!((value(&larger, "Size"), value(&larger, "Origin")), ("2 GB", &*id));
+    assert!(value(&text(&place, "volumes show old").await, "History").starts_with("2days; any moment since "));
+    assert_eq!(value(&text(&place, "volumes update demo --history off").await, "History"), "off");
+    assert_eq!(value(&text(&place, "volumes show demo").await, "History"), "off");
+    for (line, part) in [
+        ("volumes fork demo --at 0s", "'varve volumes update"),
+        ("volumes fork old --at 1h", "any moment since"),
+        ("volumes fork old --at soon", "'soon' is no moment"),
+        ("volumes create x --from old", "--at"),
+        ("volumes create x --size 1 --at 1h", "--from"),
+    ] {
+        let refused = message(&place, line).await;
+        assert!(refused.contains(part), "{line}: {refused}");
+    }
+}
+
+#[tokio::test]
 async fn a_disk_grows_and_goes_back() {
     let place = nowhere(vec![detached(1, "demo"), detached(2, "other")]).await;
     let taken = text(&place, "volumes snapshots create demo").await;

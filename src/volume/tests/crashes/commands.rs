@@ -8,17 +8,11 @@ use crate::error::Result;
 use crate::service::{NewForks, NewSnapshot, ScheduleChange, VolumeChange};
 
 fn new_volume(size: u64) -> NewVolume {
-    NewVolume {
-        name: "made".into(),
-        size: ByteLen(size),
-        region: "r".into(),
-        durability: Durability::Local,
-        schedule: None,
-    }
+    NewVolume::named("made", ByteLen(size))
 }
 
 fn three_forks() -> NewForks {
-    NewForks { name: Some("fork".into()), count: 3 }
+    NewForks { name: Some("fork".into()), count: 3, region: None }
 }
 
 fn larger() -> VolumeChange {

@@ -28,13 +28,7 @@ pub struct Base {
 impl Base {
     pub fn build() -> Base {
         let world = World::new();
-        let new = NewVolume {
-            name: "disk".into(),
-            size: ByteLen(1 << 20),
-            region: "r".into(),
-            durability: Durability::Local,
-            schedule: None,
-        };
+        let new = NewVolume::named("disk", ByteLen(1 << 20));
         let disk = runtime().block_on(world.admin().create_volume(new)).unwrap().id;
         let family = world.life("builder", async |fleet| {
             let (volume, _) = fleet.attach(disk, false, false).await.unwrap();
@@ -47,7 +41,7 @@ impl Base {
             volume.sync().await.unwrap();
             write(&volume, 8192, 2).await;
             let fork = async |name: &str| {
-                let new = NewForks { name: Some(name.into()), count: 1 };
+                let new = NewForks { name: Some(name.into()), count: 1, region: None };
                 let id = volume.fork(&new).await.unwrap().remove(0).volume;
                 let (forked, _) = fleet.attach(id, false, false).await.unwrap();
                 write(&forked, 12288, 3).await;

@@ -1,6 +1,6 @@
 //! The cleaner of one volume: empties segments that are mostly dead, has the books put right, and deletes what nobody needs any more.
 //!
-//! One task for each attached volume, which sleeps while nothing is written; what a late owner left to be deleted waits for that, too. Order of effects for each segment that goes, and why:
+//! What is copied from origins goes behind it ([`hydrate`]). One task for each attached volume, which sleeps while nothing is written; what a late owner left to be deleted waits for that, too. Order of effects for each segment that goes, and why:
 //! 1. what is live in it was moved, and that has taken effect (or nothing in it was live): from here on the map does without it;
 //! 2. a checkpoint includes that: from here on recovery does without it;
 //! 3. the manifest of that checkpoint condemns it, unless a pin needs it: a pin that comes meanwhile makes the swap fail;
@@ -11,7 +11,15 @@
 //! After a crash: what was condemned is deleted by the next owner; all else is as recovery finds it. `design/cleaning.md` argues why
 //! this is enough.
 
+mod aside;
+mod books;
+mod hydrate;
+mod relocate;
+mod survey;
+mod sweep;
+
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
@@ -20,15 +28,19 @@ use tokio::sync::oneshot;
 use crate::clean::{self, Goal, condemnable_bytes};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::census::{Condemned, ObjectAt, ObjectRun};
+use crate::format::census::{Condemned, ObjectAt};
 use crate::limits::SEGMENT_BYTES_TARGET;
+use crate::lineage;
 use crate::service::CleanReport;
 use crate::store::ObjectKey;
 use crate::units::{BLOCK_SIZE, ByteLen};
 use crate::volume::core::Volume;
 use crate::volume::fetch::segment_index;
-use crate::volume::relocate::Relocation;
 use crate::work::simulated::{self, Mutation};
+
+pub use books::Books;
+pub use hydrate::Hydrating;
+pub use relocate::Relocation;
 
 /// Blocks moved at a time: bounds memory, and makes a whole segment.
 const BLOCKS_AT_ONCE: u64 = SEGMENT_BYTES_TARGET / BLOCK_SIZE;
@@ -36,7 +48,7 @@ const BLOCKS_AT_ONCE: u64 = SEGMENT_BYTES_TARGET / BLOCK_SIZE;
 const AUDITS_AT_ONCE: usize = 4;
 /// Objects deleted at the same time.
 const DELETES_AT_ONCE: usize = 8;
-/// Pause between steps, in which what is written goes first; none when space has run away.
+/// Pause between steps, in which what is written goes first; none when space runs away.
 const BREATH: Duration = Duration::from_millis(500);
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(15);
@@ -44,8 +56,11 @@ const RETRY: Duration = Duration::from_secs(15);
 const THOROUGH: Goal = Goal { percent: 100, slack: 0, fullest: 95 };
 /// Space that dead segments may take while they wait for a checkpoint, as a part of what is live.
 const WAITING_PART: u64 = 20;
-/// Segments may take so many times what the goal allows before the cleaner takes no more breath.
-const URGENT: u64 = 2;
+/// Segments may take so many hundredths of what the goal allows before the cleaner takes no more breath,
+const URGENT: u64 = 125;
+/// and so many before each segment of new writes waits for one of moved blocks. Such a step frees more than it and a run of writes take,
+/// so whoever writes without pause cannot make space run away further.
+const PRESSING: u64 = 150;
 
 /// What a step of cleaning came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,21 +71,42 @@ enum Step {
     More,
     /// There is, and no time to lose.
     Urgent,
+    /// What is written has to wait for it.
+    Pressing,
+}
+
+impl Step {
+    /// What is to be done where segments take `held` bytes, and `allowed` are.
+    fn after(held: u64, allowed: u64) -> Step {
+        match held.saturating_mul(100) / allowed.max(1) {
+            part if part > PRESSING => Step::Pressing,
+            part if part > URGENT => Step::Urgent,
+            _ => Step::More,
+        }
+    }
 }
 
 impl Volume {
     /// Runs until the attachment ends.
-    pub(super) async fn run_cleaner(self: Arc<Self>) {
+    pub(in crate::volume) async fn run_cleaner(self: Arc<Self>) {
+        if self.is_hydrating.load(Ordering::Acquire) {
+            self.clean_wake.notify_one();
+        }
         loop {
             self.clean_wake.notified().await;
             loop {
                 if self.gate.closed().is_some() {
                     return;
                 }
-                match self.clean_step(self.shared.settings.cleaning).await {
+                let step = match self.clean_step(self.shared.settings.cleaning).await {
+                    Ok(Step::Clean) => self.hydrate_step().await,
+                    other => other,
+                };
+                self.press(matches!(step, Ok(Step::Pressing)));
+                match step {
                     Ok(Step::Clean) => break,
                     Ok(Step::More) => clock::sleep(BREATH).await,
-                    Ok(Step::Urgent) => {}
+                    Ok(Step::Urgent | Step::Pressing) => {}
                     Err(error) => {
                         tracing::warn!(volume = %self.id, %error, "cleaning is put off");
                         clock::sleep(RETRY).await;
@@ -80,21 +116,22 @@ impl Volume {
         }
     }
 
+    /// Has new writes wait for cleaning, or not any more.
+    fn press(&self, is_pressing: bool) {
+        if self.is_cleaning_pressing.swap(is_pressing, Ordering::AcqRel) != is_pressing {
+            tracing::debug!(volume = %self.id, is_pressing, "writes wait for cleaning");
+            self.upload_wake.notify_one();
+        }
+    }
+
     /// Cleans all that is worth it now, and waits until what is dead is deleted, unless a pin needs it.
     ///
     /// # Errors
     /// `Damaged`; what the store says.
-    pub(super) async fn clean_now(&self) -> Result<CleanReport> {
+    pub(in crate::volume) async fn clean_now(&self) -> Result<CleanReport> {
         self.pass_gate().await?;
         let before = self.newest.lock().stored_bytes.0;
-        loop {
-            while self.books.lock().unaudited > 0 {
-                self.clean_step(THOROUGH).await?;
-            }
-            if self.clean_step(THOROUGH).await? == Step::Clean {
-                break;
-            }
-        }
+        while self.clean_step(THOROUGH).await? != Step::Clean {}
         self.ask_for_checkpoint().await?;
         self.delete_condemned().await?;
         let totals = self.books.lock().census.totals();
@@ -127,7 +164,7 @@ impl Volume {
         }
         self.empty_segments(&chosen).await?;
         self.reclaim(goal, false).await?;
-        Ok(if totals.held > URGENT * goal.allowed(totals.live) { Step::Urgent } else { Step::More })
+        Ok(Step::after(totals.held, goal.allowed(totals.live)))
     }
 
     /// Moves what is live out of these segments, and notes that they are dead.
@@ -140,7 +177,7 @@ impl Volume {
                 break;
             }
             match self.gather_live(at, &mut relocation).await {
-                Ok(_) => emptied.push(at),
+                Ok(()) => emptied.push(at),
                 Err(error) if error.kind() == ErrorKind::Damaged => {
                     tracing::error!(volume = %self.id, %error, "a segment cannot be emptied, and stays as it is");
                     self.books.lock().stuck.insert(at);
@@ -203,6 +240,7 @@ impl Volume {
         let mut next = self.manifest.lock().await.manifest.clone();
         next.replay_from = self.newest.lock().position;
         next.inherited.clear();
+        lineage::forget_past(&mut next, clock::now());
         let (waiting, live) = {
             let books = self.books.lock();
             (condemnable_bytes(&books.census, &next), books.census.totals().live)
@@ -220,31 +258,26 @@ impl Volume {
         let (sender, receiver) = oneshot::channel();
         self.checkpoint_asked.lock().push(sender);
         self.upload_wake.notify_one();
-        let stopped = || Error::new(ErrorKind::Stopping, format!("volume {} is stopping", self.id));
-        if let Some(error) = self.gate.closed() {
-            return Err(error);
-        }
-        receiver.await.map_err(|_| self.gate.closed().unwrap_or_else(stopped))
+        self.answered(receiver).await
     }
 
     /// Deletes what the manifest condemns. What is deleted already may be deleted again.
     ///
     /// # Errors
     /// What the store says; the rest is tried again.
-    pub(super) async fn delete_condemned(&self) -> Result<()> {
+    pub(in crate::volume) async fn delete_condemned(&self) -> Result<()> {
         let condemned = self.books.lock().condemned.clone();
         if condemned.is_empty() {
             return Ok(());
         }
-        let segments = objects(&condemned.segments).map(|at| ObjectKey::segment(self.own_segment(at)));
-        let maps = objects(&condemned.map_objects).map(|at| ObjectKey::map_object(self.id, at.epoch, at.number));
         let store = &self.shared.store;
-        let deletes = segments.chain(maps).map(|key| async move { store.delete(&key).await });
+        let deletes = clean::keys(self.id, &condemned).into_iter();
+        let deletes = deletes.map(|key| async move { store.delete(&key).await });
         let mut deletes = stream::iter(deletes).buffer_unordered(DELETES_AT_ONCE);
         while let Some(deleted) = deletes.next().await {
             deleted?;
         }
-        for id in objects(&condemned.segments).map(|at| self.own_segment(at)) {
+        for id in condemned.segments.iter().flat_map(|run| run.objects()).map(|at| self.own_segment(at)) {
             self.shared.segment_indexes.remove(&id);
             self.shared.index.delete_segment_index(id)?;
         }
@@ -256,8 +289,4 @@ impl Volume {
         }
         Ok(())
     }
-}
-
-fn objects(runs: &[ObjectRun]) -> impl Iterator<Item = ObjectAt> + '_ {
-    runs.iter().flat_map(|run| run.objects())
 }

@@ -11,17 +11,17 @@
 use std::collections::BTreeSet;
 
 use crate::checkpoint;
-use crate::clean::{self, Census};
+use crate::clean::{self, Census, Needs};
 use crate::clock;
 use crate::error::{ErrorKind, Result};
 use crate::format::census::{Condemned, ObjectAt, ObjectKind};
 use crate::format::manifest::Manifest;
-use crate::lineage::GRACE;
+use crate::lineage::{self, GRACE};
 use crate::ownership::{self, Loaded};
 use crate::segment::fetch_index;
 use crate::service::{SweepReport, SweptObject};
 use crate::store::{Listed, ObjectKey, list_all};
-use crate::units::{ByteLen, SegmentId, SegmentNumber, UnixMillis, VolumeId};
+use crate::units::{ByteLen, UnixMillis};
 use crate::volume::admin::Admin;
 
 /// Seals are shorter than this.
@@ -37,7 +37,7 @@ impl Admin {
     }
 
     /// As [`Admin::sweep`], at another time.
-    pub(super) async fn sweep_at(&self, is_dry: bool, now: UnixMillis) -> Result<SweepReport> {
+    pub(in crate::volume) async fn sweep_at(&self, is_dry: bool, now: UnixMillis) -> Result<SweepReport> {
         let mut report = SweepReport::default();
         for (id, loaded) in ownership::list(&*self.store).await? {
             let swept = match loaded {
@@ -55,11 +55,15 @@ impl Admin {
 
     async fn sweep_volume(
         &self,
-        loaded: Loaded,
+        mut loaded: Loaded,
         is_dry: bool,
         now: UnixMillis,
         report: &mut SweepReport,
     ) -> Result<()> {
+        let is_free = loaded.manifest.owner.is_none() && loaded.manifest.complete;
+        if is_free {
+            lineage::forget_past(&mut loaded.manifest, now);
+        }
         let manifest = &loaded.manifest;
         // What is being made or removed is the business of whoever does that, and of `purge`.
         let (Some(parts), false, None) = (&manifest.census, manifest.being_made, manifest.destroyed_at) else {
@@ -68,28 +72,25 @@ impl Admin {
         let (rows, making) = checkpoint::read_census(&*self.store, parts).await?;
         let mut census = Census::from_rows(rows);
         census.remove(&manifest.condemned);
-        let listed = list_all(&*self.store, &ObjectKey::volume(manifest.volume)).await?;
+        let dead = if is_free { clean::condemn(&census, manifest, &[]) } else { Condemned::default() };
+        let dead_keys: BTreeSet<ObjectKey> = clean::keys(manifest.volume, &dead).into_iter().collect();
         let mut going = Vec::new();
-        for object in listed {
-            if is_old(&object, now)
+        for object in list_all(&*self.store, &ObjectKey::volume(manifest.volume)).await? {
+            if dead_keys.contains(&object.key) {
+                going.push((object, "nothing leads to it, and no snapshot or fork needs it"));
+            } else if is_old(&object, now)
                 && !making.is_listed
                 && let Some(why) = self.left_over(manifest, &census, &object.key, object.length).await?
             {
                 going.push((object, why));
             }
         }
-        let is_free = manifest.owner.is_none() && manifest.complete;
-        let dead = if is_free { clean::condemn(&census, manifest, &[]) } else { Condemned::default() };
-        let dead_keys: BTreeSet<ObjectKey> = keys(manifest.volume, &dead).into_iter().collect();
-        if !dead.is_empty() {
-            for object in list_all(&*self.store, &ObjectKey::volume(manifest.volume)).await? {
-                if dead_keys.contains(&object.key) {
-                    going.push((object, "nothing leads to it, and no snapshot or fork needs it"));
-                }
-            }
-        }
         if !is_dry && !dead.is_empty() {
-            self.condemn(&loaded, &census, &dead).await?;
+            let condemn = |manifest: &mut Manifest| {
+                lineage::forget_past(manifest, now);
+                clean::note_condemned(manifest, &census, dead.clone());
+            };
+            ownership::update(&*self.store, &loaded, condemn).await?;
         }
         for (object, why) in going {
             if !is_dry {
@@ -100,16 +101,6 @@ impl Admin {
             report.objects.push(SweptObject { key, bytes, why: why.to_owned() });
         }
         Ok(())
-    }
-
-    async fn condemn(&self, loaded: &Loaded, census: &Census, dead: &Condemned) -> Result<()> {
-        let freed = census.segment_bytes(dead);
-        let swapped = ownership::update(&*self.store, loaded, |manifest| {
-            manifest.condemned.segments.extend_from_slice(&dead.segments);
-            manifest.condemned.map_objects.extend_from_slice(&dead.map_objects);
-            manifest.stored_bytes.0 = manifest.stored_bytes.0.saturating_sub(freed);
-        });
-        swapped.await.map(drop)
     }
 
     /// Why an object is left over, if it is.
@@ -124,7 +115,7 @@ impl Admin {
             let at = ObjectAt::from(id);
             if at >= manifest.replay_from.into()
                 || census.contains(ObjectKind::Segment, at)
-                || is_replayed(manifest, id)
+                || Needs::of(manifest, &[]).is_replayed(at)
             {
                 return Ok(None);
             }
@@ -150,22 +141,4 @@ impl Admin {
 
 fn is_old(object: &Listed, now: UnixMillis) -> bool {
     now.0.saturating_sub(object.modified.0) >= GRACE.as_millis() as u64
-}
-
-fn is_replayed(manifest: &Manifest, id: SegmentId) -> bool {
-    let moments = manifest.pins.iter().flat_map(|pin| &pin.moment.replay);
-    moments.chain(&manifest.inherited).any(|run| {
-        (run.volume, run.epoch) == (id.volume, id.epoch)
-            && (run.first.0..run.first.0.saturating_add(run.count)).contains(&id.number.0)
-    })
-}
-
-fn keys(volume: VolumeId, condemned: &Condemned) -> Vec<ObjectKey> {
-    let segments = condemned
-        .segments
-        .iter()
-        .flat_map(|run| run.objects())
-        .map(|at| ObjectKey::segment(SegmentId { volume, epoch: at.epoch, number: SegmentNumber(at.number) }));
-    let maps = condemned.map_objects.iter().flat_map(|run| run.objects());
-    segments.chain(maps.map(|at| ObjectKey::map_object(volume, at.epoch, at.number))).collect()
 }

@@ -9,19 +9,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::census::ObjectAt;
 use crate::format::segment::{EntryKind, SegmentHeader, SegmentIndex};
 use crate::limits::FRAME_BLOCKS;
 use crate::map::SegmentPlace;
 use crate::segment::{BuiltSegment, SegmentBuilder};
 use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, FrameId, Lba, SegmentId, SegmentNumber};
+use crate::volume::cleaning::aside::frames_aside;
 use crate::volume::core::Volume;
 use crate::volume::fetch::segment_index;
-use crate::volume::fetch_aside::frames_aside;
 
 /// Frames of which the blocks are copied at a time: bounds memory.
-const FRAMES_AT_ONCE: usize = 64;
+const FRAMES_AT_ONCE: usize = 128;
 
 /// A run of blocks that lie together in a segment, and their content.
 struct LiveRun {
@@ -34,11 +34,9 @@ struct LiveRun {
 
 /// Blocks on their way into another segment.
 #[derive(Default)]
-pub(super) struct Relocation {
+pub struct Relocation {
     runs: Vec<LiveRun>,
     data: Vec<u8>,
-    /// Told once it has taken effect.
-    pub done: Option<oneshot::Sender<()>>,
 }
 
 impl Relocation {
@@ -73,7 +71,7 @@ impl Relocation {
 }
 
 impl Volume {
-    pub(super) fn own_segment(&self, at: ObjectAt) -> SegmentId {
+    pub(in crate::volume) fn own_segment(&self, at: ObjectAt) -> SegmentId {
         SegmentId { volume: self.id, epoch: at.epoch, number: SegmentNumber(at.number) }
     }
 
@@ -92,15 +90,28 @@ impl Volume {
         Ok(live)
     }
 
-    /// Copies what is live of a segment. Returns how many blocks that were.
+    /// Copies what is live of a segment.
     ///
     /// # Errors
     /// `Damaged` if something live cannot be read: nothing of the segment is in the relocation then. What RocksDB and the store say.
-    pub(super) async fn gather_live(&self, at: ObjectAt, relocation: &mut Relocation) -> Result<u64> {
+    pub(super) async fn gather_live(&self, at: ObjectAt, relocation: &mut Relocation) -> Result<()> {
         let index = segment_index(&self.shared, self.own_segment(at)).await?;
         let live = self.live_places(&index).await?;
+        self.gather_places(&index, &live, relocation).await
+    }
+
+    /// Copies these blocks of a segment, which are in its order.
+    ///
+    /// # Errors
+    /// As [`Volume::gather_live`].
+    pub(super) async fn gather_places(
+        &self,
+        index: &Arc<SegmentIndex>,
+        live: &[(BlockRange, SegmentPlace)],
+        relocation: &mut Relocation,
+    ) -> Result<()> {
         let before = (relocation.runs.len(), relocation.data.len());
-        let copied = self.copy(&index, &live, relocation).await;
+        let copied = self.copy(index, live, relocation).await;
         if copied.is_err() {
             relocation.runs.truncate(before.0);
             relocation.data.truncate(before.1);
@@ -113,12 +124,11 @@ impl Volume {
         index: &Arc<SegmentIndex>,
         live: &[(BlockRange, SegmentPlace)],
         relocation: &mut Relocation,
-    ) -> Result<u64> {
+    ) -> Result<()> {
         // Cut where frames end, so that each piece comes from one.
         let pieces: Vec<(u32, BlockRange, SegmentPlace)> =
             live.iter().flat_map(|(range, place)| cut_at_frames(*range, *place)).collect();
         let mut rest = &pieces[..];
-        let mut blocks = 0;
         while !rest.is_empty() {
             let numbers: BTreeSet<u32> = rest.iter().map(|(frame, ..)| *frame).collect();
             let numbers: Vec<u32> = numbers.into_iter().take(FRAMES_AT_ONCE).collect();
@@ -135,31 +145,25 @@ impl Volume {
                     let id = index.header.id;
                     return Err(Error::damaged(format!("segment {id} lacks block {}", place.block)));
                 };
-                blocks += range.count.0;
                 relocation.push(*range, *place, source, frame.was_cached);
             }
         }
-        Ok(blocks)
+        Ok(())
     }
 
     /// Has a relocation uploaded, and waits until it has taken effect.
     ///
     /// # Errors
     /// `Stopping` if the attachment ends first.
-    pub(super) async fn relocate(&self, mut relocation: Relocation) -> Result<()> {
+    pub(super) async fn relocate(&self, relocation: Relocation) -> Result<()> {
         let (sender, receiver) = oneshot::channel();
-        relocation.done = Some(sender);
-        *self.relocation.lock() = Some(relocation);
+        *self.relocation.lock() = Some((relocation, sender));
         self.upload_wake.notify_one();
-        let stopped = || Error::new(ErrorKind::Stopping, format!("volume {} is stopping", self.id));
-        if let Some(error) = self.gate.closed() {
-            return Err(error);
-        }
-        receiver.await.map_err(|_| self.gate.closed().unwrap_or_else(stopped))
+        self.answered(receiver).await
     }
 
     /// Keeps frames of a new segment in the cache, since what they hold was there before it was moved.
-    pub(super) fn keep_moved(&self, built: &BuiltSegment, frames: &BTreeSet<u32>) {
+    pub(in crate::volume) fn keep_moved(&self, built: &BuiltSegment, frames: &BTreeSet<u32>) {
         let id = built.index.header.id;
         let kept: Vec<(FrameId, Bytes)> = frames
             .iter()

@@ -4,15 +4,19 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
 
 use crate::error::{Context, Result};
 use crate::format::segment::{FrameEntry, SegmentIndex};
 use crate::segment::{fetch_frames, open_frame};
 use crate::units::FrameId;
+use crate::volume::fetch::{group_frames, open_fetched};
 use crate::volume::shared::Shared;
 
-/// Longest range request, in bytes as stored.
-const FETCH_BYTES_MAX: u64 = 4 << 20;
+/// So much that nobody needs is read rather than asking the store twice.
+const GAP_BYTES_MAX: u64 = 512 << 10;
+/// Requests at the same time.
+const FETCHES_AT_ONCE: usize = 4;
 
 /// A frame that was read aside.
 pub struct AsideFrame {
@@ -37,16 +41,11 @@ pub async fn frames_aside(shared: &Arc<Shared>, index: &SegmentIndex, numbers: &
             None => missing.push((number, entry)),
         }
     }
-    for group in missing.chunk_by(|a, b| a.0 + 1 == b.0) {
-        let mut rest = group;
-        while let Some((_, first)) = rest.first() {
-            let fits = |(_, entry): &&(u32, FrameEntry)| {
-                u64::from(entry.offset) + u64::from(entry.stored_length) - u64::from(first.offset) <= FETCH_BYTES_MAX
-            };
-            let count = rest.iter().take_while(fits).count().max(1);
-            found.extend(fetched(shared, index, &rest[..count]).await?);
-            rest = &rest[count..];
-        }
+    let groups = group_frames(missing, |(_, entry)| *entry, GAP_BYTES_MAX);
+    let fetches = groups.into_iter().map(|group| fetched(shared, index, group));
+    let mut fetches = stream::iter(fetches).buffer_unordered(FETCHES_AT_ONCE);
+    while let Some(frames) = fetches.next().await {
+        found.extend(frames?);
     }
     found.sort_unstable_by_key(|frame| frame.number);
     Ok(found)
@@ -61,22 +60,15 @@ fn cached(shared: &Shared, index: &SegmentIndex, number: u32, entry: &FrameEntry
     shared.cache.get(id).or_else(|| open_frame(segment, number, entry, &shared.cache.read_stored(id)?).ok())
 }
 
-async fn fetched(shared: &Shared, index: &SegmentIndex, group: &[(u32, FrameEntry)]) -> Result<Vec<AsideFrame>> {
+async fn fetched(shared: &Shared, index: &SegmentIndex, group: Vec<(u32, FrameEntry)>) -> Result<Vec<AsideFrame>> {
     let segment = index.header.id;
     let entries: Vec<FrameEntry> = group.iter().map(|(_, entry)| *entry).collect();
     let fetching = fetch_frames(&*shared.store, segment, &entries).await;
     let stored = fetching.context(|| format!("cannot read segment {segment}"))?;
     let mut frames = Vec::with_capacity(group.len());
-    for ((number, entry), stored) in group.iter().zip(stored) {
-        let plain = match open_frame(segment, *number, entry, &stored) {
-            Ok(plain) => plain,
-            Err(_) => {
-                tracing::warn!(%segment, frame = number, "fetching a damaged frame again");
-                let again = fetch_frames(&*shared.store, segment, &[*entry]).await?.pop().unwrap_or_default();
-                open_frame(segment, *number, entry, &again)?
-            }
-        };
-        frames.push(AsideFrame { number: *number, plain, was_cached: false });
+    for ((number, entry), stored) in group.into_iter().zip(stored) {
+        let (plain, _) = open_fetched(shared, segment, number, &entry, stored).await?;
+        frames.push(AsideFrame { number, plain, was_cached: false });
     }
     Ok(frames)
 }

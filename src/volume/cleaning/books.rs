@@ -33,7 +33,7 @@ enum State {
 
 /// What a volume knows of its objects.
 pub struct Books {
-    pub(super) census: Census,
+    pub(in crate::volume) census: Census,
     state: State,
     /// The census began with a listing.
     is_listed: bool,
@@ -107,23 +107,14 @@ impl Books {
         self.is_listed = true;
     }
 
-    /// The census as a checkpoint keeps it; none if it is not known.
-    pub fn parts_with(&self, changes: &MapChanges) -> Vec<Vec<u8>> {
-        if !self.are_whole() {
-            return Vec::new();
-        }
-        let mut census = self.census.clone();
-        census.note_checkpoint(changes);
-        encode_rows(&census.rows(), Making { is_exact: self.unaudited == 0, is_listed: self.is_listed })
-    }
-
-    /// What is needed to tell which objects a new checkpoint condemns.
+    /// What a checkpoint with these changes says of the volume's objects.
     pub fn sorting(&self, changes: &MapChanges) -> Sorting {
         let mut census = self.are_whole().then(|| self.census.clone());
         if let Some(census) = &mut census {
             census.note_checkpoint(changes);
         }
-        Sorting { census, condemned: self.condemned.clone(), held: self.held() }
+        let making = Making { is_exact: self.unaudited == 0, is_listed: self.is_listed };
+        Sorting { census, making }
     }
 
     /// Keeps what a moment needs for as long as anybody has what this returns.
@@ -152,30 +143,34 @@ impl Books {
     }
 }
 
-/// What is needed to tell which objects a new checkpoint condemns.
+/// What a new checkpoint says of the volume's objects.
 pub struct Sorting {
+    /// `None` if it is not known what objects there are.
     census: Option<Census>,
-    condemned: Condemned,
-    held: Vec<Arc<Moment>>,
+    making: Making,
 }
 
 impl Sorting {
-    /// Puts into a manifest where the census is, and what nobody needs once it is in force; besides what is condemned and may still be there.
-    pub fn condemn(&self, manifest: &mut Manifest, parts: &[PageRef]) {
-        manifest.condemned = self.condemned.clone();
+    /// The census as the checkpoint keeps it; none if it is not known.
+    pub fn parts(&self) -> Vec<Vec<u8>> {
+        self.census.as_ref().map_or_else(Vec::new, |census| encode_rows(&census.rows(), self.making))
+    }
+
+    /// Puts into the checkpoint's manifest where its census is, and what nobody needs once it is in force; besides what is condemned and may
+    /// still be there.
+    pub fn condemn(&self, manifest: &mut Manifest, parts: &[PageRef], books: &Books) {
+        manifest.condemned = books.condemned.clone();
         manifest.census = self.census.as_ref().map(|_| parts.to_vec());
-        let Some(census) = &self.census else { return };
-        let new = clean::condemn(census, manifest, &self.held);
-        let freed = census.segment_bytes(&new);
-        manifest.stored_bytes.0 = manifest.stored_bytes.0.saturating_sub(freed);
-        manifest.condemned.segments.extend(new.segments);
-        manifest.condemned.map_objects.extend(new.map_objects);
+        if let Some(census) = &self.census {
+            let dead = clean::condemn(census, manifest, &books.held());
+            clean::note_condemned(manifest, census, dead);
+        }
     }
 }
 
 impl Volume {
     /// Notes a segment that has taken effect.
-    pub(super) async fn note_in_books(&self, index: &SegmentIndex) {
+    pub(in crate::volume) async fn note_in_books(&self, index: &SegmentIndex) {
         let shifts = self.pages.take_shifts();
         if let Err(error) = self.read_books().await {
             tracing::info!(volume = %self.id, %error, "what objects the volume has is read later");
@@ -189,7 +184,7 @@ impl Volume {
     ///
     /// # Errors
     /// `Damaged`, and what the store says.
-    pub(super) async fn read_books(&self) -> Result<()> {
+    pub(in crate::volume) async fn read_books(&self) -> Result<()> {
         let State::Unread(parts) = self.books.lock().state.clone() else { return Ok(()) };
         let (rows, making) = checkpoint::read_census(&*self.shared.store, &parts).await?;
         let mut books = self.books.lock();

@@ -148,20 +148,29 @@ impl Volume {
         };
         let is_sparse =
             |reference: &PageRef| reference.object.volume == self.id && sparse.contains(&reference.object.into());
+        let again = self.pages_in(is_sparse).await?;
+        self.pages.write_again(again);
+        Ok(())
+    }
+
+    /// The pages of the newest checkpoint that lie where `is_there` says, and one of each directory that does.
+    ///
+    /// # Errors
+    /// `Damaged`, and what the store says.
+    pub(super) async fn pages_in(&self, is_there: impl Fn(&PageRef) -> bool) -> Result<Vec<PageIndex>> {
         let base = self.pages.base();
-        let mut again = Vec::new();
+        let mut found = Vec::new();
         for (which, place) in &base.root().directories {
             let first = u64::from(*which) * DIRECTORY_PAGES;
             let directory = base.directory(*which).await?;
-            let sparse_pages = directory.iter().filter(|(_, page)| is_sparse(page)).map(|(slot, _)| *slot);
-            let before = again.len();
-            again.extend(sparse_pages.map(|slot| PageIndex(first + u64::from(slot))));
+            let before = found.len();
+            let pages = directory.iter().filter(|(_, page)| is_there(page));
+            found.extend(pages.map(|(slot, _)| PageIndex(first + u64::from(*slot))));
             // A directory is written with any of its pages.
-            if before == again.len() && is_sparse(place) {
-                again.extend(directory.first().map(|(slot, _)| PageIndex(first + u64::from(*slot))));
+            if before == found.len() && is_there(place) {
+                found.extend(directory.first().map(|(slot, _)| PageIndex(first + u64::from(*slot))));
             }
         }
-        self.pages.write_again(again);
-        Ok(())
+        Ok(found)
     }
 }
