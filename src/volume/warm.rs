@@ -32,13 +32,13 @@ use crate::volume::warm_walk::Walk;
 use crate::work::Task;
 
 /// Requests of all volumes of a daemon together.
-const FETCHES: usize = 8;
-/// What each counts for while a client waits for the store: two at once are left.
-const WEIGHT_BESIDE_CLIENTS: u32 = 4;
+const FETCHES: usize = 16;
+/// What each counts for while a client waits for the store: half of them are left.
+const WEIGHT_BESIDE_CLIENTS: u32 = 2;
 /// Longest range request, in bytes as stored: short, since a client may wait for a frame of it.
 const FETCH_BYTES_MAX: u64 = 1 << 20;
 /// Requests of a volume that are made ready ahead.
-const AHEAD: usize = 2 * FETCHES;
+const AHEAD: usize = FETCHES;
 /// Indexes of segments loaded at once.
 const INDEXES_AT_ONCE: usize = 8;
 
