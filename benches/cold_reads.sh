@@ -52,8 +52,16 @@ cold() {
     start
     # Attaching is not part of reading.
     varve volumes attach "$volume" >/dev/null
+    varve status --json >"$out/before.json"
     fio --name=cold --ioengine=nbd --uri="$uri" --rw=read --bs=1m --iodepth=8 --size="${size_mib}m" \
         --output-format=json --output="$out/cold.$1.json"
+    varve status --json >"$out/after.$1.json"
+    python3 - "$out/before.json" "$out/after.$1.json" "$size_mib" <<'PY' >>"$out/requests.txt"
+import json, sys
+before, after = (json.load(open(path))["daemon"]["store_counts"] for path in sys.argv[1:3])
+gets, bytes = after["gets"] - before["gets"], after["get_bytes"] - before["get_bytes"]
+print(f"{gets / int(sys.argv[3]):.3f} requests and {bytes / int(sys.argv[3]) / 1048576:.3f} MiB fetched for each MiB read")
+PY
     awk '/^VmHWM/ { print $2 }' "/proc/$varved/status" >>"$out/high_water_kib.txt"
     stop_varved
 }
@@ -63,4 +71,5 @@ for round in $(seq "$rounds"); do
     client >>"$out/client.txt"
     cold "$round"
 done
+cat "$out/requests.txt"
 "$repository/benches/cold_reads.py" "$out" "$goal" | tee "$out/table.txt"

@@ -45,6 +45,12 @@ pub const COUNT_MAX: u64 = 1 << 62;
 pub const EPOCHS_REPLAYED_MAX: u32 = 1 << 18;
 /// Objects that one manifest condemns: bounds its length. What is left over comes with the next checkpoint.
 pub const CONDEMNED_MAX: u64 = 1 << 14;
+/// What a trace of first reads counts in: 64 KiB of volume.
+pub const TRACE_UNIT_BYTES: u64 = 64 << 10;
+/// Runs that a trace has at most: half a MiB of them.
+pub const TRACE_RUNS_MAX: usize = 1 << 16;
+/// Runs that all the volumes of a daemon note together, in some 30 bytes each.
+pub const TRACE_RUNS_ALL_MAX: usize = 1 << 18;
 /// Longest name of a volume or snapshot, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
 /// Forks that one request can make.

@@ -17,7 +17,7 @@ use varve::clean::Goal;
 use varve::control::{self, ControlSocket};
 use varve::error::{Context, Error, Result};
 use varve::nbd::{self, NbdSettings, Server};
-use varve::settings::{DaemonArguments, Places, Settings, SharedSettings, SpaceTarget};
+use varve::settings::{DaemonArguments, Places, Prefetch, Settings, SharedSettings, SpaceTarget};
 use varve::store;
 use varve::volume::state_directory::{self, StateSettings};
 use varve::volume::{CLEANING, EngineSettings, Fleet, FleetExports, FleetService, PurgeTimer, root};
@@ -70,6 +70,7 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
             SpaceTarget::Off => Goal { percent: u64::MAX, ..CLEANING },
             SpaceTarget::Percent(percent) => Goal { percent: u64::from(percent), ..CLEANING },
         },
+        prefetch: settings.prefetch == Prefetch::On,
         control: shared_settings.control.display().to_string(),
     };
     let state = StateSettings {

@@ -96,6 +96,11 @@ mod bytes {
     }
 
     #[test]
+    fn hostile_a_trace() {
+        run(&decoders::TRACE);
+    }
+
+    #[test]
     fn hostile_a_store_root() {
         run(&decoders::STORE_ROOT);
     }

@@ -3,9 +3,10 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `memory` | plain (decoded) frames in memory, and one fetch for each missing frame |
+//! | `memory`, `newcomers` | plain (decoded) frames in memory, and one fetch for each missing frame |
 //! | `ring` | stored frames (compressed, encrypted) on the local disk: insert, read, switch off |
 //! | `rotate` | the ring's writer: what is kept and what dies when the ring comes round |
+//! | `door` | what may enter the ring while what it holds is in use |
 //! | `recover` | the ring's file: created, or found and carried on with |
 //! | `chunk` | the buffered chunks of the ring that reads can see, and the marks of what was read |
 //!
@@ -27,7 +28,9 @@ use crate::error::Result;
 use crate::units::{ByteLen, FrameId};
 
 mod chunk;
+mod door;
 mod memory;
+mod newcomers;
 mod recover;
 mod ring;
 mod rotate;
@@ -125,6 +128,26 @@ impl ReadCache {
         self.memory.room_for_the_new()
     }
 
+    /// True if the disk part keeps what it is given.
+    pub fn keeps_on_disk(&self) -> bool {
+        self.ring.statistics().off.is_none()
+    }
+
+    /// True if neither part has anything yet.
+    pub fn is_empty(&self) -> bool {
+        self.ring.statistics().used.0 == 0 && self.memory.statistics().frames == 0
+    }
+
+    /// Stored bytes that may be brought in ahead of those who read them: what is free in the disk part, or half of it if that is more, since
+    /// whatever was read stays then. Without a disk part: what is new to the memory part and stays.
+    pub fn room_to_warm(&self) -> ByteLen {
+        let ring = self.ring.statistics();
+        if ring.off.is_some() {
+            return ByteLen(self.room_for_the_new().0 / 2);
+        }
+        ByteLen(ring.budget.0.saturating_sub(ring.used.0).max(ring.budget.0 / 2))
+    }
+
     /// Puts a plain frame into memory that was not claimed (read-ahead, or what was just packed). `bytes` should own
     /// its memory: a slice of a longer buffer keeps all of that alive, which the budget does not see.
     pub fn insert_plain(&self, frame: FrameId, bytes: Bytes) {
@@ -135,6 +158,12 @@ impl ReadCache {
     /// one in a chunk's worth writes that chunk. A frame over 256 KiB is not kept.
     pub fn insert_stored(&self, frame: FrameId, stored: &[u8]) {
         self.ring.insert(frame, stored);
+    }
+
+    /// True if the disk part is to be given a frame that somebody asked for and that it does not have: while what it holds is in use, frames
+    /// that are asked for once stay outside. Notes that it was asked for.
+    pub fn admits(&self, frame: FrameId) -> bool {
+        self.ring.admits(frame)
     }
 
     /// A frame in its stored form from the disk part, verified. Blocking.

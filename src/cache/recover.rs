@@ -14,6 +14,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::cache::SlotIndex;
 use crate::cache::chunk::{Geometry, Marks};
+use crate::cache::door::Door;
 use crate::cache::ring::{Buffers, Counters, IsWarm, Ring, Writer};
 use crate::cache::rotate::credit_max;
 use crate::clock;
@@ -63,6 +64,7 @@ pub(super) fn open(
         identity: superblock.ring,
         geometry,
         marks: Marks::new(geometry),
+        door: Door::new(geometry.chunks),
         index,
         is_warm,
         buffers: RwLock::new(Buffers::default()),

@@ -19,6 +19,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::cache::SlotIndex;
 use crate::cache::chunk::{ChunkBuffer, Geometry, Marks};
+use crate::cache::door::Door;
 use crate::cache::recover;
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Context, Result};
@@ -121,6 +122,7 @@ pub(super) struct Ring {
     pub identity: u64,
     pub geometry: Geometry,
     pub marks: Marks,
+    pub door: Door,
     pub index: Arc<dyn SlotIndex>,
     pub is_warm: IsWarm,
     pub buffers: RwLock<Buffers>,
@@ -170,6 +172,11 @@ impl RingCache {
     /// Adds a frame unless it is there. Blocking.
     pub fn insert(&self, frame: FrameId, stored: &[u8]) {
         self.guarded(|ring| ring.insert(frame, stored));
+    }
+
+    /// True if a frame that was asked for is to be added.
+    pub fn admits(&self, frame: FrameId) -> bool {
+        self.ring.as_ref().is_none_or(|ring| ring.door.admits(frame))
     }
 
     /// A frame in its stored form. Blocking.

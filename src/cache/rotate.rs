@@ -112,7 +112,7 @@ impl Ring {
         writer.credit = (writer.credit + HALF_CHUNK).min(credit_max(self.geometry.chunks));
         let most = if writer.crowded < CROWDED_MAX { CHUNK_BYTES } else { HALF_CHUNK };
         let allowed = writer.credit.min(most);
-        let mut kept = 0;
+        let (mut kept, mut in_use) = (0, 0);
         let mut dead = Vec::new();
         for ((offset, entry), slot) in found.into_iter().zip(slots) {
             // The index may name a newer copy, or none.
@@ -121,13 +121,16 @@ impl Ring {
             }
             let stored = &bytes[offset..][entry.payload];
             let fits = entry_bytes(stored.len()).is_some_and(|bytes| kept + bytes <= allowed);
-            if fits && (self.marks.is_set(entry.slot) || (self.is_warm)(entry.frame)) {
+            let is_used = self.marks.is_set(entry.slot) || (self.is_warm)(entry.frame);
+            in_use += if is_used { entry.slot.bytes() } else { 0 };
+            if fits && is_used {
                 kept += new.append(entry.frame, stored);
                 count(&self.counters.kept);
             } else {
                 dead.push(entry.frame);
             }
         }
+        self.door.note_replaced(in_use);
         writer.credit -= kept;
         writer.crowded = if kept > HALF_CHUNK { writer.crowded + 1 } else { 0 };
         self.counters.dropped.fetch_add(dead.len() as u64, Ordering::Relaxed);

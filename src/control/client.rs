@@ -17,7 +17,7 @@ use super::wire::{AttachBody, DetachBody, ErrorBody};
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::{
     AttachReport, AttachedStatus, CleanReport, DaemonStatus, NewForks, NewSnapshot, SnapshotSummary, VolumeChange,
-    VolumeSummary,
+    VolumeSummary, WarmReport, WarmRequest,
 };
 use crate::units::VolumeId;
 
@@ -150,6 +150,14 @@ impl Client {
     /// `NoDaemon`, or what [`Service::clean`](crate::service::Service::clean) says.
     pub async fn clean(&self, id: VolumeId) -> Result<CleanReport, CallError> {
         self.call(self.request(Method::POST, &format!("volumes/{id}/clean"))).await
+    }
+
+    /// Brings a volume's content into the cache. Takes as long as it takes.
+    ///
+    /// # Errors
+    /// `NoDaemon`, or what [`Service::warm`](crate::service::Service::warm) says.
+    pub async fn warm(&self, id: VolumeId, request: WarmRequest) -> Result<WarmReport, CallError> {
+        self.call(self.with_body(Method::POST, &format!("volumes/{id}/warm"), &request)?).await
     }
 
     /// Changes what can be changed of a volume in use.

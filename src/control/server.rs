@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use super::listen::ControlSocket;
 use super::wire::{AttachBody, BODY_BYTES_MAX, DetachBody, ErrorBody, http_status};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::service::{AttachedStatus, NewForks, NewSnapshot, Service, VolumeChange};
+use crate::service::{AttachedStatus, NewForks, NewSnapshot, Service, VolumeChange, WarmRequest};
 use crate::units::VolumeId;
 
 /// How long requests that are under way may go on after the shutdown began.
@@ -67,6 +67,7 @@ fn router(service: Arc<dyn Service>) -> Router {
         .route("/v1/volumes/{id}/detach", post(detach))
         .route("/v1/volumes/{id}/sync", post(sync))
         .route("/v1/volumes/{id}/clean", post(clean))
+        .route("/v1/volumes/{id}/warm", post(warm))
         .route("/v1/volumes/{id}/hydrate", post(hydrate))
         .route("/v1/volumes/{id}/snapshots", post(snapshot))
         .route("/v1/volumes/{id}/forks", post(fork))
@@ -126,6 +127,15 @@ async fn sync(State(service): Daemon, Path(id): Path<String>) -> Response {
 async fn clean(State(service): Daemon, Path(id): Path<String>) -> Response {
     match id.parse() {
         Ok(id) => answer(to_the_end(async move { service.clean(id).await }).await),
+        Err(error) => failure(&error),
+    }
+}
+
+async fn warm(State(service): Daemon, Path(id): Path<String>, body: Body) -> Response {
+    let request = id.parse::<VolumeId>().and_then(|id| Ok((id, parse::<WarmRequest>(body, true)?)));
+    match request {
+        // It may end anywhere, as the client who waits for it does.
+        Ok((id, body)) => answer(service.warm(id, body).await),
         Err(error) => failure(&error),
     }
 }

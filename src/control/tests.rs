@@ -17,7 +17,7 @@ use super::{ControlSocket, serve};
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::{
     AttachReport, AttachedStatus, CleanReport, DaemonStatus, Durability, Lag, NewForks, NewSnapshot, Service,
-    SnapshotStatus, SnapshotSummary, StoreCounts, VolumeChange, VolumeSummary,
+    SnapshotStatus, SnapshotSummary, StoreCounts, VolumeChange, VolumeSummary, WarmReport, WarmRequest,
 };
 use crate::units::{ByteLen, Epoch, Sequence, SnapshotId, UnixMillis, VolumeId};
 
@@ -51,6 +51,7 @@ fn attached_status(epoch: u32) -> AttachedStatus {
         hydration: None,
         log_used: ByteLen(8192),
         log_length: ByteLen(1 << 30),
+        warming: None,
         failed: None,
     }
 }
@@ -123,6 +124,15 @@ impl Service for Small {
         match self.attached.lock().as_ref().filter(|status| status.volume == volume) {
             Some(status) => Ok(CleanReport { stored: status.stored_bytes, ..CleanReport::default() }),
             None => Err(Error::not_found(format!("{volume} is not attached here"))),
+        }
+    }
+
+    async fn warm(&self, volume: VolumeId, request: WarmRequest) -> Result<WarmReport> {
+        match request.from {
+            None => {
+                self.sync(volume).await.map(|status| WarmReport { fetched: status.live_bytes, ..WarmReport::default() })
+            }
+            Some(id) => Err(Error::invalid(format!("there is no trace of {id}"))),
         }
     }
 

@@ -17,3 +17,4 @@ pub mod manifest;
 pub mod map_object;
 pub mod page;
 pub mod segment;
+pub mod trace;

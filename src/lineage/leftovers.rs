@@ -11,7 +11,7 @@ use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::lineage::{Moment, Pin, PinHolder, SnapshotObject, SnapshotRecord};
 use crate::format::manifest::Manifest;
-use crate::lineage::{pins, snapshots};
+use crate::lineage::{pins, snapshots, traces};
 use crate::ownership;
 use crate::store::{ByteRange, ObjectKey, Store, list_all};
 use crate::units::{SnapshotId, UnixMillis, VolumeId};
@@ -40,6 +40,13 @@ pub enum Remnant {
         /// When it was written.
         since: UnixMillis,
     },
+    /// The trace of a snapshot that was never taken, or was destroyed.
+    Trace {
+        /// The snapshot.
+        id: SnapshotId,
+        /// When it was written.
+        since: UnixMillis,
+    },
     /// A snapshot that cannot be found by its id.
     SnapshotWithoutObject {
         /// The volume.
@@ -63,9 +70,10 @@ impl Remnant {
     /// When it was left.
     pub fn since(&self) -> UnixMillis {
         match self {
-            Remnant::Fork { since, .. } | Remnant::SnapshotObject { since, .. } | Remnant::Unmade { since, .. } => {
-                *since
-            }
+            Remnant::Fork { since, .. }
+            | Remnant::SnapshotObject { since, .. }
+            | Remnant::Trace { since, .. }
+            | Remnant::Unmade { since, .. } => *since,
             Remnant::SnapshotWithoutObject { record, .. } => record.created_at,
         }
     }
@@ -79,6 +87,10 @@ impl Remnant {
             Remnant::SnapshotObject { id, .. } => (
                 ObjectKey::snapshot(*id).to_string(),
                 "the taking or destroying of this snapshot was interrupted".to_owned(),
+            ),
+            Remnant::Trace { id, .. } => (
+                ObjectKey::trace(*id).to_string(),
+                "the taking or destroying of the snapshot that it belongs to was interrupted".to_owned(),
             ),
             Remnant::SnapshotWithoutObject { record, volume, .. } => (
                 format!("snapshot {} of {volume}", record.id),
@@ -136,9 +148,17 @@ pub async fn remnants(
         }
     }
     for object in objects {
-        let Some(id) = object.key.parse_snapshot().filter(|id| !pinned.contains(id)) else { continue };
-        if of.is_none() || volume_of(store, id).await? == of {
-            found.push(Remnant::SnapshotObject { id, since: object.modified });
+        let since = object.modified;
+        let is_free = |id: &SnapshotId| !pinned.contains(id);
+        if let Some(id) = object.key.parse_snapshot().filter(is_free)
+            && (of.is_none() || volume_of(store, id).await? == of)
+        {
+            found.push(Remnant::SnapshotObject { id, since });
+        }
+        if let Some(id) = object.key.parse_trace().filter(is_free)
+            && (of.is_none() || volume_of_trace(store, id).await? == of)
+        {
+            found.push(Remnant::Trace { id, since });
         }
     }
     Ok(found)
@@ -161,6 +181,17 @@ async fn volume_of(store: &dyn Store, id: SnapshotId) -> Result<Option<VolumeId>
     }
 }
 
+/// The volume that a trace names, if it can be read.
+async fn volume_of_trace(store: &dyn Store, id: SnapshotId) -> Result<Option<VolumeId>> {
+    match traces::trace(store, id).await {
+        Ok(trace) => Ok(Some(trace.volume)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged | ErrorKind::Unsupported) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Puts right what was left, unless it is so young at `now` that it may be under way. Says whether it did.
 ///
 /// # Errors
@@ -173,6 +204,7 @@ pub async fn put_right(store: &dyn Store, remnant: &Remnant, now: UnixMillis) ->
         // Only a purge can tell that nobody makes it any more.
         Remnant::Unmade { .. } => return Ok(false),
         Remnant::SnapshotObject { id, .. } => store.delete(&ObjectKey::snapshot(*id)).await?,
+        Remnant::Trace { id, .. } => store.delete(&ObjectKey::trace(*id)).await?,
         Remnant::SnapshotWithoutObject { volume, record, moment } => {
             let object = SnapshotObject { volume: *volume, snapshot: record.clone(), moment: moment.clone() };
             snapshots::put_object(store, &object).await?;

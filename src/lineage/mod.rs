@@ -3,7 +3,7 @@
 //! Purpose: a snapshot or a fork is a pointer to a moment of a volume; this room makes, finds, compares and lets go of them. Rules
 //! and their reasons stand in `design/lineage.md`.
 //!
-//! Owns: the `pins` of manifests, and the objects of snapshots.
+//! Owns: the `pins` of manifests, the objects of snapshots, and the traces beside them.
 //!
 //! Guarantees: a snapshot exists if, and only if, the manifest of its volume pins it. What a manifest or a snapshot refers to is
 //! pinned before anybody can see the reference.
@@ -24,6 +24,7 @@ mod leftovers;
 mod pins;
 mod replay;
 mod snapshots;
+mod traces;
 mod usage;
 
 pub use current::current_moment;
@@ -38,4 +39,5 @@ pub use pins::{
 };
 pub use replay::replayed_indexes;
 pub use snapshots::{FoundSnapshot, delete_objects, destroy, find, forget_expired, put_object, record};
+pub use traces::{put_trace, trace, trace_for};
 pub use usage::{DiskUsage, UsageCounter};

@@ -92,12 +92,13 @@ pub async fn forget_expired(store: &dyn Store, loaded: Loaded, now: UnixMillis) 
     Ok(updated)
 }
 
-/// Deletes objects that nothing pins any more. What cannot be deleted is left for `check` to name.
+/// Deletes the objects of snapshots that nothing pins any more, and their traces. What cannot be deleted is left for `check` to name.
 pub async fn delete_objects(store: &dyn Store, ids: &[SnapshotId]) {
-    let deletions = ids.iter().map(|id| async move { (id, store.delete(&ObjectKey::snapshot(*id)).await) });
-    for (id, deleted) in join_all(deletions).await {
+    let keys = ids.iter().flat_map(|id| [ObjectKey::snapshot(*id), ObjectKey::trace(*id)]);
+    let deletions = keys.map(|key| async move { (store.delete(&key).await, key) });
+    for (deleted, object) in join_all(deletions).await {
         if let Err(error) = deleted {
-            tracing::warn!(snapshot = %id, %error, "the object of a destroyed snapshot could not be deleted");
+            tracing::warn!(%object, %error, "an object of a destroyed snapshot could not be deleted");
         }
     }
 }

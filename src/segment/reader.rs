@@ -66,6 +66,11 @@ pub async fn fetch_frames(store: &dyn Store, id: SegmentId, frames: &[FrameEntry
     Ok(frames.iter().map(cut).collect())
 }
 
+/// True if the stored bytes of a frame are those that were written.
+pub fn is_intact(frame: &FrameEntry, stored: &Bytes) -> bool {
+    stored.len() == frame.stored_length as usize && crc32c::crc32c(stored) == frame.crc
+}
+
 /// Verifies the stored bytes of a frame and returns its blocks.
 ///
 /// # Errors
@@ -75,7 +80,7 @@ pub fn open_frame(id: SegmentId, number: u32, frame: &FrameEntry, stored: &Bytes
     if frame.key_id != 0 {
         return Err(Error::new(ErrorKind::Unsupported, format!("frame {number} of segment {id} is encrypted")));
     }
-    if stored.len() != frame.stored_length as usize || crc32c::crc32c(stored) != frame.crc {
+    if !is_intact(frame, stored) {
         return Err(damaged("its checksum is wrong"));
     }
     let length = usize::from(frame.blocks) * BLOCK_SIZE as usize;

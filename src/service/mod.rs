@@ -11,11 +11,13 @@ use crate::error::Result;
 use crate::units::{ByteLen, Epoch, SegmentId, Sequence, UnixMillis, VolumeId};
 
 mod family;
+mod warm;
 
 pub use family::{
     DiskUsageSummary, HydrationStatus, Leftover, NewForks, NewSnapshot, ScheduleChange, SnapshotSchedule,
     SnapshotStatus, SnapshotSummary, UsageReport, VolumeChange,
 };
+pub use warm::{WarmProgress, WarmReport, WarmRequest};
 
 /// What FLUSH promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +71,9 @@ pub struct AttachedStatus {
     pub log_used: ByteLen,
     /// Length of the ring.
     pub log_length: ByteLen,
+    /// How far it is warmed, while that is under way.
+    #[serde(default)]
+    pub warming: Option<WarmProgress>,
     /// Why the volume no longer takes requests, if so.
     pub failed: Option<String>,
 }
@@ -189,6 +194,12 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     /// `NotFound` if it is not attached here; what the store says.
     async fn clean(&self, volume: VolumeId) -> Result<CleanReport>;
+
+    /// Brings a volume's content into the cache, as far as there is room for it.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not attached here; `Invalid` if there is no such trace; what the store says.
+    async fn warm(&self, volume: VolumeId, request: WarmRequest) -> Result<WarmReport>;
 
     /// Has a volume copy, in the background, what it has of its origins, and then let go of them.
     ///

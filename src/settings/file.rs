@@ -10,8 +10,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::{
-    RegionSettings, SpaceTarget, TlsMode, parse_address, parse_connections, parse_duration, parse_log_size, parse_size,
-    parse_space_target, parse_transfer_size,
+    Prefetch, RegionSettings, SpaceTarget, TlsMode, parse_address, parse_connections, parse_duration, parse_log_size,
+    parse_size, parse_space_target, parse_transfer_size,
 };
 use crate::error::{Error, Result};
 use crate::units::ByteLen;
@@ -43,6 +43,7 @@ pub struct FileSettings {
     pub(super) segment_age: Option<Duration>,
     #[serde(deserialize_with = "space_target")]
     pub(super) space_target: Option<SpaceTarget>,
+    pub(super) prefetch: Option<Prefetch>,
     pub(super) tls: Option<TlsMode>,
     pub(super) tls_certificate: Option<PathBuf>,
     pub(super) tls_key: Option<PathBuf>,

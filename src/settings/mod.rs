@@ -15,6 +15,7 @@
 //! | `memory-size` | 256 MiB | read cache and map pages in memory, for all volumes together |
 //! | `detach-after` | 5m | time without clients after which a volume is detached |
 //! | `space-target` | 135 | segments of a volume take at most so many percent of what is in use in them, 110 to 1000; `off`: only `varve volumes clean` cleans |
+//! | `prefetch` | on | what is read first of a volume is noted and kept beside its snapshots, and brought when a fork is first attached; `off` |
 //! | `segment-age` | 3s | age at which a write is uploaded even if little has gathered |
 //! | `tls` | off | TLS for NBD over TCP: `off`, `allow`, `require` |
 //! | `tls-certificate`, `tls-key` | none | PEM files, needed unless `tls` is `off` |
@@ -112,6 +113,9 @@ struct OwnArguments {
     /// Segments of a volume take at most so many percent of what is in use in them, or off [default: 135]
     #[arg(long, value_name = "PERCENT", value_parser = parse_space_target, allow_hyphen_values = true)]
     space_target: Option<SpaceTarget>,
+    /// Bring what is read first of a volume before it is asked for [default: on]
+    #[arg(long, value_enum, value_name = "MODE")]
+    prefetch: Option<Prefetch>,
     /// TLS for NBD over TCP [default: off]
     #[arg(long, value_enum, value_name = "MODE")]
     tls: Option<TlsMode>,
@@ -152,6 +156,17 @@ pub enum SpaceTarget {
     Off,
     /// Its segments take at most so many hundredths of what is in use in them.
     Percent(u32),
+}
+
+/// Whether what is read first of volumes is brought before it is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Prefetch {
+    /// It is.
+    #[default]
+    On,
+    /// It is not, and neither is it noted.
+    Off,
 }
 
 /// TLS with the files it needs.
@@ -203,6 +218,8 @@ pub struct Settings {
     pub segment_age: Duration,
     /// How clean volumes are kept.
     pub space_target: SpaceTarget,
+    /// Whether what is read first is brought before it is asked for.
+    pub prefetch: Prefetch,
     /// TLS for NBD over TCP; none if off.
     pub tls: Option<TlsSettings>,
     /// NBD connections at a time.
@@ -295,6 +312,7 @@ impl DaemonArguments {
             detach_after: own.detach_after.or(file.detach_after).unwrap_or(DETACH_AFTER_DEFAULT),
             segment_age: own.segment_age.or(file.segment_age).unwrap_or(SEGMENT_AGE_DEFAULT),
             space_target: own.space_target.or(file.space_target).unwrap_or(SPACE_TARGET_DEFAULT),
+            prefetch: own.prefetch.or(file.prefetch).unwrap_or_default(),
             tls: tls_settings(own, &file)?,
             connections_max: own.connections_max.or(file.connections_max).unwrap_or(CONNECTIONS_DEFAULT),
             transfer_size: own.transfer_size.or(file.transfer_size).unwrap_or(TRANSFER_BYTES_DEFAULT),

@@ -8,6 +8,7 @@
 //! volumes/<vol>/segments/<epoch>/<n>    segments and the seal of each epoch
 //! volumes/<vol>/map/<epoch>/<n>         pages of checkpoints
 //! snapshots/<vs>                        a snapshot's own object
+//! snapshots/<vs>.trace                  what was read first, before it was taken
 //! ```
 //!
 //! Numbers are written with leading zeros (10 digits for an epoch, 20 for a number), so that a listing
@@ -51,6 +52,11 @@ impl ObjectKey {
     /// A snapshot.
     pub fn snapshot(id: SnapshotId) -> Self {
         ObjectKey(format!("snapshots/{id}"))
+    }
+
+    /// What was read first of a volume before this snapshot of it was taken.
+    pub fn trace(id: SnapshotId) -> Self {
+        ObjectKey(format!("snapshots/{id}.trace"))
     }
 
     /// The prefix of all volumes.
@@ -118,6 +124,11 @@ impl ObjectKey {
         self.0.strip_prefix("snapshots/")?.parse().ok()
     }
 
+    /// The snapshot whose trace this is, if it is one.
+    pub fn parse_trace(&self) -> Option<SnapshotId> {
+        self.0.strip_prefix("snapshots/")?.strip_suffix(".trace")?.parse().ok()
+    }
+
     /// The segment that this is, if it is one.
     pub fn parse_segment(&self) -> Option<SegmentId> {
         let volume = self.parse_volume()?;
@@ -167,6 +178,8 @@ mod tests {
             ObjectKey::map_object(VolumeId(7), Epoch(1), 2).parse_map_object(),
             Some((VolumeId(7), Epoch(1), 2))
         );
-        assert_eq!(ObjectKey::snapshot(SnapshotId(5)).parse_snapshot(), Some(SnapshotId(5)));
+        let (snapshot, trace) = (ObjectKey::snapshot(SnapshotId(5)), ObjectKey::trace(SnapshotId(5)));
+        assert_eq!((snapshot.parse_snapshot(), snapshot.parse_trace()), (Some(SnapshotId(5)), None));
+        assert_eq!((trace.parse_snapshot(), trace.parse_trace()), (None, Some(SnapshotId(5))));
     }
 }

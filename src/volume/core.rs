@@ -21,6 +21,7 @@ use crate::service::{AttachedStatus, Durability};
 use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentId, Sequence, Token, VolumeId};
 use crate::volume::cleaning::Relocation;
 use crate::volume::cleaning::{Books, Hydrating};
+use crate::volume::first_reads::FirstReads;
 use crate::volume::gate::Gate;
 use crate::volume::pages::PageTable;
 use crate::volume::places::PlacesShare;
@@ -28,6 +29,7 @@ use crate::volume::progress::Progress;
 use crate::volume::read_ahead::ReadAhead;
 use crate::volume::schedule::ScheduleState;
 use crate::volume::shared::Shared;
+use crate::volume::warm::VolumeWarming;
 
 const _: () = assert!(PAGE_BLOCKS * BLOCK_SIZE == 1 << 20);
 
@@ -60,6 +62,8 @@ pub struct Volume {
     /// Nobody is there any more to give moments, relocations and checkpoints.
     pub(super) is_uploader_gone: AtomicBool,
     pub(super) read_ahead: Mutex<ReadAhead>,
+    pub(super) first_reads: FirstReads,
+    pub(super) warming: VolumeWarming,
     /// Tells the uploader that a run may be due.
     pub(super) upload_wake: Notify,
     /// Tells writers that log space came free.
@@ -131,6 +135,7 @@ impl Volume {
             live_bytes: ByteLen(self.books.lock().census.totals().live),
             log_used: used,
             log_length: length,
+            warming: self.warming.progress(),
             failed: self.gate.closed().map(|error| error.to_string()),
         }
     }

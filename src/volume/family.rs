@@ -14,11 +14,12 @@ use crate::format::lineage::{Moment, PinHolder, SnapshotObject, SnapshotRecord, 
 use crate::format::manifest::{Manifest, Position};
 use crate::format::map_object::CheckpointRef;
 use crate::format::segment::SegmentIndex;
+use crate::format::trace::Trace;
 use crate::limits::{FORKS_AT_ONCE_MAX, VOLUME_BYTES_MAX};
 use crate::lineage::{self, ForksToMake};
 use crate::ownership;
 use crate::service::{Durability, NewForks, NewSnapshot, SnapshotSummary, VolumeChange};
-use crate::units::{BLOCK_SIZE, ByteLen, VolumeId};
+use crate::units::{BLOCK_SIZE, ByteLen, SnapshotId, VolumeId};
 use crate::volume::core::Volume;
 
 /// A moment of which the cleaner deletes nothing for as long as this is kept: until a manifest pins it.
@@ -92,7 +93,7 @@ impl Volume {
         }
     }
 
-    /// Takes a snapshot: two requests besides the upload of the lag.
+    /// Takes a snapshot: two requests besides the upload of the lag, and one for its trace.
     ///
     /// # Errors
     /// `Fenced`; what the store says.
@@ -104,7 +105,8 @@ impl Volume {
         let held = self.moment().await?;
         let moment = &held.moment;
         let object = SnapshotObject { volume: self.id, snapshot: record.clone(), moment: moment.clone() };
-        lineage::put_object(&*self.shared.store, &object).await?;
+        let (put, ()) = tokio::join!(lineage::put_object(&*self.shared.store, &object), self.put_trace(record.id));
+        put?;
         self.change_manifest(|manifest| {
             lineage::only_if_usable(manifest)?;
             lineage::pin(manifest, moment, PinHolder::Snapshot(record.clone()));
@@ -113,6 +115,16 @@ impl Volume {
         .await?;
         tracing::info!(volume = %self.id, snapshot = %record.id, sequence = %moment.sequence, "took a snapshot");
         Ok(lineage::summary(self.id, &record, moment, record.created_at))
+    }
+
+    /// Keeps what was read first beside a snapshot that is being taken, if anything was. The snapshot does not depend on it.
+    async fn put_trace(&self, snapshot: SnapshotId) {
+        let trace = Trace { snapshot, volume: self.id, runs: self.first_reads.runs() };
+        if !trace.runs.is_empty()
+            && let Err(error) = lineage::put_trace(&*self.shared.store, &trace).await
+        {
+            tracing::info!(volume = %self.id, %error, "a snapshot is taken without a trace");
+        }
     }
 
     /// Makes forks of the disk as it is now: one request, and one for each, besides the upload of the lag.

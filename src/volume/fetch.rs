@@ -212,13 +212,17 @@ pub async fn open_fetched(
 
 async fn fetch_batch(shared: &Arc<Shared>, segment: SegmentId, batch: Vec<Missing>) -> Result<Vec<(usize, Bytes)>> {
     let entries: Vec<FrameEntry> = batch.iter().map(|missing| missing.entry).collect();
+    let _waiting = shared.warming.client_waits();
     let stored =
         fetch_frames(&*shared.store, segment, &entries).await.context(|| format!("cannot read segment {segment}"))?;
     let mut filled = Vec::with_capacity(batch.len());
     let mut kept = Vec::with_capacity(batch.len());
     for (missing, stored) in batch.into_iter().zip(stored) {
         let (plain, stored) = open_fetched(shared, segment, missing.number, &missing.entry, stored).await?;
-        kept.push((FrameId { segment, frame: missing.number }, stored));
+        let id = FrameId { segment, frame: missing.number };
+        if shared.cache.admits(id) {
+            kept.push((id, stored));
+        }
         missing.lead.fill(plain.clone());
         filled.push((missing.slot, plain));
     }

@@ -28,6 +28,8 @@ struct Attached {
     volume: Arc<Volume>,
     uploader: Task<Result<()>>,
     cleaner: Task<()>,
+    /// Brings what is read first.
+    warmer: Option<Task<()>>,
 }
 
 #[derive(Default)]
@@ -130,14 +132,16 @@ impl Fleet {
         }
         let uploader = self.shared.runtime.spawn(volume.clone().run_uploader());
         let cleaner = self.shared.runtime.spawn(volume.clone().run_cleaner());
+        let warmer = self.shared.settings.prefetch.then(|| self.shared.runtime.spawn(volume.clone().replay_trace()));
         *slot.shown.lock() = Some(volume.clone());
-        *attached = Some(Attached { volume: volume.clone(), uploader, cleaner });
+        *attached = Some(Attached { volume: volume.clone(), uploader, cleaner, warmer });
         Ok((volume, report))
     }
 
     async fn forget(&self, slot: &Slot, gone: Option<Attached>) {
         *slot.shown.lock() = None;
         if let Some(gone) = gone {
+            end_warming(gone.warmer).await;
             gone.cleaner.abort();
             gone.uploader.abort();
             // An aborted task ends with an error, which is what is wanted here.
@@ -174,8 +178,9 @@ impl Fleet {
             tracing::warn!(volume = %id, %error, "let go of a volume that had failed");
             return if error.kind() == ErrorKind::Fenced { Ok(()) } else { Err(error).context(|| not_handed_back(id)) };
         }
-        let Attached { volume, uploader, cleaner } = current;
+        let Attached { volume, uploader, cleaner, warmer } = current;
         volume.begin_stop();
+        end_warming(warmer).await;
         cleaner.abort();
         // As above: it was wanted.
         let _ = cleaner.await;
@@ -251,6 +256,14 @@ impl Fleet {
             return Ok(id);
         }
         self.catalog.resolve(name).await
+    }
+}
+
+async fn end_warming(warmer: Option<Task<()>>) {
+    if let Some(warmer) = warmer {
+        warmer.abort();
+        // An aborted task ends with an error, which is what is wanted here.
+        let _ = warmer.await;
     }
 }
 

@@ -12,6 +12,7 @@
 //! | `gate`, `places` | may requests be taken? is there memory for more of them? |
 //! | `family`, `schedule` | moments, snapshots, forks, growth; snapshots by themselves |
 //! | `pages`, `fetch`, `near`, `read_ahead` | map pages and frames, near and far |
+//! | `first_reads`, `warm`, `warm_walk` | what is read first, and bringing it before it is asked for |
 //! | `frozen_device` | snapshots as disks |
 //! | `fleet`, `serve`, `catalog`, `stop` | volumes that come and go; the fleet behind the doors, and the names it is asked for |
 //! | `import`, `export`, `export_log` | raw disk images, without an owner |
@@ -34,6 +35,7 @@ mod export;
 mod export_log;
 mod family;
 mod fetch;
+mod first_reads;
 mod fleet;
 mod frozen_device;
 mod gate;
@@ -57,6 +59,8 @@ mod stop;
 #[cfg(test)]
 mod tests;
 mod upload;
+mod warm;
+mod warm_walk;
 mod write;
 
 pub use admin::Admin;

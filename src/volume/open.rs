@@ -28,6 +28,7 @@ use crate::volume::claims;
 use crate::volume::cleaning::Books;
 use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
+use crate::volume::first_reads::FirstReads;
 use crate::volume::gate::Gate;
 use crate::volume::local_state::LocalState;
 use crate::volume::pages::PageTable;
@@ -37,6 +38,7 @@ use crate::volume::read_ahead::ReadAhead;
 use crate::volume::rescue;
 use crate::volume::schedule::ScheduleState;
 use crate::volume::shared::Shared;
+use crate::volume::warm::VolumeWarming;
 use crate::work;
 
 /// A volume that was just attached, and how that went.
@@ -400,6 +402,8 @@ fn assemble(
         is_cleaning_pressing: AtomicBool::new(false),
         schedule: ScheduleState::default(),
         read_ahead: Mutex::new(ReadAhead::default()),
+        first_reads: FirstReads::new(shared.runs_noted.clone(), shared.settings.prefetch),
+        warming: VolumeWarming::default(),
         upload_wake: Notify::new(),
         space_wake,
         space_turn: tokio::sync::Mutex::new(()),

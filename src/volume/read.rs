@@ -53,6 +53,7 @@ impl Volume {
         let outcome = self.try_read_blocks(blocks.range, blocks.bytes());
         blocks.finish();
         if matches!(outcome, Attempt::Done) {
+            self.first_reads.note(offset, length);
             self.note_hit(offset, length);
         }
         outcome
@@ -62,6 +63,7 @@ impl Volume {
         self.pass_gate().await?;
         self.check_range(offset, buffer.len() as u64)?;
         near::check_read_length(buffer.len())?;
+        self.first_reads.note(offset, buffer.len() as u64);
         self.note_stream(offset, buffer.len() as u64);
         let mut blocks = WholeBlocks::around(offset, buffer);
         self.read_blocks(blocks.range, blocks.bytes()).await?;

@@ -11,7 +11,7 @@ use crate::lineage;
 use crate::ownership;
 use crate::service::{
     AttachReport, AttachedStatus, CleanReport, DaemonStatus, NewForks, NewSnapshot, Service, SnapshotSummary,
-    VolumeChange, VolumeSummary,
+    VolumeChange, VolumeSummary, WarmReport, WarmRequest,
 };
 use crate::store::Counts;
 use crate::units::{BLOCK_SIZE, SnapshotId, VolumeId};
@@ -189,6 +189,10 @@ impl Service for FleetService {
 
     async fn clean(&self, volume: VolumeId) -> Result<CleanReport> {
         self.attached_here(volume)?.clean_now().await
+    }
+
+    async fn warm(&self, volume: VolumeId, request: WarmRequest) -> Result<WarmReport> {
+        self.attached_here(volume)?.warm_now(request.from).await
     }
 
     async fn snapshot(&self, volume: VolumeId, new: NewSnapshot) -> Result<SnapshotSummary> {

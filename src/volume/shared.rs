@@ -17,9 +17,11 @@ use crate::limits::SEGMENT_BYTES_TARGET;
 use crate::store::Store;
 use crate::units::{ByteLen, FrameId, SegmentId, StoreId};
 use crate::volume::fetch::SegmentIndexCache;
+use crate::volume::first_reads::RunsNoted;
 use crate::volume::frozen_device::FrozenMaps;
 use crate::volume::pages::PageBudget;
 use crate::volume::places::PlacesBudget;
+use crate::volume::warm::Warming;
 use crate::work::{self, Runtime};
 
 /// Stored frames that may wait for the disk part of the cache, in KiB.
@@ -44,6 +46,8 @@ pub struct EngineSettings {
     pub segments_per_checkpoint: u64,
     /// How clean each volume is kept.
     pub cleaning: Goal,
+    /// Whether what is read first of volumes is noted, and brought before it is asked for.
+    pub prefetch: bool,
     /// Path of this daemon's control socket, for the manifest's owner.
     pub control: String,
 }
@@ -80,6 +84,10 @@ pub struct Shared {
     pub packers: Packers,
     /// A volume that moves blocks to clean holds one: bounds memory.
     pub cleaners: Semaphore,
+    /// Warming goes behind what clients wait for.
+    pub warming: Warming,
+    /// Bounds what is noted of first reads.
+    pub runs_noted: Arc<RunsNoted>,
     /// The runtime of everything that waits.
     pub runtime: Runtime,
     /// Settings.

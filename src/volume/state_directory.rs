@@ -33,6 +33,7 @@ use crate::volume::places::PlacesBudget;
 use crate::volume::shared::{
     CLEANERS, EngineSettings, INSERTIONS_KIB_MAX, Packers, Shared, SlotsInIndex, UPLOADS_KIB_MAX,
 };
+use crate::volume::warm::Warming;
 use crate::work::Runtime;
 
 /// How the memory of a daemon is divided: blocks of the read cache, the block map (half of it pages, half places in the logs), segment
@@ -113,6 +114,8 @@ pub fn open_on(
         places: Arc::new(PlacesBudget::new(half_of_pages)),
         page_budget: Arc::new(PageBudget::new(half_of_pages)),
         packers: Packers::start()?,
+        warming: Warming::default(),
+        runs_noted: Arc::default(),
         runtime,
         settings: settings.engine,
     };

@@ -16,6 +16,7 @@ use varve::format::manifest::{Hydration, Manifest, Origin, Owner, Position, Stor
 use varve::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, References, Root};
 use varve::format::page::{encode_page, seal_page};
 use varve::format::segment::SegmentHeader;
+use varve::format::trace::{Trace, TraceRun};
 use varve::log::{LogIdentity, NewRecord, create};
 use varve::map::{MapPage, SegmentPlace};
 use varve::segment::{BuiltSegment, SegmentBuilder, build_seal};
@@ -275,6 +276,11 @@ pub fn manifests() -> Vec<Vec<u8>> {
 pub fn snapshots() -> Vec<Vec<u8>> {
     let object = SnapshotObject { volume: VOLUME, snapshot: record(), moment: moment() };
     vec![object.encode().unwrap()]
+}
+
+pub fn traces() -> Vec<Vec<u8>> {
+    let runs = |count: u32| (0..count).map(|at| TraceRun { first: at * 977 % 4096, count: 1 + at % 7 }).collect();
+    [0, 1, 40].map(|count| Trace { snapshot: SNAPSHOT, volume: VOLUME, runs: runs(count) }.encode().unwrap()).into()
 }
 
 pub fn store_roots() -> Vec<Vec<u8>> {

@@ -83,6 +83,7 @@ impl Host {
             segment_age,
             segments_per_checkpoint,
             cleaning: Goal { percent: 130, slack: 64 << 10, fullest: 90 },
+            prefetch: true,
         };
         let runtime = runtime();
         let fleet = runtime.block_on(engine::start(Arc::new(HostDisk), path, store, setup));

@@ -212,6 +212,7 @@ fn start(faulty: FaultyDisk, twin: Twin, line: Arc<dyn Store>, around: &Surround
             segment_age: setup.segment_age,
             segments_per_checkpoint: setup.segments_per_checkpoint,
             cleaning: Goal { percent: 130, slack: 24 << 10, fullest: 90 },
+            prefetch: true,
             control: "control.sock".to_owned(),
         },
     };

@@ -24,6 +24,7 @@ pub struct Setup {
     pub segment_age: Duration,
     pub segments_per_checkpoint: u64,
     pub cleaning: Goal,
+    pub prefetch: bool,
 }
 
 impl Default for Setup {
@@ -36,6 +37,7 @@ impl Default for Setup {
             segment_age: Duration::from_secs(3),
             segments_per_checkpoint: 64,
             cleaning: CLEANING,
+            prefetch: true,
         }
     }
 }
@@ -55,6 +57,7 @@ pub async fn start(disk: Arc<dyn Disk>, path: &Path, store: Arc<dyn Store>, setu
             segment_age: setup.segment_age,
             segments_per_checkpoint: setup.segments_per_checkpoint,
             cleaning: setup.cleaning,
+            prefetch: setup.prefetch,
             control: path.join("control.sock").display().to_string(),
         },
     };

@@ -9,7 +9,7 @@ use varve::settings::SharedArguments;
 
 use crate::commands::{
     Command as _, attach, check, clean, create, destroy, detach, diff, dump, export, extend, fork, hydrate, import,
-    list, purge, rescue, restore, show, snapshots, status, sweep, sync, torture, undelete, update, usage,
+    list, purge, rescue, restore, show, snapshots, status, sweep, sync, torture, undelete, update, usage, warm,
 };
 use crate::context::Context;
 use crate::render::Report;
@@ -104,6 +104,8 @@ commands! {
         Clean(clean::Arguments),
         /// Make a fork independent of its origin: copy what it has of that, in the background
         Hydrate(hydrate::Arguments),
+        /// Bring a volume's content into the daemon's cache, as far as there is room for it
+        Warm(warm::Arguments),
         /// Change a volume's durability, or when its snapshots are taken
         Update(update::Arguments),
         /// Tell what volumes and their snapshots take in the store, and what of that they share

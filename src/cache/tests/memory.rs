@@ -133,3 +133,67 @@ fn hot_frames_survive_a_scan_of_four_times_the_budget() {
     let survived = read(&cache);
     assert!(survived >= 90, "{survived} of 100");
 }
+
+/// Reads a frame as the read path does, and says whether it was there.
+fn read(cache: &Arc<MemoryCache>, number: u64) -> bool {
+    match cache.claim(frame(number)) {
+        Claim::Ready(_) => true,
+        Claim::Lead(lead) => {
+            lead.fill(vec![0; 32 << 10].into());
+            false
+        }
+        Claim::Wait(_) => unreachable!("there is one reader"),
+    }
+}
+
+#[test]
+fn what_is_read_ahead_is_there_when_the_reader_comes() {
+    let cache = cache(8 << 20);
+    // Frames that come back after they left: these once took all the room that there is for new ones.
+    for number in 0..20_000 {
+        read(&cache, number);
+        read(&cache, number.saturating_sub(100 + number % 100));
+    }
+    // As much as is read ahead; the shards do not all get the same.
+    let window = cache.room_for_the_new().0 / 2 / (32 << 10);
+    for number in 0..window {
+        read(&cache, 1_000_000 + number);
+    }
+    let found = (0..window).filter(|number| read(&cache, 1_000_000 + number)).count() as u64;
+    assert!(found * 10 >= window * 9, "{found} of {window}");
+}
+
+#[test]
+fn uses_in_a_row_push_out_nothing_that_is_in_use() {
+    let cache = cache(64 << 20);
+    for _ in 0..3 {
+        for number in 0..1000 {
+            read(&cache, number);
+        }
+    }
+    for number in 0..4 * 2048 {
+        for _ in 0..8 {
+            read(&cache, 10_000 + number);
+        }
+    }
+    let survived = (0..1000).filter(|number| cache.contains(frame(*number))).count();
+    assert!(survived >= 950, "{survived} of 1000");
+}
+
+#[test]
+fn what_is_asked_for_again_after_it_left_is_in_use() {
+    let cache = cache(64 << 20);
+    for number in 0..8000 {
+        read(&cache, number);
+    }
+    // Not among the newest, and remembered.
+    let again: Vec<u64> = (7000..7150).collect();
+    for number in &again {
+        read(&cache, *number);
+    }
+    for number in 10_000..14_000 {
+        read(&cache, number);
+    }
+    let survived = again.iter().filter(|number| cache.contains(frame(**number))).count();
+    assert!(survived >= 140, "{survived} of {}", again.len());
+}

@@ -62,6 +62,7 @@ impl World {
             segment_age: Duration::from_millis(1),
             segments_per_checkpoint: 64,
             cleaning: CLEANING,
+            prefetch: true,
             control: "/run/control.sock".into(),
         };
         let path: &Path = &self.directory.path().join(host);

@@ -13,7 +13,7 @@ use varve::control::{ControlSocket, serve};
 use varve::error::{Error, Result};
 use varve::service::{
     AttachReport, AttachedStatus, CleanReport, DaemonStatus, NewForks, NewSnapshot, Service, SnapshotSummary,
-    StoreCounts, VolumeChange, VolumeSummary,
+    StoreCounts, VolumeChange, VolumeSummary, WarmReport, WarmRequest,
 };
 use varve::units::VolumeId;
 
@@ -63,6 +63,10 @@ impl Service for Idle {
     }
 
     async fn clean(&self, volume: VolumeId) -> Result<CleanReport> {
+        nothing(volume)
+    }
+
+    async fn warm(&self, volume: VolumeId, _: WarmRequest) -> Result<WarmReport> {
         nothing(volume)
     }
 

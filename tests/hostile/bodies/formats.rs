@@ -11,6 +11,7 @@ use varve::format::manifest::{Manifest, StoreRoot};
 use varve::format::map_object::{self, MapObjectId, PageRef};
 use varve::format::page::{decode_page, encode_page, open_page, seal_page};
 use varve::format::segment::{self as segments, HEADER_BYTES, SegmentIndex};
+use varve::format::trace::Trace;
 use varve::map::{MapPage, PageIndex};
 use varve::segment::{apply_entry, open_frame, parse_object_tail};
 use varve::settings::{FileSettings, parse_log_size, parse_name, parse_size, parse_transfer_size, parse_volume_size};
@@ -136,6 +137,14 @@ pub fn snapshot_object(bytes: &[u8]) {
     if let Ok(object) = SnapshotObject::decode(SNAPSHOT, bytes) {
         assert_eq!(SnapshotObject::decode(SNAPSHOT, &object.encode().unwrap()).unwrap(), object);
         let _ = object.moment.replayed().take(1000).count();
+    }
+}
+
+/// The trace beside a snapshot.
+pub fn trace(bytes: &[u8]) {
+    if let Ok(trace) = Trace::decode(SNAPSHOT, bytes) {
+        assert_eq!(Trace::decode(SNAPSHOT, &trace.encode().unwrap()).unwrap(), trace);
+        let _ = trace.runs.iter().map(|run| run.blocks().end().0).max();
     }
 }
 

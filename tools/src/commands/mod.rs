@@ -38,6 +38,7 @@ pub mod torture;
 pub mod undelete;
 pub mod update;
 pub mod usage;
+pub mod warm;
 
 /// A command: its arguments, which make sense.
 pub trait Command: Sized {

@@ -5,6 +5,7 @@ use varve::error::{Error, ErrorKind, Result};
 use varve::service::{
     AttachReport, AttachedStatus, CleanReport, DaemonStatus, Durability, HydrationStatus, Lag, NewForks, NewSnapshot,
     RescuedLog, Service, SnapshotStatus, SnapshotSummary, StoreCounts, VolumeChange, VolumeState, VolumeSummary,
+    WarmReport, WarmRequest,
 };
 use varve::units::{ByteLen, Epoch, Sequence, SnapshotId, UnixMillis, VolumeId};
 
@@ -29,6 +30,7 @@ fn status() -> AttachedStatus {
         hydration: None,
         log_used: ByteLen(64 << 20),
         log_length: ByteLen(2 << 30),
+        warming: None,
         failed: None,
     }
 }
@@ -95,6 +97,13 @@ impl Service for Daemon {
             freed: ByteLen(5),
             stored: status.stored_bytes,
             ..CleanReport::default()
+        })
+    }
+    async fn warm(&self, volume: VolumeId, request: WarmRequest) -> Result<WarmReport> {
+        known(volume).map(|status| WarmReport {
+            fetched: status.live_bytes,
+            present: ByteLen(4096),
+            complete: request.from.is_some(),
         })
     }
     async fn snapshot(&self, volume: VolumeId, new: NewSnapshot) -> Result<SnapshotSummary> {

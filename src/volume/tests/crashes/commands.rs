@@ -74,6 +74,7 @@ fn live(
         let (world, bare) = world_of(&base);
         world.life("a", async |fleet| {
             let (volume, _) = fleet.attach(family.disk, false, false).await.unwrap();
+            read(&volume, 0).await;
             write(&volume, 16384, 4).await;
             if is_new {
                 command(&volume, family).await.unwrap();
@@ -89,6 +90,8 @@ fn live(
             let (world, bare) = world_of(&base);
             let met = world.life("a", async |fleet| {
                 let (volume, _) = fleet.attach(family.disk, false, false).await.unwrap();
+                // So that a snapshot has a trace.
+                read(&volume, 0).await;
                 let gate = cut.order(&world.faults, passed);
                 write(&volume, 16384, 4).await;
                 let outcome = tokio::select! {
@@ -174,7 +177,7 @@ fn snapshot() {
 
 #[test]
 fn snapshot_in_use() {
-    live("snapshot in use", &[], 3, async |volume, _| volume.snapshot(NewSnapshot::default()).await.map(drop));
+    live("snapshot in use", &[], 4, async |volume, _| volume.snapshot(NewSnapshot::default()).await.map(drop));
 }
 
 #[test]

@@ -34,6 +34,8 @@ impl Base {
             let (volume, _) = fleet.attach(disk, false, false).await.unwrap();
             write(&volume, 0, 1).await;
             write(&volume, 4096, 1).await;
+            // So that there is a trace.
+            read(&volume, 0).await;
             let past = volume.snapshot(NewSnapshot::default()).await.unwrap().id;
             write(&volume, 0, 2).await;
             volume.sync().await.unwrap();
@@ -84,8 +86,9 @@ impl Family {
         if let Some(id) = key.parse_volume().map(|id| id.to_string()).filter(|id| !known.contains(id)) {
             return name.replace(&id, "new");
         }
-        match key.parse_snapshot() {
-            Some(id) if id != self.past => "snapshots/new".to_owned(),
+        match (key.parse_snapshot(), key.parse_trace()) {
+            (Some(id), _) if id != self.past => "snapshots/new".to_owned(),
+            (_, Some(id)) if id != self.past => "snapshots/new.trace".to_owned(),
             _ => name.to_owned(),
         }
     }

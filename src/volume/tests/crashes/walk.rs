@@ -81,10 +81,10 @@ pub async fn unreachable_objects(store: &Arc<dyn Store>, family: &Family) -> Vec
         for pin in &manifest.pins {
             reach(store, &pin.moment, &mut reached).await;
             let snapshots = pin.holders.iter().filter_map(|holder| match holder {
-                PinHolder::Snapshot(record) => Some(ObjectKey::snapshot(record.id)),
+                PinHolder::Snapshot(record) => Some([ObjectKey::snapshot(record.id), ObjectKey::trace(record.id)]),
                 PinHolder::Fork { .. } => None,
             });
-            reached.extend(snapshots);
+            reached.extend(snapshots.flatten());
         }
         // Seals keep late writers out as long as there is a volume.
         for listed in list_all(&**store, &ObjectKey::segments(id)).await.unwrap() {

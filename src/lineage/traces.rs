@@ -1,0 +1,91 @@
+//! Traces beside snapshots: what was read first of a volume before each was taken. Hints: whoever cannot have one goes without.
+
+use bytes::Bytes;
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::format::manifest::Manifest;
+use crate::format::trace::{TRACE_BYTES_MAX, Trace};
+use crate::lineage::pins;
+use crate::ownership;
+use crate::store::{ByteRange, Condition, ObjectKey, Store, StoreErrorKind};
+use crate::units::{Sequence, SnapshotId};
+
+/// Snapshots that are asked for their trace, at most: those that were taken while nobody had the volume have none.
+const TRIES: usize = 4;
+
+/// Writes the trace beside a snapshot that is about to be pinned: one request.
+///
+/// # Errors
+/// What the store says.
+pub async fn put_trace(store: &dyn Store, trace: &Trace) -> Result<()> {
+    let key = ObjectKey::trace(trace.snapshot);
+    let put = store.put(&key, Bytes::from(trace.encode()?), Condition::IfAbsent).await.map_err(Error::from);
+    put.map(drop).context(|| format!("cannot write the trace of {}", trace.snapshot))
+}
+
+/// The trace beside a snapshot: one request.
+///
+/// # Errors
+/// `NotFound` if there is none; `Damaged`, `Unsupported`, and what the store says.
+pub async fn trace(store: &dyn Store, id: SnapshotId) -> Result<Trace> {
+    // What is longer than any trace does not begin as one then.
+    match store.get(&ObjectKey::trace(id), ByteRange::Suffix(TRACE_BYTES_MAX)).await {
+        Ok(fetched) => Trace::decode(id, &fetched.bytes),
+        Err(error) if error.kind == StoreErrorKind::NotFound => Err(Error::not_found(format!(
+            "there is no trace of {id} in {}: one is kept when a snapshot is taken of a volume that was read since it was attached",
+            store.address()
+        ))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What will probably be read first of a volume: the trace of its newest snapshot, or of the newest one of its origin that its history
+/// includes, and so on. No request for a volume that has neither.
+///
+/// # Errors
+/// What the store says.
+pub async fn trace_for(store: &dyn Store, manifest: &Manifest) -> Result<Option<Trace>> {
+    let mut tries = TRIES;
+    if let Some(found) = newest_trace(store, manifest, Sequence(u64::MAX), &mut tries).await? {
+        return Ok(Some(found));
+    }
+    for origin in &manifest.origins {
+        if tries == 0 {
+            break;
+        }
+        let parent = match ownership::load(store, origin.volume).await {
+            // It may be somewhere else, or damaged, which is for others to say.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => break,
+            other => other?.manifest,
+        };
+        if let Some(found) = newest_trace(store, &parent, origin.sequence, &mut tries).await? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// The newest trace of a volume's snapshots up to a place of its sequence.
+async fn newest_trace(
+    store: &dyn Store,
+    manifest: &Manifest,
+    up_to: Sequence,
+    tries: &mut usize,
+) -> Result<Option<Trace>> {
+    let snapshots = pins::snapshots(manifest).into_iter().rev();
+    for (record, _) in snapshots.filter(|(_, moment)| moment.sequence <= up_to) {
+        if *tries == 0 {
+            break;
+        }
+        *tries -= 1;
+        match trace(store, record.id).await {
+            Ok(trace) => return Ok(Some(trace)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Unsupported) => {
+                tracing::warn!(%error, "a trace is of no use");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
