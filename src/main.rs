@@ -143,7 +143,12 @@ fn nbd_settings(settings: &Settings) -> NbdSettings {
         unix: settings.nbd_unix.iter().cloned().collect(),
         inherited: true,
         tls,
+        rules: settings.clients.clone().map(nbd::Rules),
+        allow_insecure_tcp: settings.allow_insecure_tcp,
         connections_max: usize::try_from(settings.connections_max).unwrap_or(usize::MAX),
+        origin_connections_max: usize::try_from(settings.client_connections_max).unwrap_or(usize::MAX),
+        handshake_time: settings.handshake_time,
+        idle_time: settings.idle_time,
         transfer_bytes_max: settings.transfer_size.0,
         ..NbdSettings::default()
     }

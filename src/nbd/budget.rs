@@ -5,16 +5,25 @@
 //!
 //! Why nobody waits for ever: there is one budget for what is being received and one for what is in flight. Whoever holds some of the
 //! first may wait for the second; who holds some of the second waits for nothing but the device and its own client ([`Flow`](super::flow)
-//! sees to that). A client that does not take its replies can keep its share for as long as it stays; the others always have the part of
-//! their own that is not counted here.
+//! sees to that). A client that does not send the rest of its request, or does not take its replies, keeps its share only until somebody has
+//! waited for it for a while: who waits asks for [relief](Relief) now and then, which cuts such clients off ([`Pace`](super::pace::Pace)).
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+/// What is done for those who wait.
+struct Relief {
+    /// How often.
+    every: Duration,
+    cut_off: Box<dyn Fn() + Send + Sync>,
+}
 
 /// See the module's description.
-#[derive(Debug)]
 pub struct Budget {
     total: u64,
     free: AtomicU64,
@@ -22,6 +31,7 @@ pub struct Budget {
     waiting: AtomicUsize,
     queue: Mutex<Queue>,
     changed: Condvar,
+    relief: OnceLock<Relief>,
 }
 
 #[derive(Debug, Default)]
@@ -35,7 +45,13 @@ impl Budget {
     /// A budget of `total` bytes.
     pub fn new(total: u64) -> Self {
         let (waiting, queue) = (AtomicUsize::new(0), Mutex::default());
-        Budget { total, free: AtomicU64::new(total), waiting, queue, changed: Condvar::new() }
+        let (changed, relief) = (Condvar::new(), OnceLock::new());
+        Budget { total, free: AtomicU64::new(total), waiting, queue, changed, relief }
+    }
+
+    /// Has `cut_off` called each time that somebody has waited for `every`. Only the first call counts.
+    pub fn relieve(&self, every: Duration, cut_off: impl Fn() + Send + Sync + 'static) {
+        let _ = self.relief.set(Relief { every, cut_off: Box::new(cut_off) });
     }
 
     /// What is counted for `bytes`: a request that is larger than the whole budget takes all of it.
@@ -71,7 +87,7 @@ impl Budget {
             if queue.waiting.front() == Some(&mine) && self.subtract(bytes) {
                 break true;
             }
-            self.changed.wait(&mut queue);
+            self.wait(&mut queue, mine);
         };
         queue.waiting.retain(|number| *number != mine);
         self.waiting.fetch_sub(1, Ordering::SeqCst);
@@ -95,10 +111,28 @@ impl Budget {
         }
     }
 
+    fn wait(&self, queue: &mut MutexGuard<'_, Queue>, mine: u64) {
+        match self.relief.get() {
+            // One is enough to look, and the first is always there.
+            Some(relief) if queue.waiting.front() == Some(&mine) => {
+                if self.changed.wait_for(queue, relief.every).timed_out() {
+                    MutexGuard::unlocked(queue, || (relief.cut_off)());
+                }
+            }
+            _ => self.changed.wait(queue),
+        }
+    }
+
     fn subtract(&self, bytes: u64) -> bool {
         // Not subtracted first and given back if it was too much: one who looked in between would sleep with nobody to wake it.
         let enough = |free: u64| free.checked_sub(bytes);
         self.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, enough).is_ok()
+    }
+}
+
+impl fmt::Debug for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Budget({} of {} free)", self.free.load(Ordering::Relaxed), self.total)
     }
 }
 
@@ -131,6 +165,24 @@ mod tests {
         large.join().unwrap();
         assert!(budget.try_take(20) && !budget.try_take(1));
         assert_eq!(budget.counted(1 << 40), 100);
+    }
+
+    #[test]
+    fn who_waits_is_relieved() {
+        let budget = Arc::new(Budget::new(100));
+        assert!(budget.try_take(100));
+        let held = budget.clone();
+        let looks = AtomicUsize::new(0);
+        budget.relieve(Duration::from_millis(1), move || {
+            if looks.fetch_add(1, Ordering::SeqCst) == 2 {
+                held.give(100);
+            }
+        });
+        let later = budget.clone();
+        let second = thread::spawn(move || later.take(60));
+        budget.take(60);
+        budget.give(60);
+        second.join().unwrap();
     }
 
     #[test]
