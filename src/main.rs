@@ -3,6 +3,8 @@
 //! Starts from the edges inwards: settings, store, state directory, fleet, doors; stops in the opposite order. On SIGTERM or
 //! SIGINT clients are let go, what is left is uploaded, and every volume is handed back.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;

@@ -179,7 +179,10 @@ mod tests {
             }
         });
         let later = budget.clone();
-        let second = thread::spawn(move || later.take(60));
+        let second = thread::spawn(move || {
+            later.take(60);
+            later.give(60);
+        });
         budget.take(60);
         budget.give(60);
         second.join().unwrap();

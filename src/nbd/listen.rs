@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use crate::error::{Context, Error, ErrorKind, Result};
 
 /// Connections that may wait to be accepted.
-const BACKLOG: i32 = 128;
+const BACKLOG: i32 = 1024;
 
 /// Where a client comes from, as far as its share of the connections goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
