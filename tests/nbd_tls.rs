@@ -89,7 +89,7 @@ fn libnbd_qemu_and_fio_work_with_their_certificates() {
     let said = succeeds("nbdinfo", &[&guarded.uri("disk", &files)]);
     assert!(said.contains("with TLS") && said.contains("export-size: 8388608"), "{said}");
     let (source, target) = (guarded.files.path().join("in"), guarded.files.path().join("out"));
-    let bytes: Vec<u8> = (0..SIZE).map(|place| (place * 7919 >> 12) as u8).collect();
+    let bytes: Vec<u8> = (0..SIZE).map(|place| ((place * 7919) >> 12) as u8).collect();
     std::fs::write(&source, &bytes).unwrap();
     let uri = guarded.uri("disk", &files);
     succeeds("nbdcopy", &["--connections=4", "--flush", source.to_str().unwrap(), &uri]);
