@@ -89,13 +89,13 @@ fn a_certificate_opens_the_volumes_of_the_table(kind: StoreKind) {
     for export in [&cache, "build-cache", &of_cache] {
         build.nbdinfo(&[], export).succeeded();
         ops.nbdinfo(&[], export).succeeded();
-        till.nbdinfo(&[], export).refused(&[&format!("no export '{export}'"), "'till'"]);
+        till.nbdinfo(&[], export).refused(&["No such file"]);
     }
     for export in [&shop, "shop", &of_shop] {
         till.nbdinfo(&[], export).succeeded();
-        build.nbdinfo(&[], export).refused(&[&format!("no export '{export}'"), "'build-1'"]);
+        build.nbdinfo(&[], export).refused(&["No such file"]);
     }
-    build.nbdinfo(&[], "nothing-of-that-name").refused(&["no export 'nothing-of-that-name'", "'build-1'"]);
+    build.nbdinfo(&[], "nothing-of-that-name").refused(&["No such file"]);
     let seen = till.nbdinfo(&["--list"], "").succeeded();
     assert!(seen.contains(&shop) && seen.contains(&of_shop), "{seen}");
     assert!(!seen.contains(&cache) && !seen.contains(&of_cache) && !seen.contains("build"), "{seen}");
