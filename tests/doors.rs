@@ -169,7 +169,9 @@ fn secrets_show_nowhere(kind: StoreKind) {
     ];
     daemon.stop();
     said.push(text_of(&world.path().join("a").join("varved.log")));
-    assert!(said.last().is_some_and(|log| log.contains("TRACE")), "the log is not as talkative as it was told to be");
+    // What speaks HTTP has much to say.
+    let expected = if kind == StoreKind::Minio { "TRACE" } else { "DEBUG" };
+    assert!(said.last().is_some_and(|log| log.contains(expected)), "the log is not as talkative as it was told to be");
     // Messages of refusals: a store that does not let us in, and keys where none belong.
     if kind == StoreKind::Minio {
         let wrong = host.clone().with_environment("AWS_SECRET_ACCESS_KEY", "not-the-secret-of-anything");
@@ -230,6 +232,11 @@ fn the_unit_allows_what_the_daemon_does(kind: StoreKind) {
     for line in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
         let (without, groups) = line.strip_prefix('~').map_or((false, line), |groups| (true, groups));
         for group in groups.split(' ') {
+            if !group.starts_with('@') {
+                assert!(!without, "not understood: {line}");
+                allowed.push(group.to_owned());
+                continue;
+            }
             let script = "for group in $(systemd-analyze syscall-filter \"$1\" | grep -o '^ *@[a-z-]*'); do
                  systemd-analyze syscall-filter \"$group\"; done; systemd-analyze syscall-filter \"$1\"";
             let members = shell(script, &[group]).succeeded();
