@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::budget::Budget;
+use super::budget::Purse;
 use super::buffers::{KEEP_BYTES, ReceiveBuffer, ReplyBuffer};
 use super::flow::Charge;
 use super::protocol::{Errno, Reader, RequestHead, Style, command, command_flag};
@@ -66,12 +66,12 @@ impl Request {
 
 /// Memory for a long request; dropping it gives it back.
 struct Received {
-    budget: Arc<Budget>,
+    budget: Purse,
     bytes: u64,
 }
 
 impl Received {
-    fn new(budget: &Arc<Budget>, bytes: u64) -> Self {
+    fn new(budget: &Purse, bytes: u64) -> Self {
         let bytes = budget.counted(bytes);
         budget.take(bytes);
         Received { budget: budget.clone(), bytes }

@@ -1,14 +1,14 @@
 //! Bounds what one connection has in flight: bytes of payloads and replies, and requests not yet answered.
 //!
 //! A [`Charge`] is taken before a request goes the slow way and dropped when the last byte of its reply has been
-//! handed to the socket, or when the connection is gone. What it holds beyond a part of its own is taken from the [`Budget`] of all
+//! handed to the socket, or when the connection is gone. What it holds beyond a part of its own is taken from the budget of all
 //! connections too.
 
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::budget::Budget;
+use super::budget::Purse;
 
 /// Least bytes charged for a request, so that requests without content are bounded as well: what is kept of one until it is answered
 /// takes about as much.
@@ -26,7 +26,7 @@ struct InFlight {
 #[derive(Debug)]
 pub struct Flow {
     bytes_max: u64,
-    budget: Arc<Budget>,
+    budget: Purse,
     state: Mutex<InFlight>,
     changed: Condvar,
 }
@@ -40,7 +40,7 @@ pub struct Charge {
 
 impl Flow {
     /// A flow of at most `bytes_max` bytes; a single request may exceed it when it is alone.
-    pub fn new(bytes_max: u64, budget: Arc<Budget>) -> Arc<Flow> {
+    pub fn new(bytes_max: u64, budget: Purse) -> Arc<Flow> {
         Arc::new(Flow { bytes_max, budget, state: Mutex::default(), changed: Condvar::new() })
     }
 
@@ -135,11 +135,16 @@ impl Drop for Charge {
 
 #[cfg(test)]
 mod tests {
+    use super::super::budget::Budget;
     use super::*;
+
+    fn purse(total: u64) -> Purse {
+        Purse::new(Arc::new(Budget::new(total)), Arc::default())
+    }
 
     #[test]
     fn room_comes_back_when_a_charge_is_dropped() {
-        let flow = Flow::new(12_000, Arc::new(Budget::new(1 << 20)));
+        let flow = Flow::new(12_000, purse(1 << 20));
         let first = flow.try_admit(7_000).unwrap();
         assert!(flow.try_admit(7_000).is_none());
         let small = flow.try_admit(1).unwrap();
@@ -158,7 +163,7 @@ mod tests {
 
     #[test]
     fn connections_share_a_budget_beyond_a_part_of_their_own() {
-        let budget = Arc::new(Budget::new(1 << 20));
+        let budget = purse(1 << 20);
         let [first, second] = [(); 2].map(|()| Flow::new(64 << 20, budget.clone()));
         let stalled = first.admit(2 << 20);
         let own = second.try_admit(OWN_BYTES).unwrap();

@@ -100,14 +100,14 @@ pub struct Watched {
 
 #[cfg(test)]
 mod tests {
-    use super::super::budget::Budget;
+    use super::super::budget::{Budget, Purse};
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
     #[test]
     fn who_holds_and_does_not_move_is_stalled() {
-        let flow = Flow::new(64 << 20, Arc::new(Budget::new(64 << 20)));
+        let flow = Flow::new(64 << 20, Purse::new(Arc::new(Budget::new(64 << 20)), Arc::default()));
         let pace = Pace::default();
         let at = |seconds| pace.is_stalled(Share::Incoming, &flow, Duration::from_secs(seconds), PATIENCE);
         assert!(!at(0) && !at(100), "nothing is held");
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn replies_that_nobody_takes_count_only_if_they_hold_what_others_need() {
-        let flow = Flow::new(64 << 20, Arc::new(Budget::new(64 << 20)));
+        let flow = Flow::new(64 << 20, Purse::new(Arc::new(Budget::new(64 << 20)), Arc::default()));
         let pace = Pace::default();
         let at = |seconds| pace.is_stalled(Share::Outgoing, &flow, Duration::from_secs(seconds), PATIENCE);
         let sending = pace.sending();

@@ -14,20 +14,22 @@
 //! No more connections are accepted and no more is received; what was received is answered; then connections close. What has not
 //! closed by the deadline is cut off.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;
 use tokio::runtime::Handle;
 
-use super::budget::Budget;
+use super::budget::{Account, Budget, Purse};
 use super::connection::Connection;
 use super::crowd::{Crowd, Place};
 use super::flow::Flow;
@@ -94,7 +96,7 @@ impl Default for NbdSettings {
             origin_connections_max: 1024,
             handshake_time: Duration::from_secs(10),
             idle_time: None,
-            stall_time: Duration::from_secs(30),
+            stall_time: Duration::from_secs(10),
             inflight_bytes_max: NBD_INFLIGHT_BYTES_MAX,
             transfer_bytes_max: 4 * NBD_INFLIGHT_BYTES_MAX,
         }
@@ -120,10 +122,32 @@ struct Shared {
     inflight_bytes_max: u64,
     incoming: Arc<Budget>,
     outgoing: Arc<Budget>,
+    /// Of the exports that anybody has open: what their clients have of both budgets.
+    accounts: Mutex<HashMap<String, Weak<Accounts>>>,
     stopping: AtomicBool,
     /// Readable, at its end, when the acceptor should look at `stopping`.
     woken: UnixStream,
     crowd: Arc<Crowd>,
+}
+
+/// What the clients of one export have of both budgets.
+#[derive(Default)]
+struct Accounts {
+    incoming: Arc<Account>,
+    outgoing: Arc<Account>,
+}
+
+impl Shared {
+    fn accounts(&self, export: String) -> Arc<Accounts> {
+        let mut all = self.accounts.lock();
+        if let Some(known) = all.get(&export).and_then(Weak::upgrade) {
+            return known;
+        }
+        all.retain(|_, accounts| accounts.strong_count() > 0);
+        let new = Arc::new(Accounts::default());
+        all.insert(export, Arc::downgrade(&new));
+        new
+    }
 }
 
 impl Server {
@@ -165,6 +189,7 @@ impl Server {
             inflight_bytes_max: settings.inflight_bytes_max,
             incoming: budget(Share::Incoming),
             outgoing: budget(Share::Outgoing),
+            accounts: Mutex::default(),
             stopping: AtomicBool::new(false),
             woken,
             crowd: crowd.clone(),
@@ -296,7 +321,7 @@ fn serve_one(shared: &Shared, place: &Place, socket: Arc<OwnedFd>, origin: Origi
         Ok(None) => return,
         Err(error) => return tracing::debug!(%origin, %error, "an NBD handshake failed"),
     };
-    let Agreement { style, contexts, open, channel } = agreement;
+    let Agreement { style, contexts, name, open, channel } = agreement;
     let OpenDevice { device, session: client } = open;
     let transport = Arc::new(channel.into_transport());
     if let Some(time) = shared.idle_time
@@ -304,7 +329,10 @@ fn serve_one(shared: &Shared, place: &Place, socket: Arc<OwnedFd>, origin: Origi
     {
         return tracing::warn!(%error, "refusing an NBD connection: its idle time cannot be set");
     }
-    let flow = Flow::new(shared.inflight_bytes_max, shared.outgoing.clone());
+    // Kept as long as the connection, so that all who have the export open share them.
+    let accounts = shared.accounts(name);
+    let purse = |budget: &Arc<Budget>, account: &Arc<Account>| Purse::new(budget.clone(), account.clone());
+    let flow = Flow::new(shared.inflight_bytes_max, purse(&shared.outgoing, &accounts.outgoing));
     place.is_served(Watched { pace: transport.pace().clone(), flow: flow.clone() });
     let session = Session {
         device,
@@ -312,9 +340,9 @@ fn serve_one(shared: &Shared, place: &Place, socket: Arc<OwnedFd>, origin: Origi
         contexts,
         writer: Writer::new(transport.clone(), shared.runtime.clone()),
         flow,
-        incoming: shared.incoming.clone(),
+        incoming: purse(&shared.incoming, &accounts.incoming),
         runtime: shared.runtime.clone(),
     };
     Connection::new(Arc::new(session), transport).run();
-    drop(client);
+    drop((client, accounts));
 }
