@@ -298,7 +298,7 @@ fn half_writes_and_deaf_readers_give_way(kind: StoreKind) {
     let world = World::new(kind);
     let (host, scene) = Scene::set(&world);
     let mut hostile = Vec::new();
-    for number in 0..24 {
+    for number in 0..6 {
         let from = HOSTILE[number % HOSTILE.len()];
         let mut writer = enter(from, scene.port, "evil").unwrap();
         writer.set_write_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
