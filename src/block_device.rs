@@ -176,8 +176,10 @@ pub struct OpenDevice {
 /// One line of an export list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportEntry {
-    /// What a client asks for.
+    /// What a client asks for: an id, or whatever means this export for ever.
     pub name: String,
+    /// Other names that rules may know it by: that of the volume; of a snapshot also its volume's id.
+    pub other_names: Vec<String>,
     /// For people.
     pub description: String,
 }
@@ -190,6 +192,12 @@ pub trait Exports: Send + Sync + 'static {
     /// # Errors
     /// Whatever the store says.
     async fn list(&self) -> Result<Vec<ExportEntry>>;
+
+    /// What an export is called, whether or not it is in the list.
+    ///
+    /// # Errors
+    /// As [`Exports::inspect`].
+    async fn identify(&self, name: &str) -> Result<ExportEntry>;
 
     /// Looks at an export (an id, or a name that only one volume has) without attaching it.
     ///

@@ -35,6 +35,8 @@
 //!                   -> log | read cache (memory, disk) | store (one range request for neighbours)
 //! ```
 
+#![forbid(unsafe_code)]
+
 pub mod block_device;
 pub mod cache;
 pub mod checkpoint;

@@ -3,6 +3,8 @@
 //! Starts from the edges inwards: settings, store, state directory, fleet, doors; stops in the opposite order. On SIGTERM or
 //! SIGINT clients are let go, what is left is uploaded, and every volume is handed back.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -144,7 +146,12 @@ fn nbd_settings(settings: &Settings) -> NbdSettings {
         unix: settings.nbd_unix.iter().cloned().collect(),
         inherited: true,
         tls,
+        rules: settings.clients.clone().map(nbd::Rules),
+        allow_insecure_tcp: settings.allow_insecure_tcp,
         connections_max: usize::try_from(settings.connections_max).unwrap_or(usize::MAX),
+        origin_connections_max: usize::try_from(settings.client_connections_max).unwrap_or(usize::MAX),
+        handshake_time: settings.handshake_time,
+        idle_time: settings.idle_time,
         transfer_bytes_max: settings.transfer_size.0,
         ..NbdSettings::default()
     }

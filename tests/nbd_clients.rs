@@ -6,6 +6,7 @@
 mod memory_device;
 #[path = "support/nbd_fixture.rs"]
 mod nbd_fixture;
+#[allow(dead_code, reason = "each test file uses a part of the support")]
 #[path = "support/tls_files.rs"]
 mod tls_files;
 

@@ -8,6 +8,7 @@ mod memory_device;
 mod nbd_fixture;
 #[path = "support/raw_client.rs"]
 mod raw_client;
+#[allow(dead_code, reason = "each test file uses a part of the support")]
 #[path = "support/tls_files.rs"]
 mod tls_files;
 

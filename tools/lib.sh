@@ -74,6 +74,7 @@ postgresql           ls /usr/lib/postgresql/*/bin/pg_amcheck
 postgresql-contrib   ls /usr/share/postgresql/*/extension/amcheck.control
 ccache               ccache --version
 strace               strace --version
+systemd              systemd-analyze --version
 faketime             faketime --version
 procps               ps --version
 mount                losetup --version

@@ -1,4 +1,5 @@
-//! The socket file: made so that nobody else can connect, replaced only if it is stale, removed only if it is ours.
+//! The socket file: made so that nobody else can connect, replaced only if it is stale, removed only if it is ours. Should somebody loosen
+//! its permissions, a client of another user is turned away all the same.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -6,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
-use tokio::net::{UnixListener, UnixSocket};
+use tokio::net::{UnixListener, UnixSocket, UnixStream as Peer};
 
 use crate::error::{Context, Error, ErrorKind, Result};
 
@@ -49,6 +50,32 @@ impl ControlSocket {
     /// Where it is bound.
     pub fn path(&self) -> &Path {
         &self.file.path
+    }
+}
+
+/// Accepts clients of our own user, and root, who may do everything anyway.
+pub(super) struct OwnUsers(pub(super) UnixListener);
+
+impl axum::serve::Listener for OwnUsers {
+    type Io = Peer;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (Peer, ()) {
+        loop {
+            // What can be done about failures of `accept` is done there.
+            let (peer, _) = axum::serve::Listener::accept(&mut self.0).await;
+            match peer.peer_cred() {
+                Ok(user) if user.uid() == 0 || user.uid() == rustix::process::geteuid().as_raw() => return (peer, ()),
+                Ok(user) => tracing::warn!(uid = user.uid(), "another user is turned away from the control socket"),
+                Err(error) => {
+                    tracing::warn!(%error, "a client of the control socket cannot be told, and is turned away")
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<()> {
+        Ok(())
     }
 }
 

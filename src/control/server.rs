@@ -14,7 +14,7 @@ use axum::routing::{get, post};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::listen::ControlSocket;
+use super::listen::{ControlSocket, OwnUsers};
 use super::wire::{AttachBody, BODY_BYTES_MAX, DetachBody, ErrorBody, http_status};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::service::{AttachedStatus, NewForks, NewSnapshot, Service, VolumeChange, WarmRequest};
@@ -46,7 +46,7 @@ pub async fn serve(
         }
         tokio::time::sleep(SHUTDOWN_GRACE).await;
     };
-    let served = async { axum::serve(listener, router(service)).with_graceful_shutdown(signal).await };
+    let served = async { axum::serve(OwnUsers(listener), router(service)).with_graceful_shutdown(signal).await };
     let result = tokio::select! {
         served = served => served.context(|| "control socket"),
         () = deadline => {

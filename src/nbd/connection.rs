@@ -15,12 +15,13 @@
 //! of the stream end the loop; then everything in flight is awaited, so that the device is let go of only when
 //! nothing of this client is under way.
 
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::budget::Budget;
+use super::budget::Purse;
 use super::buffers::{KEEP_BYTES, ReceiveBuffer, ReplyBuffer};
 use super::flow::Charge;
 use super::protocol::{Errno, Reader, RequestHead, Style, command, command_flag};
@@ -65,12 +66,12 @@ impl Request {
 
 /// Memory for a long request; dropping it gives it back.
 struct Received {
-    budget: Arc<Budget>,
+    budget: Purse,
     bytes: u64,
 }
 
 impl Received {
-    fn new(budget: &Arc<Budget>, bytes: u64) -> Self {
+    fn new(budget: &Purse, bytes: u64) -> Self {
         let bytes = budget.counted(bytes);
         budget.take(bytes);
         Received { budget: budget.clone(), bytes }
@@ -146,9 +147,19 @@ impl Connection {
             if self.is_next_near {
                 self.watch.before_sleep(&self.transport);
             }
-            let received = match self.transport.read(&mut self.read_state, self.buffer.space()) {
+            let pace = self.transport.pace();
+            pace.set_receiving(self.receiving.is_some());
+            let result = self.transport.read(&mut self.read_state, self.buffer.space());
+            pace.set_receiving(false);
+            let received = match result {
                 Ok(0) => break,
                 Ok(received) => received,
+                // Who waits for an answer is not idle.
+                Err(error) if error.kind() == ErrorKind::WouldBlock && !self.session.flow.is_idle() => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    tracing::info!("closing an NBD connection that was idle for longer than idle-time");
+                    break;
+                }
                 Err(error) => {
                     tracing::debug!(%error, "an NBD connection broke");
                     break;
@@ -160,6 +171,8 @@ impl Connection {
                 break;
             }
         }
+        self.buffer = ReceiveBuffer::new();
+        self.receiving = None;
         self.session.flow.wait_until_idle();
         self.session.writer.finish();
     }
@@ -268,15 +281,16 @@ impl Connection {
         for request in requests {
             let to = request.to();
             if request.head.command == command::FLUSH && request.verdict.is_ok() {
-                durable.push(self.ticket(to, 0));
+                self.promise(to, &mut durable);
                 continue;
             }
             let Some(change) = request.change(self.buffer.filled()) else { continue };
             match outcomes.next() {
-                Some(Attempt::Done) if request.is_durable() => durable.push(self.ticket(to, 0)),
+                Some(Attempt::Done) if request.is_durable() => self.promise(to, &mut durable),
                 Some(Attempt::Done) => reply::success(&mut self.replies, session.style, to),
                 Some(Attempt::WouldBlock) => {
                     let change = to_owned(&change);
+                    commit(&session, &mut durable);
                     let ticket = self.ticket(to, request.payload.len() as u64);
                     session.runtime.spawn(session::change(ticket, change, request.is_durable()));
                 }
@@ -299,6 +313,17 @@ impl Connection {
                 session.device.commit(answer);
             }
         }
+    }
+
+    /// Adds a promise to those that one commit will keep. If there is no room for it, what is promised must be kept first: charges that nothing
+    /// is done for would be waited for in vain.
+    fn promise(&mut self, to: Address, durable: &mut Vec<Ticket>) {
+        if let Some(charge) = self.session.flow.try_admit(0) {
+            self.is_next_near = false;
+            return durable.push(Ticket::new(self.session.clone(), to, charge));
+        }
+        commit(&self.session, durable);
+        durable.push(self.ticket(to, 0));
     }
 
     /// Answers what changes nothing: refusals, reads, and questions.
@@ -395,6 +420,13 @@ impl Connection {
             self.broken = true;
         }
         self.replies.clear();
+    }
+}
+
+/// Asks for a commit on behalf of `durable`, if there are any, and leaves none.
+fn commit(session: &Session, durable: &mut Vec<Ticket>) {
+    if !durable.is_empty() {
+        session.device.commit(answer_all(std::mem::take(durable)));
     }
 }
 

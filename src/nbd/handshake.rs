@@ -10,23 +10,25 @@
 //!
 //! # TLS
 //! STARTTLS forgets all that was agreed on before. Where TLS is required nothing but STARTTLS and ABORT is answered
-//! without it.
+//! without it. Where rules say who may open what, a client sees only that; before TLS it has no name, and sees nothing.
 
 use std::io;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
+use super::certificate;
 use super::options::{
     Malformed, check_queries, decode_info, decode_meta, export_name, names_all_snapshots, put_context, put_error,
     put_export, put_info_block_size, put_info_export, put_info_text, put_reply, select_contexts, snapshots_named,
     transmission_flags,
 };
+use super::permission::{Permitted, Rules};
 use super::protocol::{
     FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, MAGIC, OPTION_MAGIC, Put, Reader, Style, info, option, option_reply,
 };
 use super::reply::MetaContext;
-use super::tls::{Tls, TlsMode};
+use super::tls::Tls;
 use super::transport::Channel;
 use crate::block_device::{Exports, Geometry, OpenDevice};
 use crate::clock;
@@ -45,6 +47,8 @@ pub struct Agreement {
     pub style: Style,
     /// The metadata contexts; only with structured replies or extended headers.
     pub contexts: Vec<MetaContext>,
+    /// The export's name, as the client has it.
+    pub name: String,
     /// The export.
     pub open: OpenDevice,
     /// The connection.
@@ -53,24 +57,27 @@ pub struct Agreement {
 
 /// What a server brings into a handshake.
 pub struct Host<'a> {
-    /// Its disks.
+    /// Its disks, all of them.
     pub exports: &'a Arc<dyn Exports>,
+    /// Who may open which, by the names of certificates; if there are no rules, everybody may open all.
+    pub rules: Option<&'a Arc<Rules>>,
     /// Where disks are opened.
     pub runtime: &'a Handle,
     /// Its TLS.
     pub tls: &'a Tls,
+    /// Nothing is told or done without TLS.
+    pub tls_required: bool,
+    /// Called when the client asks for an export: from then on the time it takes is not its own.
+    pub asked: &'a dyn Fn(),
 }
 
 impl Host<'_> {
-    /// Runs a question to the exports on the runtime and waits for the answer.
-    fn ask<T, F>(&self, question: impl FnOnce(Arc<dyn Exports>) -> F) -> Result<T>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T>> + Send + 'static,
-    {
-        let task = self.runtime.spawn(question(self.exports.clone()));
-        let lost = |_| Error::new(ErrorKind::Stopping, "the server gave up on the request; it may be stopping");
-        self.runtime.block_on(task).map_err(lost)?
+    /// The disks that a client with these names may see.
+    fn exports_for(&self, names: Vec<String>) -> Arc<dyn Exports> {
+        match self.rules {
+            Some(rules) => Arc::new(Permitted::new(self.exports.clone(), rules.clone(), names)),
+            None => self.exports.clone(),
+        }
     }
 }
 
@@ -102,6 +109,8 @@ enum Step {
 
 struct Handshake<'a> {
     host: Host<'a>,
+    /// The disks as this client sees them.
+    exports: Arc<dyn Exports>,
     channel: Channel,
     fixed: bool,
     no_zeroes: bool,
@@ -120,8 +129,9 @@ fn broken(reason: &'static str) -> io::Error {
 /// The connection must be closed: the client is silent, gone, cannot be understood, or asked for what it
 /// cannot have in a way that allows no answer.
 pub fn negotiate(host: Host<'_>, channel: Channel) -> io::Result<Option<Agreement>> {
-    let mut handshake =
-        Handshake { host, channel, fixed: false, no_zeroes: false, agreed: Agreed::default(), out: Vec::new() };
+    let exports = host.exports_for(Vec::new());
+    let (agreed, out) = (Agreed::default(), Vec::new());
+    let mut handshake = Handshake { host, exports, channel, fixed: false, no_zeroes: false, agreed, out };
     handshake.greet()?;
     for _ in 0..OPTIONS_MAX {
         let step = handshake.one_option()?;
@@ -139,7 +149,7 @@ pub fn negotiate(host: Host<'_>, channel: Channel) -> io::Result<Option<Agreemen
                     (false, true) => Style::Structured,
                     (false, false) => Style::Simple,
                 };
-                return Ok(Some(Agreement { style, contexts: agreed.contexts_for(&name), open, channel }));
+                return Ok(Some(Agreement { style, contexts: agreed.contexts_for(&name), name, open, channel }));
             }
         }
     }
@@ -180,10 +190,10 @@ impl Handshake<'_> {
         self.channel.read_exact(&mut data)?;
         let encrypted = self.channel.is_encrypted();
         let named = option == option::EXPORT_NAME;
-        if !self.fixed && (!named || self.host.tls.mode == TlsMode::Require) {
+        if !self.fixed && (!named || self.host.tls_required) {
             return Err(broken("a client without fixed newstyle can only ask for an export by EXPORT_NAME"));
         }
-        if self.host.tls.mode == TlsMode::Require && !encrypted {
+        if self.host.tls_required && !encrypted {
             match option {
                 option::STARTTLS | option::ABORT => {}
                 option::EXPORT_NAME => return Err(broken("EXPORT_NAME without TLS, which is required here")),
@@ -257,6 +267,8 @@ impl Handshake<'_> {
             self.out.clear();
             self.agreed = Agreed::default();
             self.channel.start_tls(config)?;
+            let names = self.channel.peer_certificate().map(certificate::names).unwrap_or_default();
+            self.exports = self.host.exports_for(names);
         }
         Ok(Step::Next)
     }
@@ -266,7 +278,7 @@ impl Handshake<'_> {
         if !data.is_empty() {
             return put_error(&mut self.out, option, option_reply::ERR_INVALID, "this option has no data");
         }
-        match self.timed(|host| host.ask(|exports| async move { exports.list().await })) {
+        match self.ask(|exports| async move { exports.list().await }) {
             Ok(entries) => {
                 entries.iter().for_each(|entry| put_export(&mut self.out, option, entry));
                 put_reply(&mut self.out, option, option_reply::ACK, &[]);
@@ -275,17 +287,24 @@ impl Handshake<'_> {
         }
     }
 
-    /// Asks the exports something; the time it takes is not the client's.
-    fn timed<T>(&mut self, question: impl FnOnce(&Host<'_>) -> T) -> T {
+    /// Asks the exports something, on the runtime, and waits for the answer; the time it takes is not the client's.
+    fn ask<T, F>(&mut self, question: impl FnOnce(Arc<dyn Exports>) -> F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
         let before = clock::uptime();
-        let answer = question(&self.host);
+        let runtime = self.host.runtime;
+        let lost = |_| Error::new(ErrorKind::Stopping, "the server gave up on the request; it may be stopping");
+        let answer = runtime.block_on(runtime.spawn(question(self.exports.clone()))).map_err(lost);
         self.channel.extend(clock::uptime().saturating_sub(before));
-        answer
+        answer?
     }
 
     fn open(&mut self, name: &str) -> Result<OpenDevice> {
+        (self.host.asked)();
         let name = name.to_owned();
-        self.timed(|host| host.ask(|exports| async move { exports.open(&name).await }))
+        self.ask(|exports| async move { exports.open(&name).await })
     }
 
     fn flags(&self, name: &str, geometry: &Geometry) -> u16 {
@@ -327,7 +346,7 @@ impl Handshake<'_> {
             self.open(&name).map(|open| (open.device.geometry(), Some(open)))
         } else {
             let name = name.clone();
-            let inspect = self.timed(|host| host.ask(|exports| async move { exports.inspect(&name).await }));
+            let inspect = self.ask(|exports| async move { exports.inspect(&name).await });
             inspect.map(|geometry| (geometry, None))
         };
         let (geometry, open) = match found {
@@ -354,7 +373,7 @@ impl Handshake<'_> {
 
     /// What the list of exports says of `name`; an item that may be left out.
     fn description(&mut self, name: &str) -> Option<String> {
-        let entries = self.timed(|host| host.ask(|exports| async move { exports.list().await })).ok()?;
+        let entries = self.ask(|exports| async move { exports.list().await }).ok()?;
         entries.into_iter().find(|entry| entry.name == name).map(|entry| entry.description)
     }
 
@@ -398,7 +417,7 @@ impl Handshake<'_> {
     /// The snapshots that an export can be compared with. If that cannot be found out there are none: contexts that cannot be had are left out.
     fn bitmaps(&mut self, name: &str, asked: Option<Vec<SnapshotId>>) -> Vec<SnapshotId> {
         let name = name.to_owned();
-        let known = self.timed(|host| host.ask(|exports| async move { exports.bitmaps(&name, asked).await }));
+        let known = self.ask(|exports| async move { exports.bitmaps(&name, asked).await });
         known.unwrap_or_else(|error| {
             tracing::debug!(%error, "the snapshots of an export could not be looked up");
             Vec::new()

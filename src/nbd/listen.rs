@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,7 +15,37 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use crate::error::{Context, Error, ErrorKind, Result};
 
 /// Connections that may wait to be accepted.
-const BACKLOG: i32 = 128;
+const BACKLOG: i32 = 1024;
+
+/// Where a client comes from, as far as its share of the connections goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A Unix socket: somebody whom file permissions let in.
+    Here,
+    /// An IPv4 address, or a network of 64 bits of IPv6, of which one host has all addresses.
+    Address(IpAddr),
+}
+
+impl Origin {
+    fn of(address: IpAddr) -> Self {
+        Origin::Address(match address.to_canonical() {
+            IpAddr::V6(address) => {
+                let [a, b, c, d, ..] = address.segments();
+                IpAddr::from([a, b, c, d, 0, 0, 0, 0])
+            }
+            address => address,
+        })
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Here => write!(f, "a Unix socket"),
+            Origin::Address(address) => address.fmt(f),
+        }
+    }
+}
 
 /// A socket that clients connect to. Dropping it removes the file of a Unix socket that was made here.
 #[derive(Debug)]
@@ -100,31 +130,38 @@ impl Listener {
     ///
     /// # Errors
     /// `WouldBlock` if none waits; what the operating system says.
-    pub fn accept(&self) -> io::Result<OwnedFd> {
+    pub fn accept(&self) -> io::Result<(OwnedFd, Origin)> {
         match self {
             Listener::Tcp(listener) => {
-                let (stream, _) = listener.accept()?;
+                let (stream, from) = listener.accept()?;
                 stream.set_nodelay(true)?;
                 // So that a client whose host has died is noticed in the end.
                 rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
-                Ok(stream.into())
+                Ok((stream.into(), Origin::of(from.ip())))
             }
-            Listener::Unix { listener, .. } => Ok(listener.accept()?.0.into()),
+            Listener::Unix { listener, .. } => Ok((listener.accept()?.0.into(), Origin::Here)),
         }
     }
 
-    /// Its URI without an export. With `tls` the scheme says so.
+    /// The address that other machines can reach it at, if they can.
+    pub fn exposed(&self) -> Option<SocketAddr> {
+        let Listener::Tcp(listener) = self else { return None };
+        let address = listener.local_addr().ok()?;
+        (!address.ip().to_canonical().is_loopback()).then_some(address)
+    }
+
+    /// Its URI without an export. With `tls` that of a TCP socket says so.
     pub fn uri(&self, tls: bool) -> String {
-        let scheme = if tls { "nbds" } else { "nbd" };
         match self {
             Listener::Tcp(listener) => match listener.local_addr() {
-                Ok(address) => format!("{scheme}://{address}"),
-                Err(_) => format!("{scheme}://"),
+                Ok(address) if tls => format!("nbds://{address}"),
+                Ok(address) => format!("nbd://{address}"),
+                Err(_) => "nbd://".to_owned(),
             },
             Listener::Unix { listener, .. } => {
                 let address = listener.local_addr().ok();
                 let path = address.as_ref().and_then(|address| address.as_pathname());
-                format!("{scheme}+unix:///?socket={}", Escaped(path.unwrap_or(Path::new(""))))
+                format!("nbd+unix:///?socket={}", Escaped(path.unwrap_or(Path::new(""))))
             }
         }
     }
@@ -191,6 +228,25 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn origins_are_hosts_and_not_their_addresses() {
+        let of = |text: &str| Origin::of(text.parse().unwrap());
+        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
+        assert_ne!(of("10.0.0.2"), of("10.0.0.1"));
+        assert_eq!(of("2001:db8:1:2:3::4"), of("2001:db8:1:2::9"));
+        assert_ne!(of("2001:db8:1:3::4"), of("2001:db8:1:2::4"));
+    }
+
+    #[test]
+    fn what_other_machines_can_reach_is_told_from_the_loopback() {
+        for (address, exposed) in
+            [("127.0.0.1:0", false), ("127.9.9.9:0", false), ("[::1]:0", false), ("0.0.0.0:0", true)]
+        {
+            let listener = Listener::tcp(address.parse().unwrap()).unwrap();
+            assert_eq!(listener.exposed().is_some(), exposed, "{address}");
+        }
+    }
 
     #[test]
     fn a_unix_socket_is_private_and_replaces_only_what_is_stale() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
-use super::budget::Budget;
+use super::budget::Purse;
 use super::flow::{Charge, Flow};
 use super::protocol::{Errno, Style};
 use super::reply::{self, Address, MetaContext, Status};
@@ -30,7 +30,7 @@ pub struct Session {
     /// What is in flight.
     pub flow: Arc<Flow>,
     /// What all connections are receiving of long requests.
-    pub incoming: Arc<Budget>,
+    pub incoming: Purse,
     /// Where slower requests run.
     pub runtime: Handle,
 }

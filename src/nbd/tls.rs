@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
 use crate::error::{Context, Error, Result};
@@ -81,9 +81,12 @@ impl Tls {
                 )
             }
         };
-        let config = builder.with_single_cert(chain, key).map_err(|error| {
+        let mut config = builder.with_single_cert(chain, key).map_err(|error| {
             Error::invalid(format!("{}: certificate and key do not serve: {error}", certificate.display()))
         })?;
+        // A session that is resumed is not verified again, and its certificate may have expired.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok(Tls { mode: settings.mode, config: Some(Arc::new(config)) })
     }
 }

@@ -13,9 +13,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustls::pki_types::CertificateDer;
 use rustls::{ServerConfig, ServerConnection};
 
+use super::pace::{Pace, Share};
 use crate::clock;
 
 /// Bytes taken from the socket at once under TLS.
@@ -112,6 +115,11 @@ impl Channel {
         Ok(())
     }
 
+    /// The client's own certificate, verified, if it was asked for one.
+    pub fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {
+        self.tls.as_ref()?.peer_certificates()?.first()
+    }
+
     /// Fills `buffer`.
     ///
     /// # Errors
@@ -140,7 +148,7 @@ impl Channel {
 
     /// The form for the transmission phase.
     pub fn into_transport(self) -> Transport {
-        Transport { socket: self.socket.socket, tls: self.tls.map(Mutex::new) }
+        Transport { socket: self.socket.socket, tls: self.tls.map(Mutex::new), pace: Arc::default() }
     }
 }
 
@@ -148,6 +156,7 @@ impl Channel {
 pub struct Transport {
     socket: Arc<OwnedFd>,
     tls: Option<Mutex<Box<ServerConnection>>>,
+    pace: Arc<Pace>,
 }
 
 /// What the reading thread keeps between reads: encrypted bytes not yet decrypted.
@@ -162,6 +171,19 @@ impl Transport {
     /// The socket.
     pub fn socket(&self) -> &Arc<OwnedFd> {
         &self.socket
+    }
+
+    /// How its bytes move.
+    pub fn pace(&self) -> &Arc<Pace> {
+        &self.pace
+    }
+
+    /// Makes [`Transport::read`] fail with `WouldBlock` when nothing has come for so long.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn set_idle_time(&self, time: Duration) -> io::Result<()> {
+        Ok(set_socket_timeout(&self.socket, Timeout::Recv, Some(time))?)
     }
 
     /// True if bytes or the end of the stream come within `time`, which is spent watching the socket without sleeping; a
@@ -205,7 +227,10 @@ impl Transport {
     fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match recv(&self.socket, &mut *buffer, RecvFlags::empty()) {
-                Ok((count, _)) => return Ok(count),
+                Ok((count, _)) => {
+                    self.pace.moved(Share::Incoming, count);
+                    return Ok(count);
+                }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -242,9 +267,13 @@ impl Transport {
     }
 
     fn send_raw_all(&self, mut raw: &[u8]) -> io::Result<()> {
+        let _sending = self.pace.sending();
         while !raw.is_empty() {
             match send(&self.socket, raw, SendFlags::NOSIGNAL) {
-                Ok(count) => raw = raw.get(count..).unwrap_or_default(),
+                Ok(count) => {
+                    self.pace.moved(Share::Outgoing, count);
+                    raw = raw.get(count..).unwrap_or_default();
+                }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -260,7 +289,10 @@ impl Transport {
         let mut sent = 0;
         while sent < raw.len() {
             match send(&self.socket, &raw[sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                Ok(count) => sent += count,
+                Ok(count) => {
+                    self.pace.moved(Share::Outgoing, count);
+                    sent += count;
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
                 Err(errno) => return Err(errno.into()),

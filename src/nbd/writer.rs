@@ -192,6 +192,7 @@ impl Writer {
     async fn finish_rest(&self, mut rest: Rest) -> io::Result<()> {
         // A descriptor of its own: the next drain may register before this one has gone.
         let ready = watch_writable(self.transport.socket().try_clone()?)?;
+        let _sending = self.transport.pace().sending();
         while rest.sent < rest.raw.len() {
             let mut guard = ready.writable().await?;
             match self.transport.try_send_raw(&rest.raw[rest.sent..])? {

@@ -48,8 +48,17 @@ pub struct FileSettings {
     pub(super) tls_certificate: Option<PathBuf>,
     pub(super) tls_key: Option<PathBuf>,
     pub(super) tls_client_ca: Option<PathBuf>,
+    pub(super) allow_insecure_tcp: bool,
+    #[serde(deserialize_with = "clients")]
+    pub(super) clients: Option<BTreeMap<String, Vec<String>>>,
     #[serde(deserialize_with = "connections")]
     pub(super) connections_max: Option<u32>,
+    #[serde(deserialize_with = "connections")]
+    pub(super) client_connections_max: Option<u32>,
+    #[serde(deserialize_with = "duration")]
+    pub(super) handshake_time: Option<Duration>,
+    #[serde(deserialize_with = "duration")]
+    pub(super) idle_time: Option<Duration>,
     #[serde(deserialize_with = "transfer_size")]
     pub(super) transfer_size: Option<ByteLen>,
 }
@@ -144,6 +153,15 @@ fn connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>
 
 fn space_target<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SpaceTarget>, D::Error> {
     scalar(deserializer, parse_space_target)
+}
+
+/// The table of clients. A name that is empty means nobody, and whoever wrote it meant something else.
+fn clients<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BTreeMap<String, Vec<String>>>, D::Error> {
+    let table = BTreeMap::<String, Vec<String>>::deserialize(deserializer)?;
+    if table.iter().any(|(client, exports)| client.is_empty() || exports.iter().any(String::is_empty)) {
+        return Err(D::Error::custom("an empty name: write a name, an id, or * for all"));
+    }
+    Ok(Some(table))
 }
 
 /// One address, or a list of them.

@@ -20,12 +20,18 @@
 //! | `tls` | off | TLS for NBD over TCP: `off`, `allow`, `require` |
 //! | `tls-certificate`, `tls-key` | none | PEM files, needed unless `tls` is `off` |
 //! | `tls-client-ca` | none | PEM file: clients must show a certificate that it has signed |
+//! | `allow-insecure-tcp` | false | listen for NBD where other machines can connect though TLS is not required |
+//! | `clients` | none | table of the file only: for each name in a client's certificate the exports that it may open (`design/doors.md`) |
 //! | `connections-max` | 256 | NBD connections at a time |
+//! | `client-connections-max` | half of `connections-max` | of those, from one address |
+//! | `handshake-time` | 10s | time in which an NBD client must have asked for its export |
+//! | `idle-time` | none | time without requests after which an NBD connection is closed |
 //! | `transfer-size` | 256 MiB | long requests, and requests not answered at once, of all NBD connections in memory |
 //!
 //! DATA is `$XDG_DATA_HOME`, or `$HOME/.local/share`. The keys are those of the file; the flags have the same names with
 //! `--` before them. Both binaries read the same file. A key that is not in the table is an error.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -54,6 +60,7 @@ const DETACH_AFTER_DEFAULT: Duration = Duration::from_mins(5);
 const SEGMENT_AGE_DEFAULT: Duration = Duration::from_secs(3);
 const SPACE_TARGET_DEFAULT: SpaceTarget = SpaceTarget::Percent(135);
 const CONNECTIONS_DEFAULT: u32 = 256;
+const HANDSHAKE_TIME_DEFAULT: Duration = Duration::from_secs(10);
 const TRANSFER_BYTES_DEFAULT: ByteLen = ByteLen(256 << 20);
 const CONNECTIONS_MAX: u32 = 65_536;
 /// Longest time that makes sense anywhere: a year.
@@ -128,9 +135,21 @@ struct OwnArguments {
     /// Clients must show a certificate signed by this one (PEM)
     #[arg(long, value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
+    /// Listen for NBD where other machines can connect though TLS is not required
+    #[arg(long)]
+    allow_insecure_tcp: bool,
     /// NBD connections at a time [default: 256]
     #[arg(long, value_name = "COUNT", value_parser = parse_connections, allow_hyphen_values = true)]
     connections_max: Option<u32>,
+    /// NBD connections at a time from one address [default: half of connections-max]
+    #[arg(long, value_name = "COUNT", value_parser = parse_connections, allow_hyphen_values = true)]
+    client_connections_max: Option<u32>,
+    /// Time in which an NBD client must have asked for its export [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
+    handshake_time: Option<Duration>,
+    /// Time without requests after which an NBD connection is closed [default: none]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
+    idle_time: Option<Duration>,
     /// Long requests, and requests not answered at once, of all NBD connections in memory [default: 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_transfer_size, allow_hyphen_values = true)]
     transfer_size: Option<ByteLen>,
@@ -222,8 +241,18 @@ pub struct Settings {
     pub prefetch: Prefetch,
     /// TLS for NBD over TCP; none if off.
     pub tls: Option<TlsSettings>,
+    /// Listen for NBD where other machines can connect though TLS is not required.
+    pub allow_insecure_tcp: bool,
+    /// For each pattern of names in certificates, the exports that such a client may open; without a table, all.
+    pub clients: Option<BTreeMap<String, Vec<String>>>,
     /// NBD connections at a time.
     pub connections_max: u32,
+    /// NBD connections at a time from one address.
+    pub client_connections_max: u32,
+    /// Time in which an NBD client must have asked for its export.
+    pub handshake_time: Duration,
+    /// Time without requests after which an NBD connection is closed.
+    pub idle_time: Option<Duration>,
     /// Long requests, and requests not answered at once, of all NBD connections in memory, in bytes.
     pub transfer_size: ByteLen,
 }
@@ -301,6 +330,8 @@ impl DaemonArguments {
         let given_nbd = if own.nbd.is_empty() { &file.nbd } else { &own.nbd };
         let nbd_unix = own.nbd_unix.clone().or(file.nbd_unix.clone());
         let nbd_is_default = given_nbd.is_empty() && nbd_unix.is_none();
+        let connections_max = own.connections_max.or(file.connections_max).unwrap_or(CONNECTIONS_DEFAULT);
+        let client_connections_max = own.client_connections_max.or(file.client_connections_max);
         Ok(Settings {
             shared,
             nbd: if nbd_is_default { vec![NBD_DEFAULT] } else { given_nbd.clone() },
@@ -314,7 +345,12 @@ impl DaemonArguments {
             space_target: own.space_target.or(file.space_target).unwrap_or(SPACE_TARGET_DEFAULT),
             prefetch: own.prefetch.or(file.prefetch).unwrap_or_default(),
             tls: tls_settings(own, &file)?,
-            connections_max: own.connections_max.or(file.connections_max).unwrap_or(CONNECTIONS_DEFAULT),
+            allow_insecure_tcp: own.allow_insecure_tcp || file.allow_insecure_tcp,
+            clients: file.clients.clone(),
+            connections_max,
+            client_connections_max: client_connections_max.unwrap_or(connections_max.div_ceil(2)),
+            handshake_time: own.handshake_time.or(file.handshake_time).unwrap_or(HANDSHAKE_TIME_DEFAULT),
+            idle_time: own.idle_time.or(file.idle_time),
             transfer_size: own.transfer_size.or(file.transfer_size).unwrap_or(TRANSFER_BYTES_DEFAULT),
         })
     }

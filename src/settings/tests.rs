@@ -143,6 +143,11 @@ fn a_bad_settings_file_is_named_with_line_and_key() {
         ("connections-max = 0\n", "1 to 65536"),
         ("space-target = 100\n", "110 to 1000"),
         ("transfer-size = '127MiB'\n", "smallest memory for transfers has 128 MiB"),
+        ("[clients]\n'' = ['a']\n", "an empty name"),
+        ("[clients]\na = ['']\n", "an empty name"),
+        ("[clients]\na = 'b'\n", "invalid type"),
+        ("clients = 5\n", "invalid type"),
+        ("allow-insecure-tcp = 'yes'\n", "invalid type"),
         ("store = 5\n", "invalid type"),
         ("store = \n", "line 1 (store)"),
         ("store = 'a'\nstore = 'b'\n", "duplicate key"),
@@ -159,6 +164,26 @@ fn a_bad_settings_file_is_named_with_line_and_key() {
 }
 
 #[test]
+fn doors_are_set_in_the_file() {
+    let file = settings_file(
+        "allow-insecure-tcp = true\nconnections-max = 9\nhandshake-time = '2s'\nidle-time = '1h'\n\
+         [clients]\n'build-*' = ['cache-*', 'vol_x']\n'nobody.example' = []\n",
+    );
+    let settings = daemon(&["--config", file.path().to_str().unwrap()]).unwrap();
+    assert!(settings.allow_insecure_tcp);
+    assert_eq!((settings.connections_max, settings.client_connections_max), (9, 5));
+    assert_eq!((settings.handshake_time, settings.idle_time), (Duration::from_secs(2), Some(Duration::from_hours(1))));
+    let clients = settings.clients.unwrap();
+    assert_eq!(clients["build-*"], ["cache-*", "vol_x"]);
+    assert!(clients["nobody.example"].is_empty());
+    let settings = daemon(&["--client-connections-max", "7", "--allow-insecure-tcp"]).unwrap();
+    assert!(settings.allow_insecure_tcp && settings.client_connections_max == 7);
+    let settings = daemon(&[]).unwrap();
+    assert!(!settings.allow_insecure_tcp && settings.clients.is_none() && settings.idle_time.is_none());
+    assert_eq!(settings.client_connections_max, 128);
+}
+
+#[test]
 fn tls_is_all_or_nothing() {
     assert!(daemon(&["--tls", "require"]).is_err_and(|error| error.message().contains("--tls-key")));
     assert!(daemon(&["--tls-key", "k.pem"]).is_err_and(|error| error.message().contains("tls is off")));
@@ -170,12 +195,12 @@ fn tls_is_all_or_nothing() {
 }
 
 #[test]
-fn there_are_no_more_than_seventeen_settings_and_all_have_a_flag() {
+fn there_are_no_more_than_these_settings_and_all_but_the_clients_have_a_flag() {
     let command = DaemonArguments::command();
     command.clone().debug_assert();
     let flags: Vec<_> =
         command.get_arguments().filter_map(clap::Arg::get_long).filter(|&flag| flag != "config").collect();
-    assert_eq!(flags.len(), 17);
+    assert_eq!(flags.len(), 21);
     for flag in flags {
         // A known key with a value of the wrong type is refused, but never as unknown.
         let error = FileSettings::parse(&format!("{flag} = {{}}"), std::path::Path::new("f")).unwrap_err();

@@ -4,6 +4,7 @@
 //! Regions (if there are any) -> Retry (policy, settling) -> Meter (each try counts) -> S3 | directory
 //! ```
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -34,7 +35,7 @@ impl FromStr for StoreUrl {
         let invalid = |why: &str| {
             Error::invalid(format!(
                 "'{}' is not the URL of a store: {why}. It is file:///path or s3://bucket/prefix",
-                text.escape_default()
+                without_secrets(text).escape_default()
             ))
         };
         let path = text.strip_prefix("file://").or_else(|| text.starts_with('/').then_some(text));
@@ -62,6 +63,17 @@ impl FromStr for StoreUrl {
             return Err(invalid("a prefix has letters, digits, dots, hyphens and underscores between its slashes"));
         }
         Ok(StoreUrl::S3 { bucket: bucket.into(), prefix: prefix.into() })
+    }
+}
+
+/// The text of a URL without what stands before an `@`: people put keys there, and messages end in logs.
+fn without_secrets(text: &str) -> Cow<'_, str> {
+    match text.rsplit_once('@') {
+        Some((before, rest)) => {
+            let scheme = before.find("://").map_or("", |end| &before[..end + 3]);
+            format!("{scheme}...@{rest}").into()
+        }
+        None => text.into(),
     }
 }
 
@@ -166,6 +178,7 @@ mod tests {
         ] {
             let error = text.parse::<StoreUrl>().map(|url| format!("{text}: {url:?}")).unwrap_err();
             assert!(error.message().contains("file:///path or s3://bucket/prefix"), "{error}");
+            assert!(!error.message().contains("secret"), "{error}");
         }
     }
 }

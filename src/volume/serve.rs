@@ -31,14 +31,35 @@ impl Exports for FleetExports {
         let mut entries = Vec::new();
         for known in self.0.catalog.list().await? {
             let description = format!("{} ({} bytes)", known.name, known.size);
-            entries.push(ExportEntry { name: known.id.to_string(), description });
+            let other_names = vec![known.name.clone()];
+            entries.push(ExportEntry { name: known.id.to_string(), other_names, description });
             for snapshot in known.snapshots.iter().filter(|snapshot| !snapshot.record.is_expired(now)) {
                 let name = snapshot.record.name.as_ref().map(|name| format!(" '{name}'")).unwrap_or_default();
                 let description = format!("snapshot{name} of {} ({} bytes)", known.name, snapshot.size);
-                entries.push(ExportEntry { name: snapshot.record.id.to_string(), description });
+                let other_names = vec![known.id.to_string(), known.name.clone()];
+                entries.push(ExportEntry { name: snapshot.record.id.to_string(), other_names, description });
             }
         }
         Ok(entries)
+    }
+
+    async fn identify(&self, name: &str) -> Result<ExportEntry> {
+        let store = &*self.0.shared.store;
+        Ok(match self.export(name).await? {
+            Export::Volume(id) => {
+                let volume = ownership::load(store, id).await?.manifest.name;
+                ExportEntry { name: id.to_string(), description: volume.clone(), other_names: vec![volume] }
+            }
+            Export::Snapshot(id) => {
+                let volume = lineage::find(store, id).await?.volume.manifest;
+                let description = format!("snapshot of {}", volume.name);
+                ExportEntry {
+                    name: id.to_string(),
+                    description,
+                    other_names: vec![volume.volume.to_string(), volume.name],
+                }
+            }
+        })
     }
 
     async fn inspect(&self, name: &str) -> Result<Geometry> {

@@ -187,11 +187,24 @@ impl Drop for Client {
     }
 }
 
+fn entry(name: &str) -> ExportEntry {
+    ExportEntry {
+        name: name.to_owned(),
+        other_names: vec![format!("alias of {name}")],
+        description: format!("{name} in memory"),
+    }
+}
+
 #[async_trait]
 impl Exports for MemoryExports {
     async fn list(&self) -> Result<Vec<ExportEntry>> {
         let listed = self.devices.keys().filter(|name| *name != "secret");
-        Ok(listed.map(|name| ExportEntry { name: name.clone(), description: format!("{name} in memory") }).collect())
+        Ok(listed.map(|name| entry(name)).collect())
+    }
+
+    async fn identify(&self, name: &str) -> Result<ExportEntry> {
+        self.inspect(name).await?;
+        Ok(entry(name))
     }
 
     async fn inspect(&self, name: &str) -> Result<Geometry> {

@@ -17,6 +17,8 @@
 //! go to standard output; errors, questions and progress to standard error. The exit status is 0 if all went well, 1 if not, 2 for a command
 //! line that makes no sense.
 
+#![forbid(unsafe_code)]
+
 mod arguments;
 mod commands;
 mod context;
