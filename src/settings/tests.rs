@@ -170,15 +170,26 @@ fn tls_is_all_or_nothing() {
 }
 
 #[test]
-fn there_are_no_more_than_seventeen_settings_and_all_have_a_flag() {
+fn there_are_no_more_than_eighteen_settings_and_all_have_a_flag() {
     let command = DaemonArguments::command();
     command.clone().debug_assert();
     let flags: Vec<_> =
         command.get_arguments().filter_map(clap::Arg::get_long).filter(|&flag| flag != "config").collect();
-    assert_eq!(flags.len(), 17);
+    assert_eq!(flags.len(), 18);
     for flag in flags {
         // A known key with a value of the wrong type is refused, but never as unknown.
         let error = FileSettings::parse(&format!("{flag} = {{}}"), std::path::Path::new("f")).unwrap_err();
         assert!(!error.message().contains("unknown field"), "{error}");
     }
+}
+
+#[test]
+fn prefetch_is_on_unless_it_is_switched_off() {
+    assert_eq!(daemon(&[]).unwrap().prefetch, Prefetch::On);
+    assert_eq!(daemon(&["--prefetch", "off"]).unwrap().prefetch, Prefetch::Off);
+    let file = settings_file("prefetch = \"off\"\n");
+    let config = file.path().display().to_string();
+    assert_eq!(daemon(&["--config", &config]).unwrap().prefetch, Prefetch::Off);
+    assert_eq!(daemon(&["--config", &config, "--prefetch", "on"]).unwrap().prefetch, Prefetch::On);
+    assert!(daemon(&["--prefetch", "maybe"]).is_err());
 }
