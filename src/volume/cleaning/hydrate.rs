@@ -36,6 +36,8 @@ pub struct Hydrating {
     is_copied: bool,
     /// The root of the checkpoint with which that began; `None` for an empty map.
     root: Option<ObjectAt>,
+    /// Something of before needs the origins.
+    waits: bool,
 }
 
 /// A walk over the map.
@@ -67,6 +69,8 @@ impl Volume {
             Ok(())
         })
         .await?;
+        // What it waited for may be gone.
+        self.hydrating.lock().waits = false;
         self.is_hydrating.store(true, Ordering::Release);
         self.clean_wake.notify_one();
         Ok(())
@@ -78,7 +82,7 @@ impl Volume {
             return None;
         }
         let hydrating = self.hydrating.lock();
-        let status = HydrationStatus { waits_for_pins: hydrating.is_copied, ..HydrationStatus::default() };
+        let status = HydrationStatus { waits_for_pins: hydrating.waits, ..HydrationStatus::default() };
         let Some(walk) = &hydrating.walk else { return Some(status) };
         let bytes = |blocks: u64| ByteLen(blocks * BLOCK_SIZE);
         let taken = clock::uptime().saturating_sub(walk.since).as_secs_f64();
@@ -215,7 +219,7 @@ impl Volume {
             return Ok(Step::More);
         }
         let root = self.newest.lock().checkpoint.map(|checkpoint| ObjectAt::from(checkpoint.root.object));
-        *self.hydrating.lock() = Hydrating { walk: None, is_copied: true, root };
+        *self.hydrating.lock() = Hydrating { walk: None, is_copied: true, root, waits: false };
         Ok(Step::More)
     }
 
@@ -229,6 +233,7 @@ impl Volume {
         };
         // No request as long as something holds it.
         if !is_free(&self.manifest.lock().await.manifest) {
+            self.hydrating.lock().waits = true;
             return Ok(Step::Clean);
         }
         self.change_manifest(|manifest| {

@@ -83,7 +83,7 @@ fn block(shown: &Shown) -> String {
     Block::default()
         .line("ID", volume.id)
         .line("Name", &volume.name)
-        .line("State", render::state(volume.state))
+        .line("State", if volume.is_hydrating { "hydrating" } else { render::state(volume.state) })
         .line("Region", &volume.region)
         .line("Size", render::size(volume.size))
         .line("Stored", render::size(volume.stored_bytes))
