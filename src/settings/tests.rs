@@ -200,10 +200,21 @@ fn there_are_no_more_than_these_settings_and_all_but_the_clients_have_a_flag() {
     command.clone().debug_assert();
     let flags: Vec<_> =
         command.get_arguments().filter_map(clap::Arg::get_long).filter(|&flag| flag != "config").collect();
-    assert_eq!(flags.len(), 21);
+    assert_eq!(flags.len(), 22);
     for flag in flags {
         // A known key with a value of the wrong type is refused, but never as unknown.
         let error = FileSettings::parse(&format!("{flag} = {{}}"), std::path::Path::new("f")).unwrap_err();
         assert!(!error.message().contains("unknown field"), "{error}");
     }
+}
+
+#[test]
+fn prefetch_is_on_unless_it_is_switched_off() {
+    assert_eq!(daemon(&[]).unwrap().prefetch, Prefetch::On);
+    assert_eq!(daemon(&["--prefetch", "off"]).unwrap().prefetch, Prefetch::Off);
+    let file = settings_file("prefetch = \"off\"\n");
+    let config = file.path().display().to_string();
+    assert_eq!(daemon(&["--config", &config]).unwrap().prefetch, Prefetch::Off);
+    assert_eq!(daemon(&["--config", &config, "--prefetch", "on"]).unwrap().prefetch, Prefetch::On);
+    assert!(daemon(&["--prefetch", "maybe"]).is_err());
 }
