@@ -140,7 +140,8 @@ fn depth_costs_nothing(kind: StoreKind) {
 
     // A host that has nothing local: what attaching takes, and then what reading the origin's data takes.
     let cold = |name: &str, fork: &str| {
-        let host = host(&world, name);
+        // What is brought in the background is not counted here.
+        let host = host(&world, name).with(&["--prefetch", "off"]);
         let daemon = host.start();
         // At its start it looks for volumes to be purged.
         host.silence(Duration::from_secs(2));

@@ -10,7 +10,7 @@ use crate::ownership;
 use crate::store::{ByteRange, Condition, ObjectKey, Store, StoreErrorKind};
 use crate::units::{Sequence, SnapshotId};
 
-/// Snapshots that are asked for their trace, at most: those that were taken while nobody had the volume have none.
+/// Snapshots of a volume that are asked for their trace, at most: those that were taken while nobody had the volume have none.
 const TRIES: usize = 4;
 
 /// Writes the trace beside a snapshot that is about to be pinned: one request.
@@ -40,44 +40,27 @@ pub async fn trace(store: &dyn Store, id: SnapshotId) -> Result<Trace> {
 }
 
 /// What will probably be read first of a volume: the trace of its newest snapshot, or of the newest one of its origin that its history
-/// includes, and so on. No request for a volume that has neither.
+/// includes. No further up, so that depth costs nothing. No request for a volume that has neither.
 ///
 /// # Errors
 /// What the store says.
 pub async fn trace_for(store: &dyn Store, manifest: &Manifest) -> Result<Option<Trace>> {
-    let mut tries = TRIES;
-    if let Some(found) = newest_trace(store, manifest, Sequence(u64::MAX), &mut tries).await? {
+    if let Some(found) = newest_trace(store, manifest, Sequence(u64::MAX)).await? {
         return Ok(Some(found));
     }
-    for origin in &manifest.origins {
-        if tries == 0 {
-            break;
-        }
-        let parent = match ownership::load(store, origin.volume).await {
-            // It may be somewhere else, or damaged, which is for others to say.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => break,
-            other => other?.manifest,
-        };
-        if let Some(found) = newest_trace(store, &parent, origin.sequence, &mut tries).await? {
-            return Ok(Some(found));
-        }
+    let Some(origin) = manifest.origins.first() else { return Ok(None) };
+    match ownership::load(store, origin.volume).await {
+        Ok(parent) => newest_trace(store, &parent.manifest, origin.sequence).await,
+        // It may be somewhere else, or damaged, which is for others to say.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => Ok(None),
+        Err(error) => Err(error),
     }
-    Ok(None)
 }
 
 /// The newest trace of a volume's snapshots up to a place of its sequence.
-async fn newest_trace(
-    store: &dyn Store,
-    manifest: &Manifest,
-    up_to: Sequence,
-    tries: &mut usize,
-) -> Result<Option<Trace>> {
+async fn newest_trace(store: &dyn Store, manifest: &Manifest, up_to: Sequence) -> Result<Option<Trace>> {
     let snapshots = pins::snapshots(manifest).into_iter().rev();
-    for (record, _) in snapshots.filter(|(_, moment)| moment.sequence <= up_to) {
-        if *tries == 0 {
-            break;
-        }
-        *tries -= 1;
+    for (record, _) in snapshots.filter(|(_, moment)| moment.sequence <= up_to).take(TRIES) {
         match trace(store, record.id).await {
             Ok(trace) => return Ok(Some(trace)),
             Err(error) if error.kind() == ErrorKind::NotFound => {}

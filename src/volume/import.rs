@@ -114,6 +114,8 @@ impl Admin {
         let wanted = (manifest.size.0 != 0).then_some(manifest.size);
         manifest.size = wanted.unwrap_or_else(|| size_of(total.unwrap_or(0)));
         manifest.epoch = EPOCH;
+        // Its past begins when it is made.
+        manifest.history.clear();
         manifest.complete = false;
         manifest.being_made = true;
         manifest.destroyed_at = Some(manifest.created_at);
