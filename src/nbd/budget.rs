@@ -12,7 +12,7 @@
 //! sees to that). A client that does not send the rest of its request, or does not take its replies, keeps its share only until somebody has
 //! waited for it for a while: who waits asks for [relief](Relief) now and then, which cuts such clients off ([`Pace`](super::pace::Pace)).
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -112,7 +112,10 @@ impl Budget {
 impl Queue {
     /// True if nobody who waits comes before `mine`.
     fn is_next(&self, mine: u64, limit: u64) -> bool {
-        let able = self.waiting.iter().filter(|waiter| waiter.account.has_room(waiter.bytes, limit));
+        // Of each export only who came first: a long request that waits for others of its export to end is not overtaken by shorter ones.
+        let mut seen = HashSet::new();
+        let first = self.waiting.iter().filter(|waiter| seen.insert(Arc::as_ptr(&waiter.account)));
+        let able = first.filter(|waiter| waiter.account.has_room(waiter.bytes, limit));
         let next = able.min_by_key(|waiter| (waiter.account.served.load(Ordering::SeqCst), waiter.number));
         next.is_some_and(|waiter| waiter.number == mine)
     }
@@ -273,6 +276,27 @@ mod tests {
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         assert_eq!(*order.lock(), ["third", "greedy", "greedy", "greedy"]);
         assert!(modest.try_take(50) && third.try_take(50), "not all came back");
+    }
+
+    #[test]
+    fn of_one_export_nobody_overtakes_a_long_request() {
+        let purse = purse(100);
+        assert!(purse.try_take(20));
+        let take = |bytes| {
+            let purse = purse.clone();
+            thread::spawn(move || purse.take(bytes))
+        };
+        let long = take(80);
+        waiting(&purse, 1);
+        let short = take(10);
+        waiting(&purse, 2);
+        purse.give(10);
+        assert!(!long.is_finished() && !short.is_finished(), "there is room for the short one, but it came later");
+        purse.give(10);
+        long.join().unwrap();
+        assert!(!short.is_finished(), "the long one has all that the export may have");
+        purse.give(80);
+        short.join().unwrap();
     }
 
     #[test]

@@ -73,7 +73,10 @@ impl Flow {
             }
             // Not under the lock: what is in flight must be able to end. What comes back of ours may be all that is missing.
             drop(state);
-            if self.budget.take_unless(missing - taken, || self.missing(&self.state.lock(), bytes) < missing) {
+            // All at once: what is more than an export's half is given to nobody who has some of it already.
+            self.budget.give(taken);
+            taken = 0;
+            if self.budget.take_unless(missing, || self.missing(&self.state.lock(), bytes) < missing) {
                 taken = missing;
             }
         }
@@ -159,6 +162,21 @@ mod tests {
         drop(alone);
         waiter.join().unwrap();
         flow.wait_until_idle();
+    }
+
+    #[test]
+    fn requests_of_which_each_takes_nearly_all_follow_each_other() {
+        let flow = Flow::new(64 << 20, purse(8 << 20));
+        let mut last = flow.admit(7 << 20);
+        for _ in 0..3 {
+            let waiter = std::thread::spawn({
+                let flow = flow.clone();
+                move || flow.admit(7 << 20)
+            });
+            // Whether it waits already or not makes no difference to what must come of it.
+            drop(last);
+            last = waiter.join().unwrap();
+        }
     }
 
     #[test]

@@ -175,6 +175,7 @@ impl World {
     /// Asks for a fork to be made independent of its origin.
     pub async fn hydrate(&mut self, which: usize, client: Client, host: u32) -> Join<()> {
         let (service, id) = (self.host(host).service().await, self.subjects[which].id);
+        self.hydrated.insert(id);
         self.hosts[host as usize - 1].run(async move {
             match service.hydrate(id).await {
                 Ok(_) => client.journal.hit("family: a fork hydrates"),

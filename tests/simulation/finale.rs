@@ -157,6 +157,8 @@ impl World {
         for which in 0..self.subjects.len() {
             self.end_hydration(which).await;
         }
+        // What is brought because it was read first comes soon after the attachment, and then no more.
+        clock::sleep(Duration::from_secs(20)).await;
         let before = self.network.requests();
         clock::sleep(Duration::from_secs(20)).await;
         assert_eq!(self.network.requests(), before, "volumes that nobody uses ask the store for something");

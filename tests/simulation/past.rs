@@ -79,7 +79,7 @@ impl World {
                 }
             }
             Err(error) => {
-                let is_over = at.0 + self.window * 1000 <= clock::now().0;
+                let is_over = at.0 + self.window * 1000 <= clock::now().0 || self.hydrated.contains(&of);
                 assert!(is_over && error.kind() == ErrorKind::Invalid, "volume {which} cannot go back: {error}");
                 self.journal.hit("family: a past that is over");
                 self.family.lock().unwrap().forks.remove(&name);

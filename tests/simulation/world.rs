@@ -1,6 +1,6 @@
 //! A world: a store, a few hosts, and volumes that live on them; and what happens to the hosts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -173,6 +173,8 @@ pub struct World {
     pub window: u64,
     /// Moments of it that are known.
     pub pasts: Vec<Past>,
+    /// Volumes that were asked to hydrate: their past may begin anew.
+    pub hydrated: BTreeSet<VolumeId>,
     /// How many volumes there may be.
     pub subjects_max: usize,
 }
@@ -197,6 +199,7 @@ impl World {
             has_commands: false,
             window: 0,
             pasts: Vec::new(),
+            hydrated: BTreeSet::new(),
             subjects_max: 4,
         }
     }

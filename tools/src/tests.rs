@@ -223,6 +223,7 @@ async fn show_tells_the_lag_where_it_is_known() {
                Epoch: 4
                  Lag: 0 bytes, 0.0 s
            Snapshots: 0; no scheduled snapshots
+             History: off
           Created at: 2026-11-20T04:23:58Z
 ";
     assert_eq!(text(&nowhere(vec![detached(1, "demo")]).await, "volumes show demo").await, expected);

@@ -208,12 +208,10 @@ impl Volume {
 
     /// Has the map's own objects follow what was copied.
     async fn finish_copying(&self) -> Result<Step> {
-        let inherits = !self.manifest.lock().await.manifest.inherited.is_empty();
-        let foreign = self.foreign_pages().await?;
-        if inherits || !foreign.is_empty() {
-            self.pages.write_again(foreign);
-            self.ask_for_checkpoint().await?;
-        }
+        // Also where all pages are the volume's own by now: the newest checkpoint may be of before the last blocks were copied, and moments
+        // that have it need the origins.
+        self.pages.write_again(self.foreign_pages().await?);
+        self.ask_for_checkpoint().await?;
         // The uploader may have rebased the pages between the look and the wish.
         if !self.foreign_pages().await?.is_empty() {
             return Ok(Step::More);
