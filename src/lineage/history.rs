@@ -15,7 +15,7 @@ use crate::format::manifest::{Manifest, Position};
 use crate::lineage::current::segments_from;
 use crate::segment::fetch_index;
 use crate::store::Store;
-use crate::units::{SegmentId, UnixMillis};
+use crate::units::{SegmentId, SegmentNumber, UnixMillis};
 
 /// Moments that a manifest keeps. Between two of them segments are replayed, so with fewer going back takes longer, and with more every
 /// change of the manifest.
@@ -116,6 +116,10 @@ pub async fn moment_at(store: &dyn Store, manifest: &Manifest, past: &PastMoment
     moment.size = next.map_or(manifest.size, |next| next.moment.size);
     for (epoch, ids) in segments_from(store, manifest.volume, past.moment.position).await? {
         let is_before_end = |position: Position| end.is_none_or(|end| position < end);
+        let first = ids.first().map_or(SegmentNumber(0), |id| id.number);
+        if !is_before_end(Position { epoch, number: first }) {
+            break;
+        }
         let ids = ids.into_iter().filter(|id| is_before_end(Position { epoch: id.epoch, number: id.number }));
         let mut is_sealed = false;
         let mut indexes = stream::iter(ids.map(|id| fetch_index(store, id))).buffered(FETCHES_AT_ONCE);
@@ -145,7 +149,7 @@ pub async fn moment_at(store: &dyn Store, manifest: &Manifest, past: &PastMoment
 mod tests {
     use super::*;
     use crate::error::ErrorKind;
-    use crate::units::{ByteLen, Epoch, SegmentNumber, Sequence, Token, VolumeId};
+    use crate::units::{ByteLen, Epoch, Sequence, Token, VolumeId};
 
     const SECOND: u64 = 1000;
 

@@ -178,7 +178,17 @@ impl Admin {
             let is_kept = |from: &PastMoment| manifest.history.iter().any(|past| past.moment == from.moment);
             let (from, moment) = match known.take().filter(|(from, _)| is_kept(from)) {
                 Some(known) => known,
-                None => (past.clone(), lineage::moment_at(&*self.store, manifest, past, time).await?),
+                None => match lineage::moment_at(&*self.store, manifest, past, time).await {
+                    Ok(moment) => (past.clone(), moment),
+                    Err(error) => {
+                        // The window may have moved on meanwhile, and what was needed may be deleted.
+                        let now = ownership::load(&*self.store, id).await?.manifest;
+                        if now.history.iter().any(|known| known.moment == past.moment) {
+                            return Err(error);
+                        }
+                        continue;
+                    }
+                },
             };
             // As long as the moment that it was found from is in the history, nothing that follows that is deleted.
             let pinned = ownership::update(&*self.store, &loaded, |manifest| forks.pin(manifest, &moment));
