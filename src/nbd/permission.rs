@@ -76,8 +76,13 @@ impl Permitted {
 
     /// The id of an export that the client may open.
     async fn id_of(&self, name: &str) -> Result<String> {
+        self.entry_of(name).await.map(|entry| entry.name)
+    }
+
+    /// What an export is called that the client may open.
+    async fn entry_of(&self, name: &str) -> Result<ExportEntry> {
         match self.exports.identify(name).await {
-            Ok(entry) if self.may_open(&entry) => return Ok(entry.name),
+            Ok(entry) if self.may_open(&entry) => return Ok(entry),
             Ok(entry) => {
                 tracing::warn!(client = ?self.names, export = entry.name, "a client asked for an export that it may not open");
             }
@@ -111,8 +116,7 @@ impl Exports for Permitted {
     }
 
     async fn identify(&self, name: &str) -> Result<ExportEntry> {
-        let id = self.id_of(name).await?;
-        self.exports.identify(&id).await
+        self.entry_of(name).await
     }
 
     async fn inspect(&self, name: &str) -> Result<Geometry> {

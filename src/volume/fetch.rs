@@ -21,7 +21,7 @@ use crate::units::{BLOCK_SIZE, ByteLen, FrameId, SegmentId};
 use crate::volume::shared::{IndexWeight, Shared};
 
 /// Longest range request for frames of one segment, in bytes as stored.
-const FETCH_BYTES_MAX: u64 = 4 << 20;
+pub const FETCH_BYTES_MAX: u64 = 4 << 20;
 
 /// Indexes of segments in memory, weighed by their size.
 pub type SegmentIndexCache = quick_cache::sync::Cache<SegmentId, Arc<SegmentIndex>, IndexWeight, FixedState>;
@@ -155,7 +155,7 @@ async fn fill_leads(
             _ => missing.push(Missing { slot, number, entry, lead }),
         }
     }
-    let batches = group_frames(missing, |frame| frame.entry, 0);
+    let batches = group_frames(missing, |frame| frame.entry, 0, FETCH_BYTES_MAX);
     let batches = batches.into_iter().map(|batch| fetch_batch(shared, segment, batch));
     for batch in join_all(batches).await {
         filled.extend(batch?);
@@ -170,16 +170,21 @@ struct Missing {
     lead: Lead,
 }
 
-/// Cuts frames of a segment, which are in order, into groups that one request each fetches: of bounded length, and with no more than
-/// `gap_max` bytes between one frame and the next that nobody has asked for.
-pub fn group_frames<T>(frames: Vec<T>, entry_of: impl Fn(&T) -> FrameEntry, gap_max: u64) -> Vec<Vec<T>> {
+/// Cuts frames of a segment, which are in order, into groups that one request each fetches: of at most `length_max` bytes as stored unless
+/// one frame alone has more, and with no more than `gap_max` bytes between one frame and the next that nobody has asked for.
+pub fn group_frames<T>(
+    frames: Vec<T>,
+    entry_of: impl Fn(&T) -> FrameEntry,
+    gap_max: u64,
+    length_max: u64,
+) -> Vec<Vec<T>> {
     let mut groups: Vec<Vec<T>> = Vec::new();
     for frame in frames {
         let joins = groups.last().is_some_and(|group| {
             let (first, last, next) = (entry_of(&group[0]), entry_of(&group[group.len() - 1]), entry_of(&frame));
             let gap = u64::from(next.offset) - u64::from(last.offset) - u64::from(last.stored_length);
             let length = u64::from(next.offset - first.offset) + u64::from(next.stored_length);
-            gap <= gap_max && length <= FETCH_BYTES_MAX
+            gap <= gap_max && length <= length_max
         });
         match groups.last_mut() {
             Some(group) if joins => group.push(frame),

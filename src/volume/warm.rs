@@ -26,7 +26,7 @@ use crate::segment::{fetch_frames, is_intact, open_frame};
 use crate::service::{WarmProgress, WarmReport};
 use crate::units::{Epoch, FrameId, SegmentId, SnapshotId};
 use crate::volume::core::Volume;
-use crate::volume::fetch::segment_index;
+use crate::volume::fetch::{group_frames, segment_index};
 use crate::volume::shared::Shared;
 use crate::volume::warm_walk::Walk;
 use crate::work::Task;
@@ -114,12 +114,6 @@ struct Batch {
 impl Batch {
     fn stored_bytes(&self) -> u64 {
         self.frames.iter().map(|(_, entry)| u64::from(entry.stored_length)).sum()
-    }
-
-    fn adjoins(&self, number: u32, entry: &FrameEntry) -> bool {
-        let (Some((_, first)), Some((last, _))) = (self.frames.first(), self.frames.last()) else { return false };
-        let length = u64::from(entry.offset) + u64::from(entry.stored_length) - u64::from(first.offset);
-        last + 1 == number && length <= FETCH_BYTES_MAX
     }
 }
 
@@ -221,20 +215,18 @@ impl Volume {
         for (segment, mut numbers) in wanted {
             let Some(index) = indexes.get(&segment) else { continue };
             numbers.sort_unstable();
+            let mut missing = Vec::new();
             for number in numbers {
                 // Whoever reads it is told if the map names a frame that is not there.
                 let Some(&entry) = index.frames.get(number as usize) else { continue };
                 if self.shared.cache.contains(FrameId { segment, frame: number }) {
                     plan.present_bytes += u64::from(entry.stored_length);
-                    continue;
-                }
-                match plan.batches.last_mut() {
-                    Some(batch) if batch.segment == segment && batch.adjoins(number, &entry) => {
-                        batch.frames.push((number, entry));
-                    }
-                    _ => plan.batches.push(Batch { segment, frames: vec![(number, entry)] }),
+                } else {
+                    missing.push((number, entry));
                 }
             }
+            let groups = group_frames(missing, |(_, entry)| *entry, 0, FETCH_BYTES_MAX);
+            plan.batches.extend(groups.into_iter().map(|frames| Batch { segment, frames }));
         }
         Ok(plan)
     }
@@ -276,12 +268,7 @@ async fn bring(shared: Arc<Shared>, batch: Batch) -> Result<u64> {
         }
     }
     let mut fetched = 0;
-    let mut rest = led.into_iter().peekable();
-    while let Some(first) = rest.next() {
-        let mut run = vec![first];
-        while let Some(next) = rest.next_if(|(number, _, _)| number - 1 == run[run.len() - 1].0) {
-            run.push(next);
-        }
+    for run in group_frames(led, |(_, entry, _)| *entry, 0, FETCH_BYTES_MAX) {
         let entries: Vec<FrameEntry> = run.iter().map(|(_, entry, _)| *entry).collect();
         let stored = match fetch_frames(&*shared.store, segment, &entries).await {
             Ok(stored) => stored,

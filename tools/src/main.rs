@@ -8,6 +8,7 @@
 //! | `target` | a volume or snapshot as people name it |
 //! | `history` | how much of a volume's past is kept, and which moment of it is meant |
 //! | `owner` | who has a volume, and what can be done about it |
+//! | `progress` | bars that show how far a daemon has come |
 //! | `schedule` | when snapshots are taken by themselves, in words |
 //! | `torture/` | daemons that are killed, paused and lose their disks, and the judgement of what is left |
 //! | `image` | what import, export and diff have in common |
@@ -25,6 +26,7 @@ mod context;
 mod history;
 mod image;
 mod owner;
+mod progress;
 mod render;
 mod schedule;
 mod target;

@@ -10,7 +10,7 @@ use crate::error::{Context, Result};
 use crate::format::segment::{FrameEntry, SegmentIndex};
 use crate::segment::{fetch_frames, open_frame};
 use crate::units::FrameId;
-use crate::volume::fetch::{group_frames, open_fetched};
+use crate::volume::fetch::{FETCH_BYTES_MAX, group_frames, open_fetched};
 use crate::volume::shared::Shared;
 
 /// So much that nobody needs is read rather than asking the store twice.
@@ -41,7 +41,7 @@ pub async fn frames_aside(shared: &Arc<Shared>, index: &SegmentIndex, numbers: &
             None => missing.push((number, entry)),
         }
     }
-    let groups = group_frames(missing, |(_, entry)| *entry, GAP_BYTES_MAX);
+    let groups = group_frames(missing, |(_, entry)| *entry, GAP_BYTES_MAX, FETCH_BYTES_MAX);
     let fetches = groups.into_iter().map(|group| fetched(shared, index, group));
     let mut fetches = stream::iter(fetches).buffer_unordered(FETCHES_AT_ONCE);
     while let Some(frames) = fetches.next().await {

@@ -195,15 +195,9 @@ impl Volume {
     }
 
     async fn count_foreign(&self) -> Result<u64> {
-        let mut blocks = 0;
-        for which in self.pages.directories() {
-            for occupied in MapView::occupied(&self.pages, which).await? {
-                let page = MapView::page(&self.pages, occupied.index).await?;
-                let foreign = page.places().filter(|(_, _, place)| place.segment.volume != self.id);
-                blocks += foreign.map(|(_, count, _)| u64::from(count)).sum::<u64>();
-            }
-        }
-        Ok(blocks)
+        let mut foreign = 0;
+        self.each_extent(|id, blocks| foreign += if id.volume == self.id { 0 } else { blocks }).await?;
+        Ok(foreign)
     }
 
     /// Has the map's own objects follow what was copied.

@@ -99,16 +99,27 @@ impl Volume {
 
     async fn count_live_blocks(&self) -> Result<BTreeMap<SegmentId, u64>> {
         let mut live: BTreeMap<SegmentId, u64> = BTreeMap::new();
+        let own = |id: SegmentId, blocks| {
+            if id.volume == self.id {
+                *live.entry(id).or_default() += blocks;
+            }
+        };
+        self.each_extent(own).await?;
+        Ok(live)
+    }
+
+    /// Tells `visit` of each extent of the newest map: its segment, and its blocks.
+    ///
+    /// # Errors
+    /// `Damaged`; what RocksDB and the store say.
+    pub(super) async fn each_extent(&self, mut visit: impl FnMut(SegmentId, u64)) -> Result<()> {
         for which in self.pages.directories() {
             for occupied in MapView::occupied(&self.pages, which).await? {
-                for (_, count, place) in MapView::page(&self.pages, occupied.index).await?.places() {
-                    if place.segment.volume == self.id {
-                        *live.entry(place.segment).or_default() += u64::from(count);
-                    }
-                }
+                let page = MapView::page(&self.pages, occupied.index).await?;
+                page.places().for_each(|(_, count, place)| visit(place.segment, u64::from(count)));
             }
         }
-        Ok(live)
+        Ok(())
     }
 
     /// Bytes of each own map object to which the newest checkpoint leads.

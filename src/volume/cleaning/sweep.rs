@@ -74,22 +74,20 @@ impl Admin {
         census.remove(&manifest.condemned);
         let dead = if is_free { clean::condemn(&census, manifest, &[]) } else { Condemned::default() };
         let dead_keys: BTreeSet<ObjectKey> = clean::keys(manifest.volume, &dead).into_iter().collect();
+        let needs = Needs::of(manifest, &[]);
         let mut going = Vec::new();
         for object in list_all(&*self.store, &ObjectKey::volume(manifest.volume)).await? {
             if dead_keys.contains(&object.key) {
                 going.push((object, "nothing leads to it, and no snapshot or fork needs it"));
             } else if is_old(&object, now)
                 && !making.is_listed
-                && let Some(why) = self.left_over(manifest, &census, &object.key, object.length).await?
+                && let Some(why) = self.left_over(manifest, &census, &needs, &object).await?
             {
                 going.push((object, why));
             }
         }
         if !is_dry && !dead.is_empty() {
-            let condemn = |manifest: &mut Manifest| {
-                lineage::forget_past(manifest, now);
-                clean::note_condemned(manifest, &census, dead.clone());
-            };
+            let condemn = |manifest: &mut Manifest| clean::note_condemned(manifest, &census, dead);
             ownership::update(&*self.store, &loaded, condemn).await?;
         }
         for (object, why) in going {
@@ -108,18 +106,15 @@ impl Admin {
         &self,
         manifest: &Manifest,
         census: &Census,
-        key: &ObjectKey,
-        length: u64,
+        needs: &Needs,
+        object: &Listed,
     ) -> Result<Option<&'static str>> {
-        if let Some(id) = key.parse_segment() {
+        if let Some(id) = object.key.parse_segment() {
             let at = ObjectAt::from(id);
-            if at >= manifest.replay_from.into()
-                || census.contains(ObjectKind::Segment, at)
-                || Needs::of(manifest, &[]).is_replayed(at)
-            {
+            if at >= manifest.replay_from.into() || census.contains(ObjectKind::Segment, at) || needs.is_replayed(at) {
                 return Ok(None);
             }
-            if length < SEAL_BYTES_MAX {
+            if object.length < SEAL_BYTES_MAX {
                 match fetch_index(&*self.store, id).await {
                     Ok(index) if !index.header.seal => {}
                     Ok(_) => return Ok(None),
@@ -129,7 +124,7 @@ impl Admin {
             }
             return Ok(Some("a segment that is no part of the volume's history, or not any more"));
         }
-        let Some((_, epoch, number)) = key.parse_map_object() else { return Ok(None) };
+        let Some((_, epoch, number)) = object.key.parse_map_object() else { return Ok(None) };
         let at = ObjectAt { epoch, number };
         let root = manifest.checkpoint.map(|checkpoint| checkpoint.root.object);
         let is_before_root = root.is_some_and(|root| root.volume == manifest.volume && at < root.into());

@@ -1,9 +1,6 @@
 //! `varve volumes hydrate`
 
-use std::time::Duration;
-
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use varve::error::{Error, ErrorKind, Result};
 use varve::service::HydrationStatus;
@@ -12,11 +9,9 @@ use varve::units::VolumeId;
 use crate::commands::Command;
 use crate::context::Context;
 use crate::owner;
+use crate::progress;
 use crate::render::{self, Block};
 use crate::target::Target;
-
-/// How often progress is looked at.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Arguments.
 #[derive(Args, Debug)]
@@ -50,14 +45,13 @@ impl Command for Arguments {
         });
         let mut hydration = status.await?.hydration;
         if self.wait {
-            let style = ProgressStyle::with_template("copying [{bar:40}] {bytes} of {total_bytes}, {msg}");
-            let bar = ProgressBar::new(0).with_style(style.map_err(|error| Error::invalid(error.to_string()))?);
+            let bar = progress::bar("copying [{bar:40}] {bytes} of {total_bytes}, {msg}")?;
             while let Some(status) = hydration {
                 refuse_to_wait(id, &status)?;
                 bar.set_length(status.total.0);
                 bar.set_position(status.done.0);
                 bar.set_message(render::hydration(&status));
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(progress::LOOK).await;
                 hydration = context.daemon.volume(id).await.map_err(failed)?.hydration;
             }
             bar.finish_and_clear();

@@ -1,24 +1,18 @@
 //! `varve volumes warm`
 
-use std::convert::Infallible;
-use std::time::Duration;
-
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use varve::error::{Error, Result};
-use varve::service::{WarmReport, WarmRequest};
+use varve::error::Result;
+use varve::service::{AttachedStatus, WarmReport, WarmRequest};
 use varve::units::{SnapshotId, VolumeId};
 use varve::volume::Admin;
 
 use crate::commands::Command;
 use crate::context::Context;
 use crate::owner;
+use crate::progress;
 use crate::render::{self, Block};
 use crate::target::{Target, parse_snapshot};
-
-/// How often progress is looked at.
-const LOOK: Duration = Duration::from_millis(200);
 
 /// Arguments.
 #[derive(Args, Debug)]
@@ -46,25 +40,16 @@ impl Command for Arguments {
     async fn run(self, context: &Context) -> Result<Warmed> {
         let id = self.volume.id(context).await?;
         let request = WarmRequest { from: self.from };
-        let style = ProgressStyle::with_template("warming [{bar:40}] {bytes} of {total_bytes}");
-        let bar = ProgressBar::new(0).with_style(style.map_err(|error| Error::invalid(error.to_string()))?);
-        let asked = async {
-            tokio::select! {
-                report = context.daemon.warm(id, request) => report,
-                never = show_progress(context, id, &bar) => match never {},
-            }
-        };
+        let bar = progress::bar("warming [{bar:40}] {bytes} of {total_bytes}")?;
+        let warming = || progress::watched(context, id, &bar, warmed_so_far, context.daemon.warm(id, request));
         let detached = async |_: &Admin| {
             let failed = |error| owner::no_daemon(context, &error);
             context.daemon.attach(id, false).await.map_err(failed)?;
-            let warmed = tokio::select! {
-                report = context.daemon.warm(id, request) => report.map_err(failed),
-                never = show_progress(context, id, &bar) => match never {},
-            };
+            let warmed = warming().await.map_err(failed);
             context.daemon.detach(id, false).await.map_err(failed)?;
             warmed
         };
-        let report = owner::or_store(context, id, "warm", asked, detached).await;
+        let report = owner::or_store(context, id, "warm", warming(), detached).await;
         bar.finish_and_clear();
         Ok(Warmed { id, report: report? })
     }
@@ -80,16 +65,6 @@ impl Command for Arguments {
     }
 }
 
-/// Shows how far it has come, for as long as it is waited for; nothing if nobody looks.
-async fn show_progress(context: &Context, id: VolumeId, bar: &ProgressBar) -> Infallible {
-    loop {
-        if !bar.is_hidden()
-            && let Ok(status) = context.daemon.volume(id).await
-            && let Some(progress) = status.warming
-        {
-            bar.set_length(progress.total.0);
-            bar.set_position(progress.done.0);
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+fn warmed_so_far(status: &AttachedStatus) -> Option<(u64, u64)> {
+    status.warming.map(|progress| (progress.done.0, progress.total.0))
 }
