@@ -34,7 +34,7 @@ measure() {
 
 {
     describe_machine
-    volume=$(new_volume large "$size")
+    volume=$(new_volume large "$size" --no-encryption)
     "$generator" "$VARVE_STORE" "$volume"
 
     start
@@ -58,7 +58,7 @@ PY
 
     ids=()
     for number in $(seq "$attached"); do
-        ids+=("$(new_volume "small-$number" 10GiB)")
+        ids+=("$(new_volume "small-$number" 10GiB --no-encryption)")
     done
     start
     uris=()

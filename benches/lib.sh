@@ -16,7 +16,7 @@ begin_bench() {
     export PATH="$CARGO_TARGET_DIR/release:$PATH"
     work=$(mktemp -d "${WORK_DIR:-/var/tmp}/varve-bench.XXXXXX")
     trap cleanup EXIT
-    export VARVE_STATE="$work/state" VARVE_CONTROL="$work/control.sock"
+    export VARVE_STATE="$work/state" VARVE_CONTROL="$work/control.sock" XDG_CONFIG_HOME="$work/config"
 }
 
 # Ends what was started and removes the directory $work.

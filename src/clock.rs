@@ -36,7 +36,7 @@ fn machine_time(clock: ClockId) -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// 64 random bits.
+/// 64 random bits that nobody can guess: of a generator that the operating system seeds.
 pub fn random_u64() -> u64 {
     simulated::random().unwrap_or_else(|| rand::rng().next_u64())
 }
@@ -44,6 +44,11 @@ pub fn random_u64() -> u64 {
 /// A fresh token.
 pub fn random_token() -> Token {
     Token((u128::from(random_u64()) << 64) | u128::from(random_u64()))
+}
+
+/// 256 random bits that nobody can guess, for a key.
+pub fn random_words() -> [u64; 4] {
+    std::array::from_fn(|_| random_u64())
 }
 
 /// Waits for a time.

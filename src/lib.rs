@@ -7,7 +7,9 @@
 //! | --- | --- | --- |
 //! | 0 words | [`units`] [`limits`] [`error`] [`block_device`] [`service`] [`clock`] [`work`] [`settings`] | quantities, bounds, errors, the seams to the doors, time and chance, tasks and threads, settings |
 //! | 1 pure | [`map`] | where a block's newest content is: extents, pages, places |
+//! | 1 pure | [`seal`] | keys of volumes, sealing and opening |
 //! | 2 pure | [`format`] | bytes to values and back, nothing else |
+//! | 2 edge | [`keys`] | key files, passphrases and key commands; the keys that are open |
 //! | 3 edges | [`disk`] | files, syncs, the simulated and the failing disk |
 //! | 3 edges | [`store`] | S3, directory and memory, and the wrappers around them |
 //! | 4 organs | [`log`] | the write log: ring, append, group commit, recovery scan |
@@ -47,12 +49,14 @@ pub mod disk;
 pub mod error;
 pub mod format;
 pub mod index;
+pub mod keys;
 pub mod limits;
 pub mod lineage;
 pub mod log;
 pub mod map;
 pub mod nbd;
 pub mod ownership;
+pub mod seal;
 pub mod segment;
 pub mod service;
 pub mod settings;

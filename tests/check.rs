@@ -14,7 +14,7 @@ use varve::disk::host::HostDisk;
 use varve::format::map_object;
 use varve::ownership;
 use varve::service::Durability;
-use varve::store::{ByteRange, Condition, MemoryStore, ObjectKey, Store};
+use varve::store::{ByteRange, Condition, MemoryStore, ObjectKey};
 use varve::volume::{Admin, VolumeDevice};
 
 /// Bytes of the volume that one page of the block map describes.
@@ -22,7 +22,7 @@ const PAGE_BYTES: u64 = 1 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_to_several_map_pages_is_all_named() {
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let store = engine::keyed(Arc::new(MemoryStore::new()));
     let id = engine::create(&store, 64 << 20, Durability::Local).await;
     let folder = tempfile::tempdir().unwrap();
     let fleet = engine::start(Arc::new(HostDisk), folder.path(), store.clone(), Setup::default()).await;
@@ -43,7 +43,7 @@ async fn damage_to_several_map_pages_is_all_named() {
     let key = ObjectKey::map_object(object.volume, object.epoch, object.number);
     let fetched = store.get(&key, ByteRange::Full).await.unwrap();
     let part = directory.offset as usize..(directory.offset + directory.stored_length) as usize;
-    let raw = map_object::open(&directory, &fetched.bytes[part]).unwrap();
+    let raw = map_object::open(&directory, &fetched.bytes[part], store.key_of(id).unwrap().as_deref()).unwrap();
     let pages = map_object::decode_directory(&raw).unwrap();
     let mut damaged = fetched.bytes.to_vec();
     for (slot, page) in pages.iter().filter(|(slot, _)| [1, 5].contains(slot)) {

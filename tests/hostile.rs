@@ -101,6 +101,11 @@ mod bytes {
     }
 
     #[test]
+    fn hostile_sealed_bytes() {
+        run(&decoders::SEALED);
+    }
+
+    #[test]
     fn hostile_a_store_root() {
         run(&decoders::STORE_ROOT);
     }

@@ -125,7 +125,8 @@ class Host:
         os.makedirs(folder)
         self.nbd = os.path.join(folder, "nbd.sock")
         self.environment = dict(os.environ, AWS_ENDPOINT_URL=f"http://127.0.0.1:{minio.port}", VARVE_STORE="s3://soak/disks",
-                                VARVE_STATE=os.path.join(folder, "state"), VARVE_CONTROL=os.path.join(folder, "control.sock"), **CREDENTIALS)
+                                VARVE_STATE=os.path.join(folder, "state"), VARVE_CONTROL=os.path.join(folder, "control.sock"),
+                                XDG_CONFIG_HOME=os.path.join(run.work, "config"), **CREDENTIALS)
         self.log = open(os.path.join(folder, "varved.log"), "ab")
         self.daemon = None
         self.rss_max = self.descriptors_max = 0

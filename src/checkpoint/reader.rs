@@ -208,11 +208,12 @@ impl Checkpoint {
             Err(error) if is_lasting(&error) => Bytes::new(),
             Err(error) => return Err(error),
         };
+        let key = self.store.key_of(first.object.volume)?;
         let mut pages = Vec::with_capacity(group.len());
         for (nth, (index, reference)) in group.iter().enumerate() {
             let start = (reference.offset - first.offset) as usize;
             let stored = bytes.get(start..start + reference.stored_length as usize).unwrap_or_default();
-            let raw = match map_object::open(reference, stored) {
+            let raw = match map_object::open(reference, stored, key.as_deref()) {
                 Err(error) if nth < wanted => {
                     tracing::warn!(%error, "fetching a page of a checkpoint again");
                     fetch_once(&*self.store, reference).await
@@ -297,7 +298,7 @@ async fn fetch(store: &dyn Store, reference: &PageRef) -> Result<Vec<u8>> {
 async fn fetch_once(store: &dyn Store, reference: &PageRef) -> Result<Vec<u8>> {
     map_object::check_reference(reference)?;
     let stored = get(store, reference.object, reference.offset, u64::from(reference.stored_length)).await?;
-    map_object::open(reference, &stored)
+    map_object::open(reference, &stored, store.key_of(reference.object.volume)?.as_deref())
 }
 
 async fn get(store: &dyn Store, object: MapObjectId, offset: u32, length: u64) -> Result<Bytes> {

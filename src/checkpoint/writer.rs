@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 
 use crate::checkpoint::reader::{Checkpoint, DIRECTORIES_KEPT, PARALLEL_FETCHES, split};
+use crate::clock;
 use crate::error::{Context, Error, Result};
 use crate::format::census::{MapChanges, ObjectAt};
 use crate::format::map_object::{
@@ -15,6 +16,7 @@ use crate::format::map_object::{
 use crate::format::page::encode_page;
 use crate::limits::{PAGE_BLOCKS, VOLUME_BYTES_MAX};
 use crate::map::{ChangedDirectory, ChangedPages, MapPage, PageIndex};
+use crate::seal::{Salt, VolumeKey};
 use crate::store::{Condition, ObjectKey, Store};
 use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentNumber, Sequence, VolumeId};
 
@@ -88,11 +90,10 @@ pub trait PageSource: Send + Sync {
     async fn page(&self, index: PageIndex) -> Result<Arc<MapPage>>;
 }
 
-/// A page, directory or root, ready to be stored.
+/// A page, directory or root, ready to be stored, but for its seal.
 struct Packed {
-    stored: Vec<u8>,
+    bytes: Vec<u8>,
     raw_length: u32,
-    crc: u32,
 }
 
 impl Packed {
@@ -102,9 +103,7 @@ impl Packed {
             "pages, directories and roots are far shorter than a reader accepts"
         );
         let raw_length = raw.len() as u32;
-        let stored = compressor.compress(raw);
-        let crc = crc32c::crc32c(&stored);
-        Packed { stored, raw_length, crc }
+        Packed { bytes: compressor.compress(raw), raw_length }
     }
 }
 
@@ -119,6 +118,7 @@ struct Waiting {
 /// A checkpoint being written: one object in memory, and the directories of the root as they come to be known.
 struct Writing<'a> {
     store: Arc<dyn Store>,
+    key: Option<Arc<VolumeKey>>,
     volume: VolumeId,
     epoch: Epoch,
     next_number: &'a mut u64,
@@ -141,13 +141,24 @@ impl Writing<'_> {
 
     fn append(&mut self, packed: &Packed) -> PageRef {
         if self.object.is_empty() {
-            self.object = map_object::encode_header(self.id());
+            self.object = map_object::encode_header(self.id(), self.key.is_some());
         }
         // Both fit: an object is not much longer than its target, as asserted above.
-        let (offset, stored_length) = (self.object.len() as u32, packed.stored.len() as u32);
-        self.object.extend_from_slice(&packed.stored);
-        self.live += packed.stored.len();
-        PageRef { object: self.id(), offset, stored_length, raw_length: packed.raw_length, crc: packed.crc }
+        let (offset, stored_length) = (self.object.len() as u32, packed.bytes.len() as u32);
+        let (object, raw_length) = (self.id(), packed.raw_length);
+        let mut reference = PageRef { object, offset, stored_length, raw_length, crc: 0 };
+        match &self.key {
+            Some(key) => {
+                let salt = Salt(clock::random_token().0);
+                self.object.extend_from_slice(&key.seal_item(reference.item_place(), salt, &packed.bytes));
+            }
+            None => self.object.extend_from_slice(&packed.bytes),
+        }
+        let stored = &self.object[offset as usize..];
+        reference.stored_length = stored.len() as u32;
+        reference.crc = crc32c::crc32c(stored);
+        self.live += stored.len();
+        reference
     }
 
     async fn add_page(&mut self, page: &MapPage) -> Result<PageRef> {
@@ -164,7 +175,7 @@ impl Writing<'_> {
             return Ok(());
         }
         let packed = Packed::new(map_object::encode_directory(&directory), &mut self.compressor);
-        self.waiting_bytes += packed.stored.len();
+        self.waiting_bytes += packed.bytes.len();
         let directory = (self.waiting.len() < DIRECTORIES_KEPT).then(|| Arc::new(directory));
         self.waiting.push(Waiting { which, packed, directory });
         self.put_if_long().await
@@ -241,6 +252,7 @@ pub async fn write(
     }
     let mut writing = Writing {
         store: store.clone(),
+        key: store.key_of(new.volume)?,
         volume: new.volume,
         epoch: new.epoch,
         next_number,

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::codec::check_version;
 use crate::limits::JSON_OBJECT_BYTES_MAX;
 
@@ -46,13 +46,21 @@ struct EnvelopeIn<'a> {
 /// # Errors
 /// `Invalid` if it cannot be written as JSON, which only a bug can cause.
 pub fn encode<T: Serialize>(kind: &str, body: &T) -> Result<Vec<u8>> {
+    encode_with(kind, 0, body)
+}
+
+/// As [`encode`], for a body that only readers who know these features may read.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_with<T: Serialize>(kind: &str, incompatible_features: u32, body: &T) -> Result<Vec<u8>> {
     let unwritable = |error: serde_json::Error| Error::invalid(format!("a {kind} cannot be written as JSON: {error}"));
     let body = serde_json::value::to_raw_value(body).map_err(unwritable)?;
     let crc32c = format!("{:08x}", crc32c::crc32c(body.get().as_bytes()));
     let envelope = EnvelopeOut {
         varve: kind,
         version: VERSION,
-        incompatible_features: 0,
+        incompatible_features,
         compatible_features: 0,
         crc32c,
         body: &body,
@@ -65,6 +73,14 @@ pub fn encode<T: Serialize>(kind: &str, body: &T) -> Result<Vec<u8>> {
 /// # Errors
 /// `Damaged` if it is not intact, `Unsupported` if it is of a newer format.
 pub fn decode<T: DeserializeOwned>(kind: &str, what: &str, bytes: &[u8]) -> Result<T> {
+    decode_with(kind, what, 0, bytes).map(|(body, _)| body)
+}
+
+/// As [`decode`], for a body of which features of `known` are understood, and with those that it has.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_with<T: DeserializeOwned>(kind: &str, what: &str, known: u32, bytes: &[u8]) -> Result<(T, u32)> {
     if bytes.len() as u64 > JSON_OBJECT_BYTES_MAX {
         return Err(Error::damaged(format!("{what} is damaged: {} bytes are too long for a {kind}", bytes.len())));
     }
@@ -75,18 +91,20 @@ pub fn decode<T: DeserializeOwned>(kind: &str, what: &str, bytes: &[u8]) -> Resu
         let found = envelope.varve.escape_default().to_string();
         return Err(Error::damaged(format!("{what} is damaged: it holds a {found:.40} where a {kind} belongs")));
     }
-    check_version(what, envelope.version, VERSION, envelope.incompatible_features)?;
+    check_version(what, envelope.version, VERSION, envelope.incompatible_features & !known)?;
     let crc32c = format!("{:08x}", crc32c::crc32c(envelope.body.get().as_bytes()));
     if envelope.crc32c != crc32c {
         return Err(Error::damaged(format!("{what} is damaged: its checksum is wrong")));
     }
-    serde_json::from_str(envelope.body.get())
-        .map_err(|error| Error::new(ErrorKind::Damaged, format!("{what} has a field that makes no sense: {error}")))
+    let body = serde_json::from_str(envelope.body.get());
+    let body = body.map_err(|error| Error::damaged(format!("{what} has a field that makes no sense: {error}")))?;
+    Ok((body, envelope.incompatible_features))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn every_flipped_bit_is_noticed() {

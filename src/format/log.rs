@@ -5,6 +5,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{COUNT_MAX, RECORD_BYTES_MAX, VOLUME_BYTES_MAX};
+use crate::seal::{LogSealer, TAG_BYTES};
 use crate::units::{
     BLOCK_SIZE, BlockCount, BlockRange, ByteLen, Epoch, Lba, LogOffset, Sequence, StoreId, Token, UnixMillis, VolumeId,
 };
@@ -23,7 +24,7 @@ pub const HEADER_BYTES: usize = 64;
 /// Blocks in the longest record.
 pub const RECORD_BLOCKS_MAX: u64 = RECORD_BYTES_MAX / BLOCK_SIZE;
 /// Bytes of the longest record, all included.
-pub const RECORD_SPAN_MAX: u64 = write_span(RECORD_BLOCKS_MAX);
+pub const RECORD_SPAN_MAX: u64 = write_span(RECORD_BLOCKS_MAX, true);
 /// Bytes of a fence record.
 pub const FENCE_SPAN: u64 = 2 * HEADER_BYTES as u64;
 /// The magic number with which every record begins ("vrec"), so that a search can skip what is none.
@@ -33,8 +34,13 @@ pub const RECORD_MAGIC_BYTES: [u8; 4] = RECORD_MAGIC.to_le_bytes();
 
 const SUPERBLOCK_MAGIC: &[u8; 8] = b"varvelog";
 const VERSION: u16 = 1;
-/// Incompatible features that this version knows: none yet.
-const INCOMPATIBLE_KNOWN: u32 = 0;
+/// Incompatible feature: records are sealed with the key of the volume.
+const FEATURE_SEALED: u32 = 1;
+const INCOMPATIBLE_KNOWN: u32 = FEATURE_SEALED;
+/// In a record's flags: it is sealed.
+const FLAG_SEALED: u8 = 1;
+/// Where the first block stands that a record changes, or what it is sealed as.
+const START_AT: usize = 32;
 /// In the mark field: nothing is known to be durable.
 const MARK_UNKNOWN: u32 = u32::MAX;
 
@@ -78,6 +84,8 @@ pub struct Superblock {
     pub incarnation: u64,
     /// Everything before this is known to have been durable when the superblock was written.
     pub durable_to: LogOffset,
+    /// Write and zero records are sealed with the key of the volume.
+    pub sealed: bool,
 }
 
 /// What a record does.
@@ -112,6 +120,8 @@ pub struct RecordHeader {
     pub first_crc: u32,
     /// The end of what was durable when it was written, if known.
     pub mark: Option<LogOffset>,
+    /// What it changes is sealed with the key of the volume.
+    pub sealed: bool,
 }
 
 /// What a fence says beyond its header.
@@ -123,31 +133,47 @@ pub struct FenceBody {
     pub identity: LogIdentity,
 }
 
-/// Bytes of the table of checksums in a write of `blocks` blocks (the first block's is in the header).
-pub const fn table_bytes(blocks: u64) -> usize {
-    ((blocks.saturating_sub(1) * 4).next_multiple_of(RECORD_ALIGN)) as usize
+/// Bytes of the table in a write of `blocks` blocks: the checksum of each but the first, which is in the header, and, if it is sealed, the tag of
+/// the header and that of each block.
+pub const fn table_bytes(blocks: u64, sealed: bool) -> usize {
+    let tags = if sealed { tags_bytes(blocks) } else { 0 };
+    ((blocks.saturating_sub(1) * 4 + tags).next_multiple_of(RECORD_ALIGN)) as usize
+}
+
+const fn tags_bytes(blocks: u64) -> u64 {
+    (blocks + 1) * TAG_BYTES as u64
 }
 
 /// Bytes of a write record of `blocks` blocks.
-pub const fn write_span(blocks: u64) -> u64 {
-    HEADER_BYTES as u64 + table_bytes(blocks) as u64 + blocks * BLOCK_SIZE
+pub const fn write_span(blocks: u64, sealed: bool) -> u64 {
+    HEADER_BYTES as u64 + table_bytes(blocks, sealed) as u64 + blocks * BLOCK_SIZE
+}
+
+/// Bytes of a zero record.
+pub const fn zero_span(sealed: bool) -> u64 {
+    HEADER_BYTES as u64 + zero_extension(sealed) as u64
+}
+
+const fn zero_extension(sealed: bool) -> usize {
+    if sealed { TAG_BYTES.next_multiple_of(RECORD_ALIGN as usize) } else { 0 }
 }
 
 impl RecordHeader {
     /// Bytes after the header that its checksum covers: the table, or the body of a fence.
     pub fn extension_bytes(&self) -> usize {
         match self.kind {
-            RecordKind::Write => table_bytes(self.range.count.0),
+            RecordKind::Write => table_bytes(self.range.count.0, self.sealed),
             RecordKind::Fence => HEADER_BYTES,
-            RecordKind::Zero | RecordKind::Pad => 0,
+            RecordKind::Zero => zero_extension(self.sealed),
+            RecordKind::Pad => 0,
         }
     }
 
     /// Bytes of the whole record in a ring of this length.
     pub fn span(&self, ring_length: ByteLen) -> u64 {
         match self.kind {
-            RecordKind::Write => write_span(self.range.count.0),
-            RecordKind::Zero => HEADER_BYTES as u64,
+            RecordKind::Write => write_span(self.range.count.0, self.sealed),
+            RecordKind::Zero => zero_span(self.sealed),
             RecordKind::Fence => FENCE_SPAN,
             RecordKind::Pad => ring_length.0 - self.offset.0 % ring_length.0,
         }
@@ -188,27 +214,87 @@ fn take_u64(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// Appends a write record, but for its payload, to `out`: header and table of checksums. Only `header.first_crc` is ignored.
-/// `data` is the payload; its length is a multiple of the block size and says how many blocks there are.
-pub fn encode_write(header: &RecordHeader, data: &[u8], out: &mut Vec<u8>) {
+/// `data` is the payload; its length is a multiple of the block size and says how many blocks there are. If the record is sealed, `data` is
+/// what its blocks were sealed as, and `seal` has their tags.
+pub fn encode_write(header: &RecordHeader, data: &[u8], seal: Option<RecordSeal<'_>>, out: &mut Vec<u8>) {
     let at = out.len();
     let blocks = BlockCount((data.len() / BLOCK_SIZE as usize) as u64);
-    let mut header =
-        RecordHeader { kind: RecordKind::Write, range: BlockRange::new(header.range.start, blocks), ..*header };
-    out.resize(at + HEADER_BYTES + table_bytes(blocks.0), 0);
+    let range = BlockRange::new(header.range.start, blocks);
+    let mut header = RecordHeader { kind: RecordKind::Write, range, sealed: seal.is_some(), ..*header };
+    out.resize(at + HEADER_BYTES + table_bytes(blocks.0, header.sealed), 0);
     for (index, block) in data.chunks_exact(BLOCK_SIZE as usize).enumerate() {
         match index {
             0 => header.first_crc = block_crc(block),
             _ => put(out, at + HEADER_BYTES + (index - 1) * 4, block_crc(block).to_le_bytes()),
         }
     }
-    finish_record(&header, &mut out[at..]);
+    if let Some(seal) = &seal {
+        for (index, tag) in seal.tags.iter().enumerate() {
+            put(out, at + block_tag_at(&header, index), tag.to_le_bytes());
+        }
+    }
+    finish_record(&header, seal.map(|seal| seal.sealer), &mut out[at..]);
 }
 
-/// Appends a zero or pad record to `out`: a header alone.
-pub fn encode_bare(header: &RecordHeader, out: &mut Vec<u8>) {
+/// Appends a zero record to `out`, sealed if there is something to seal it with.
+pub fn encode_zero(header: &RecordHeader, sealer: Option<&LogSealer>, out: &mut Vec<u8>) {
+    let at = out.len();
+    let header = RecordHeader { kind: RecordKind::Zero, sealed: sealer.is_some(), ..*header };
+    out.resize(at + HEADER_BYTES + header.extension_bytes(), 0);
+    finish_record(&header, sealer, &mut out[at..]);
+}
+
+/// Appends a pad record to `out`: a header alone.
+pub fn encode_pad(header: &RecordHeader, out: &mut Vec<u8>) {
     let at = out.len();
     out.resize(at + HEADER_BYTES, 0);
-    finish_record(header, &mut out[at..]);
+    finish_record(&RecordHeader { kind: RecordKind::Pad, ..*header }, None, &mut out[at..]);
+}
+
+/// How a write record was sealed.
+#[derive(Clone, Copy)]
+pub struct RecordSeal<'a> {
+    /// What sealed it.
+    pub sealer: &'a LogSealer,
+    /// The tags of its blocks.
+    pub tags: &'a [u128],
+}
+
+/// Where the tag of a sealed record's header stands.
+fn header_tag_at(header: &RecordHeader) -> usize {
+    let checksums = if header.kind == RecordKind::Write { header.range.count.0.saturating_sub(1) * 4 } else { 0 };
+    HEADER_BYTES + checksums as usize
+}
+
+fn block_tag_at(header: &RecordHeader, index: usize) -> usize {
+    header_tag_at(header) + (index + 1) * TAG_BYTES
+}
+
+/// The tag of block `index` of a sealed write. `bytes` are its header and table, verified.
+pub fn block_tag(header: &RecordHeader, bytes: &[u8], index: u64) -> Option<u128> {
+    let at = block_tag_at(header, usize::try_from(index).ok()?);
+    Some(u128::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// The header of a sealed record with where its blocks belong, of which `bytes`, verified, are header and table; `None` if it is not what was
+/// sealed, or makes no sense.
+pub fn open_header(header: &RecordHeader, bytes: &[u8], sealer: &LogSealer) -> Option<RecordHeader> {
+    let tag = u128::from_le_bytes(*bytes.get(header_tag_at(header)..)?.first_chunk()?);
+    let start = sealer.open_start(header.offset, &sealed_with(bytes)?, take_u64(bytes, START_AT), tag)?;
+    let range = BlockRange::new(start, header.range.count);
+    is_in_a_volume(start.0, range.count.0).then_some(RecordHeader { range, ..*header })
+}
+
+/// The bytes of a header that are authenticated with where its blocks belong: all the others but magic and checksum.
+fn sealed_with(bytes: &[u8]) -> Option<[u8; HEADER_BYTES - 16]> {
+    let mut rest = [0; HEADER_BYTES - 16];
+    rest[..START_AT - 8].copy_from_slice(bytes.get(8..START_AT)?);
+    rest[START_AT - 8..].copy_from_slice(bytes.get(START_AT + 8..HEADER_BYTES)?);
+    Some(rest)
+}
+
+fn is_in_a_volume(start: u64, count: u64) -> bool {
+    start.checked_add(count).is_some_and(|end| end <= VOLUME_BYTES_MAX / BLOCK_SIZE)
 }
 
 /// The bytes of a fence record.
@@ -219,12 +305,13 @@ pub fn encode_fence(header: &RecordHeader, body: &FenceBody) -> [u8; FENCE_SPAN 
     put(&mut bytes, 88, body.identity.store.0.to_le_bytes());
     put(&mut bytes, 96, body.identity.volume.0.to_le_bytes());
     put(&mut bytes, 104, body.identity.attached_at.0.to_le_bytes());
-    finish_record(&RecordHeader { kind: RecordKind::Fence, epoch: body.identity.epoch, ..*header }, &mut bytes);
+    let header = RecordHeader { kind: RecordKind::Fence, epoch: body.identity.epoch, sealed: false, ..*header };
+    finish_record(&header, None, &mut bytes);
     bytes
 }
 
-/// Writes the header's fields, and last the checksum over all the rest of `bytes`.
-fn finish_record(header: &RecordHeader, bytes: &mut [u8]) {
+/// Writes the header's fields, seals where its blocks belong if it is to be sealed, and last writes the checksum over all the rest of `bytes`.
+fn finish_record(header: &RecordHeader, sealer: Option<&LogSealer>, bytes: &mut [u8]) {
     let kind: u8 = match header.kind {
         RecordKind::Write => 1,
         RecordKind::Zero => 2,
@@ -234,22 +321,31 @@ fn finish_record(header: &RecordHeader, bytes: &mut [u8]) {
     let units = header.mark.map_or(u64::MAX, |mark| (header.offset.0 - mark.0) / RECORD_ALIGN);
     put(bytes, 0, RECORD_MAGIC.to_le_bytes());
     bytes[8] = kind;
+    bytes[9] = if sealer.is_some() { FLAG_SEALED } else { 0 };
     put(bytes, 12, header.epoch.0.to_le_bytes());
     put(bytes, 16, header.sequence.0.to_le_bytes());
     put(bytes, 24, header.incarnation.to_le_bytes());
-    put(bytes, 32, header.range.start.0.to_le_bytes());
+    put(bytes, START_AT, header.range.start.0.to_le_bytes());
     put(bytes, 40, header.range.count.0.to_le_bytes());
     put(bytes, 48, header.offset.0.to_le_bytes());
     put(bytes, 56, header.first_crc.to_le_bytes());
     put(bytes, 60, u32::try_from(units).unwrap_or(MARK_UNKNOWN).to_le_bytes());
+    if let Some((sealer, rest)) = sealer.zip(sealed_with(bytes)) {
+        let (start, tag) = sealer.seal_start(header.offset, &rest, header.range.start);
+        put(bytes, START_AT, start.to_le_bytes());
+        put(bytes, header_tag_at(header), tag.to_le_bytes());
+    }
     let crc = crc32c::crc32c(&bytes[8..]);
     put(bytes, 4, crc.to_le_bytes());
 }
 
 /// What the first 64 bytes of a record claim, before anything is verified but that it makes sense: the right magic, known
-/// values, bounded lengths, and the place `offset` in a ring of `ring_length`, without wrapping.
+/// values, bounded lengths, and the place `offset` in a ring of `ring_length`, without wrapping. Where the blocks of a sealed record belong is not
+/// known yet.
 pub fn peek_header(bytes: &[u8; HEADER_BYTES], offset: LogOffset, ring_length: ByteLen) -> Option<RecordHeader> {
-    if take_u32(bytes, 0) != RECORD_MAGIC || bytes[9..12] != [0, 0, 0] || take_u64(bytes, 48) != offset.0 {
+    let (flags, reserved) = (bytes[9], [bytes[10], bytes[11]]);
+    let is_known = flags & !FLAG_SEALED == 0 && reserved == [0, 0];
+    if take_u32(bytes, 0) != RECORD_MAGIC || !is_known || take_u64(bytes, 48) != offset.0 {
         return None;
     }
     let kind = match bytes[8] {
@@ -259,13 +355,13 @@ pub fn peek_header(bytes: &[u8; HEADER_BYTES], offset: LogOffset, ring_length: B
         4 => RecordKind::Pad,
         _ => return None,
     };
-    let (start, count) = (take_u64(bytes, 32), take_u64(bytes, 40));
+    let sealed = flags & FLAG_SEALED != 0;
+    let (start, count) = (if sealed { 0 } else { take_u64(bytes, START_AT) }, take_u64(bytes, 40));
     let fits = match kind {
         RecordKind::Write => (1..=RECORD_BLOCKS_MAX).contains(&count),
         RecordKind::Zero => count > 0,
-        RecordKind::Fence | RecordKind::Pad => count == 0 && start == 0,
+        RecordKind::Fence | RecordKind::Pad => count == 0 && start == 0 && !sealed,
     };
-    let in_a_volume = start.checked_add(count).is_some_and(|end| end <= VOLUME_BYTES_MAX / BLOCK_SIZE);
     let mark = match take_u32(bytes, 60) {
         MARK_UNKNOWN => None,
         units => Some(LogOffset(offset.0.checked_sub(u64::from(units) * RECORD_ALIGN)?)),
@@ -279,8 +375,10 @@ pub fn peek_header(bytes: &[u8; HEADER_BYTES], offset: LogOffset, ring_length: B
         offset,
         first_crc: take_u32(bytes, 56),
         mark,
+        sealed,
     };
-    let inside = fits && in_a_volume && offset.0 % ring_length.0 + header.span(ring_length) <= ring_length.0;
+    let inside =
+        fits && is_in_a_volume(start, count) && offset.0 % ring_length.0 + header.span(ring_length) <= ring_length.0;
     inside.then_some(header)
 }
 
@@ -317,6 +415,7 @@ pub fn encode_superblock(value: &Superblock) -> Box<[u8; SUPERBLOCK_BYTES]> {
     let out = bytes.as_mut_slice();
     put(out, 0, *SUPERBLOCK_MAGIC);
     put(out, 12, VERSION.to_le_bytes());
+    put(out, 16, if value.sealed { FEATURE_SEALED } else { 0 }.to_le_bytes());
     put(out, 24, value.generation.to_le_bytes());
     put(out, 32, value.identity.store.0.to_le_bytes());
     put(out, 40, value.identity.volume.0.to_le_bytes());
@@ -374,6 +473,7 @@ pub fn decode_superblock(bytes: &[u8; SUPERBLOCK_BYTES]) -> Result<Superblock> {
         tail_incarnation: take_u64(bytes, 112),
         incarnation: take_u64(bytes, 120),
         durable_to: LogOffset(take_u64(bytes, 128)),
+        sealed: take_u32(bytes, 16) & FEATURE_SEALED != 0,
     };
     let ring = value.ring_length.0;
     let counts = [ring, value.tail.0, value.generation, value.tail_sequence.0, value.durable_to.0];

@@ -13,6 +13,7 @@ use crate::format::lineage::{
 };
 use crate::format::map_object::{CheckpointRef, PageRef};
 use crate::limits::{COUNT_MAX, EPOCHS_REPLAYED_MAX};
+use crate::seal::Encryption;
 use crate::service::{Durability, SnapshotSchedule};
 use crate::units::{ByteLen, Epoch, SegmentNumber, Sequence, StoreId, Token, UnixMillis, VolumeId};
 
@@ -20,6 +21,8 @@ const KIND: &str = "manifest";
 /// No volume is attached so often.
 const EPOCH_MAX: Epoch = Epoch(u32::MAX / 2);
 const STORE_KIND: &str = "store";
+/// Incompatible feature: the volume's objects are sealed.
+const FEATURE_ENCRYPTED: u32 = 1;
 
 /// A place in a volume's history as the store counts it: the next segment that would follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -76,6 +79,9 @@ pub struct Manifest {
     pub volume: VolumeId,
     /// Its name, for people; not unique.
     pub name: String,
+    /// How its data is encrypted; `None` if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
     /// Its region.
     pub region: String,
     /// Its size in bytes; a multiple of the block size.
@@ -156,6 +162,7 @@ impl Manifest {
         Manifest {
             volume,
             name,
+            encryption: None,
             region: "default".to_owned(),
             size,
             created_at,
@@ -197,6 +204,24 @@ impl Manifest {
         origins.chain(forks)
     }
 
+    /// The volumes whose objects it needs: its own, and those of its origins.
+    pub fn volumes_read(&self) -> Vec<VolumeId> {
+        let moments = self.pins.iter().map(|pin| &pin.moment).chain(self.history.iter().map(|past| &past.moment));
+        let named = moments.flat_map(|moment| {
+            let root = moment.checkpoint.map(|checkpoint| checkpoint.root.object.volume);
+            root.into_iter().chain(moment.replay.iter().map(|run| run.volume))
+        });
+        let mut volumes: Vec<VolumeId> = std::iter::once(self.volume)
+            .chain(self.origins.iter().map(|origin| origin.volume))
+            .chain(self.checkpoint.map(|checkpoint| checkpoint.root.object.volume))
+            .chain(self.inherited.iter().map(|run| run.volume))
+            .chain(named)
+            .collect();
+        volumes.sort_unstable();
+        volumes.dedup();
+        volumes
+    }
+
     /// The content of a volume that is detached in good order.
     pub fn moment(&self) -> Moment {
         Moment {
@@ -214,7 +239,8 @@ impl Manifest {
     /// # Errors
     /// See [`envelope::encode`].
     pub fn encode(&self) -> Result<Vec<u8>> {
-        envelope::encode(KIND, self)
+        let features = if self.encryption.is_some() { FEATURE_ENCRYPTED } else { 0 };
+        envelope::encode_with(KIND, features, self)
     }
 
     /// Reads the manifest of `volume`.
@@ -223,7 +249,12 @@ impl Manifest {
     /// `Damaged` or `Unsupported`.
     pub fn decode(volume: VolumeId, bytes: &[u8]) -> Result<Self> {
         let what = format!("the manifest of {volume}");
-        let manifest: Manifest = envelope::decode(KIND, &what, bytes)?;
+        let (manifest, features): (Manifest, u32) = envelope::decode_with(KIND, &what, FEATURE_ENCRYPTED, bytes)?;
+        if (features & FEATURE_ENCRYPTED != 0) != manifest.encryption.is_some() {
+            return Err(Error::damaged(format!(
+                "{what} is damaged: it contradicts itself on whether the volume is encrypted"
+            )));
+        }
         if manifest.volume != volume {
             return Err(Error::damaged(format!("{what} is damaged: it belongs to {}", manifest.volume)));
         }

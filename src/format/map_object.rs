@@ -3,11 +3,14 @@
 //!
 //! A reference to a page carries its checksum, so that whoever trusts the manifest can trust every page below it.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::format::codec::{Reader, Writer};
 use crate::limits::{DIRECTORY_PAGES, PAGE_BLOCKS, VOLUME_BYTES_MAX};
+use crate::seal::{ITEM_OVERHEAD_BYTES, ItemPlace, VolumeKey};
 use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentNumber, Sequence, VolumeId};
 
 #[cfg(test)]
@@ -21,6 +24,8 @@ const VERSION: u16 = 1;
 pub const HEADER_BYTES: usize = 40;
 const OBJECT_BYTES: usize = 20;
 const REFERENCE_BYTES: usize = 24;
+/// Incompatible feature: pages, directories, roots and census are sealed with the key of the volume.
+const FEATURE_SEALED: u32 = 1;
 /// Longest page, directory or root before compression, in bytes.
 pub const RAW_BYTES_MAX: u32 = 4 << 20;
 
@@ -50,7 +55,7 @@ pub struct PageRef {
     pub offset: u32,
     /// Bytes there.
     pub stored_length: u32,
-    /// Bytes after decompression; equal to `stored_length` if it is stored as it is.
+    /// Bytes after decompression. It is not compressed if it is stored in as many, but for what a seal adds.
     pub raw_length: u32,
     /// CRC32C of the stored bytes.
     pub crc: u32,
@@ -60,6 +65,12 @@ impl PageRef {
     /// The byte behind it in its object.
     pub fn end(&self) -> u64 {
         u64::from(self.offset) + u64::from(self.stored_length)
+    }
+
+    /// Where it belongs, for sealing.
+    pub fn item_place(&self) -> ItemPlace {
+        let MapObjectId { volume, epoch, number } = self.object;
+        ItemPlace::Map { volume, epoch, number, offset: self.offset }
     }
 }
 
@@ -88,10 +99,11 @@ pub struct Root {
 /// A sparse table of references, sorted by slot.
 pub type References = Vec<(u32, PageRef)>;
 
-/// The header of an object as bytes.
-pub fn encode_header(id: MapObjectId) -> Vec<u8> {
+/// The header of an object as bytes; whether what follows is sealed.
+pub fn encode_header(id: MapObjectId, sealed: bool) -> Vec<u8> {
     let mut out = Writer::with_capacity(HEADER_BYTES);
-    out.put(MAGIC).u16(VERSION).u16(0).u32(0).u32(0); // incompatible, compatible features
+    let incompatible = if sealed { FEATURE_SEALED } else { 0 };
+    out.put(MAGIC).u16(VERSION).u16(0).u32(incompatible).u32(0);
     out.u64(id.volume.0).u64(id.number).u32(id.epoch.0).crc();
     assert_eq!(out.bytes.len(), HEADER_BYTES, "the header has a fixed length");
     out.bytes
@@ -112,7 +124,7 @@ pub fn decode_header(bytes: &[u8]) -> Result<MapObjectId> {
     let version = input.u16()?;
     input.u16()?;
     let incompatible = input.u32()?;
-    input.check_version(version, VERSION, incompatible)?;
+    input.check_version(version, VERSION, incompatible & !FEATURE_SEALED)?;
     input.u32()?;
     let (volume, number) = (VolumeId(input.u64()?), input.u64()?);
     Ok(MapObjectId { volume, number, epoch: Epoch(input.u32()?) })
@@ -243,7 +255,8 @@ pub fn compress(raw: Vec<u8>) -> Vec<u8> {
 /// `Damaged` if no encoder writes such a reference.
 pub fn check_reference(reference: &PageRef) -> Result<()> {
     let &PageRef { object, offset, stored_length, raw_length, .. } = reference;
-    let fits = (1..=raw_length).contains(&stored_length) && raw_length <= RAW_BYTES_MAX;
+    let longest = raw_length.saturating_add(ITEM_OVERHEAD_BYTES as u32);
+    let fits = (1..=longest).contains(&stored_length) && raw_length <= RAW_BYTES_MAX;
     if !fits || (offset as usize) < HEADER_BYTES || reference.end() > u64::from(u32::MAX) {
         return Err(Error::damaged(format!(
             "a reference to byte {offset} of {object} is damaged: {stored_length} bytes of {raw_length} cannot be there"
@@ -252,22 +265,29 @@ pub fn check_reference(reference: &PageRef) -> Result<()> {
     Ok(())
 }
 
-/// Verifies the stored bytes of a page, directory or root, and decompresses them.
+/// Verifies the stored bytes of a page, directory or root, and decompresses them. `key` is that of the volume that wrote them, if it has one.
 ///
 /// # Errors
 /// `Damaged`.
-pub fn open(reference: &PageRef, stored: &[u8]) -> Result<Vec<u8>> {
+pub fn open(reference: &PageRef, stored: &[u8], key: Option<&VolumeKey>) -> Result<Vec<u8>> {
     let damaged =
         |why: &str| Error::damaged(format!("{} is damaged at byte {}: {why}", reference.object, reference.offset));
     check_reference(reference)?;
     if stored.len() != reference.stored_length as usize || crc32c::crc32c(stored) != reference.crc {
         return Err(damaged("its checksum is wrong"));
     }
-    if reference.raw_length == reference.stored_length {
-        return Ok(stored.to_vec());
+    let packed = match key {
+        Some(key) => key
+            .open_item(reference.item_place(), stored)
+            .map(Cow::Owned)
+            .ok_or_else(|| damaged("it was changed, or sealed with another key or for another place"))?,
+        None => Cow::Borrowed(stored),
+    };
+    if packed.len() == reference.raw_length as usize {
+        return Ok(packed.into_owned());
     }
     let raw =
-        zstd::bulk::decompress(stored, reference.raw_length as usize).map_err(|error| damaged(&error.to_string()))?;
+        zstd::bulk::decompress(&packed, reference.raw_length as usize).map_err(|error| damaged(&error.to_string()))?;
     if raw.len() != reference.raw_length as usize {
         return Err(damaged("it is shorter than announced"));
     }

@@ -62,7 +62,7 @@ pub fn decode_page(bytes: &[u8]) -> Result<MapPage> {
 }
 
 /// The page as bytes with their CRC32C in front, to be kept locally.
-pub fn seal_page(page: &MapPage) -> Vec<u8> {
+pub fn row_of_page(page: &MapPage) -> Vec<u8> {
     let bytes = encode_page(page);
     let mut out = Writer::with_capacity(4 + bytes.len());
     out.u32(crc32c::crc32c(&bytes)).put(&bytes);
@@ -73,16 +73,21 @@ pub fn seal_page(page: &MapPage) -> Vec<u8> {
 ///
 /// # Errors
 /// `Damaged`.
-pub fn open_page(bytes: &[u8]) -> Result<MapPage> {
+pub fn page_of_row(bytes: &[u8]) -> Result<MapPage> {
     let mut input = Reader::new("a local page of the block map", bytes);
     let crc = input.u32()?;
     let page = input.take(input.remaining())?;
     if crc32c::crc32c(page) != crc {
-        return Err(Error::damaged(
-            "a local page of the block map is damaged: detach the volume if it is attached, remove the index directory, and attach again",
-        ));
+        return Err(damaged_row());
     }
     decode_page(page)
+}
+
+/// What is said of a page that was kept locally and is not what was kept.
+pub fn damaged_row() -> Error {
+    Error::damaged(
+        "a local page of the block map is damaged: detach the volume if it is attached, remove the index directory, and attach again",
+    )
 }
 
 #[cfg(test)]
@@ -119,13 +124,13 @@ mod tests {
     fn survives_the_way_through_bytes_and_notices_damage() {
         let page = page();
         assert_eq!(decode_page(&encode_page(&page)).unwrap(), page);
-        let sealed = seal_page(&page);
-        assert_eq!(open_page(&sealed).unwrap(), page);
+        let sealed = row_of_page(&page);
+        assert_eq!(page_of_row(&sealed).unwrap(), page);
         for at in 0..sealed.len() {
             let mut damaged = sealed.clone();
             damaged[at] ^= 16;
-            assert!(open_page(&damaged).is_err(), "byte {at}");
-            assert!(open_page(&sealed[..at]).is_err(), "cut at {at}");
+            assert!(page_of_row(&damaged).is_err(), "byte {at}");
+            assert!(page_of_row(&sealed[..at]).is_err(), "cut at {at}");
         }
     }
 

@@ -4,17 +4,23 @@
 use crate::error::{Error, Result};
 use crate::format::codec::{Reader, Writer};
 use crate::limits::{TRACE_RUNS_MAX, TRACE_UNIT_BYTES, VOLUME_BYTES_MAX};
+use crate::seal::{ITEM_OVERHEAD_BYTES, ItemPlace, Salt, VolumeKey};
 use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, Lba, SnapshotId, VolumeId};
 
 const MAGIC: &[u8; 4] = b"VRVT";
 const VERSION: u16 = 1;
+/// Incompatible feature: what follows the ids is sealed with the key of the volume.
+const FEATURE_SEALED: u32 = 1;
+/// Bytes before what is sealed.
+const FRONT_BYTES: usize = 32;
 const HEADER_BYTES: usize = 40;
 const RUN_BYTES: usize = 8;
 const CRC_BYTES: usize = 4;
 /// Units of the largest volume.
 const UNITS_MAX: u64 = VOLUME_BYTES_MAX / TRACE_UNIT_BYTES;
 /// Length of the longest trace, in bytes.
-pub const TRACE_BYTES_MAX: u64 = (HEADER_BYTES + TRACE_RUNS_MAX * RUN_BYTES + CRC_BYTES) as u64;
+pub const TRACE_BYTES_MAX: u64 =
+    (FRONT_BYTES + ITEM_OVERHEAD_BYTES + HEADER_BYTES + TRACE_RUNS_MAX * RUN_BYTES + CRC_BYTES) as u64;
 
 const _: () = assert!(UNITS_MAX < u32::MAX as u64);
 
@@ -67,6 +73,46 @@ impl Trace {
         }
         writer.crc();
         Ok(writer.bytes)
+    }
+
+    /// The trace as an object that is sealed with the key of its volume; `salt` is fresh random bits.
+    ///
+    /// # Errors
+    /// As [`Trace::encode`].
+    pub fn encode_sealed(&self, key: &VolumeKey, salt: Salt) -> Result<Vec<u8>> {
+        let mut writer = Writer::default();
+        writer.put(MAGIC).u16(VERSION).u16(0).u32(FEATURE_SEALED).u32(0).u64(self.snapshot.0).u64(self.volume.0);
+        writer.put(&key.seal_item(ItemPlace::Trace(self.snapshot), salt, &self.encode()?));
+        Ok(writer.bytes)
+    }
+
+    /// The volume that an object says it is the trace of a snapshot of, and what of it is sealed, if it is; not verified.
+    ///
+    /// # Errors
+    /// `Damaged` for what does not begin as a trace.
+    pub fn peek(id: SnapshotId, bytes: &[u8]) -> Result<(VolumeId, Option<&[u8]>)> {
+        let what = format!("the trace of {id}");
+        let mut reader = Reader::new(&what, bytes);
+        if reader.take(MAGIC.len())? != MAGIC {
+            return Err(reader.damaged("it is no trace"));
+        }
+        reader.u32()?;
+        let (incompatible, _, _) = (reader.u32()?, reader.u32()?, reader.u64()?);
+        let volume = VolumeId(reader.u64()?);
+        let is_sealed = incompatible & FEATURE_SEALED != 0;
+        Ok((volume, is_sealed.then_some(&bytes[FRONT_BYTES..])))
+    }
+
+    /// Reads what was sealed of the trace beside snapshot `id`.
+    ///
+    /// # Errors
+    /// As [`Trace::decode`].
+    pub fn decode_sealed(id: SnapshotId, item: &[u8], key: &VolumeKey) -> Result<Self> {
+        let opened = key.open_item(ItemPlace::Trace(id), item);
+        let opened = opened.ok_or_else(|| {
+            Error::damaged(format!("the trace of {id} is damaged: it does not open with the key of its volume"))
+        })?;
+        Trace::decode(id, &opened)
     }
 
     /// Reads the trace beside snapshot `id`.

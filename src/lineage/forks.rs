@@ -110,7 +110,10 @@ pub async fn create_forks(
         }
         fork
     });
-    let manifests: Vec<Manifest> = manifests.collect();
+    let mut manifests: Vec<Manifest> = manifests.collect();
+    for fork in &mut manifests {
+        ownership::encrypt_fork(store, parent, fork).await?;
+    }
     if clock::now().0.saturating_sub(forks.created_at.0) > PATIENCE.as_millis() as u64 {
         let message = format!("making forks of {} took so long that it was given up: try again", parent.volume);
         return Err(Error::new(ErrorKind::Conflict, message));

@@ -2,11 +2,13 @@
 
 use bytes::Bytes;
 
+use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::manifest::Manifest;
 use crate::format::trace::{TRACE_BYTES_MAX, Trace};
 use crate::lineage::pins;
 use crate::ownership;
+use crate::seal::Salt;
 use crate::store::{ByteRange, Condition, ObjectKey, Store, StoreErrorKind};
 use crate::units::{Sequence, SnapshotId};
 
@@ -19,7 +21,11 @@ const TRIES: usize = 4;
 /// What the store says.
 pub async fn put_trace(store: &dyn Store, trace: &Trace) -> Result<()> {
     let key = ObjectKey::trace(trace.snapshot);
-    let put = store.put(&key, Bytes::from(trace.encode()?), Condition::IfAbsent).await.map_err(Error::from);
+    let body = match store.key_of(trace.volume)? {
+        Some(sealed_with) => trace.encode_sealed(&sealed_with, Salt(clock::random_token().0))?,
+        None => trace.encode()?,
+    };
+    let put = store.put(&key, Bytes::from(body), Condition::IfAbsent).await.map_err(Error::from);
     put.map(drop).context(|| format!("cannot write the trace of {}", trace.snapshot))
 }
 
@@ -30,12 +36,28 @@ pub async fn put_trace(store: &dyn Store, trace: &Trace) -> Result<()> {
 pub async fn trace(store: &dyn Store, id: SnapshotId) -> Result<Trace> {
     // What is longer than any trace does not begin as one then.
     match store.get(&ObjectKey::trace(id), ByteRange::Suffix(TRACE_BYTES_MAX)).await {
-        Ok(fetched) => Trace::decode(id, &fetched.bytes),
+        Ok(fetched) => open(store, id, &fetched.bytes).await,
         Err(error) if error.kind == StoreErrorKind::NotFound => Err(Error::not_found(format!(
             "there is no trace of {id} in {}: one is kept when a snapshot is taken of a volume that was read since it was attached",
             store.address()
         ))),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads a trace, which may be that of any volume: its keys are looked for.
+async fn open(store: &dyn Store, id: SnapshotId, bytes: &[u8]) -> Result<Trace> {
+    let (volume, sealed) = Trace::peek(id, bytes)?;
+    if store.key_of(volume).is_err() {
+        ownership::unlock(store, &ownership::load(store, volume).await?.manifest).await?;
+    }
+    match (sealed, store.key_of(volume)?) {
+        (None, None) => Trace::decode(id, bytes),
+        (Some(item), Some(key)) => Trace::decode_sealed(id, item, &key),
+        (sealed, _) => {
+            let (trace, volume) = if sealed.is_some() { ("sealed", "is not") } else { ("not sealed", "is") };
+            Err(Error::damaged(format!("the trace of {id} is damaged: it is {trace}, and its volume {volume}")))
+        }
     }
 }
 

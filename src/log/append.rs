@@ -9,8 +9,10 @@ use super::shared::{Ends, Shared};
 use super::{LOG_RESERVE_BYTES, LogPlace};
 use crate::error::{Error, Result};
 use crate::format::log::{
-    HEADER_BYTES, RECORD_BLOCKS_MAX, RecordHeader, RecordKind, encode_bare, encode_write, write_span,
+    RECORD_BLOCKS_MAX, RecordHeader, RecordKind, RecordSeal, encode_pad, encode_write, encode_zero, write_span,
+    zero_span,
 };
+use crate::seal::LogSealer;
 use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, ByteLen, Lba, LogOffset, Sequence};
 
 /// Unsynced bytes after which the log asks for a sync by itself: bounds what a restart must write again.
@@ -35,10 +37,21 @@ pub enum NewRecord<'a> {
     },
 }
 
+/// Room for sealed payloads that is kept from batch to batch, in bytes.
+const SEALED_BYTES_KEPT: usize = 1 << 20;
+
 /// A piece of what is to be written: a range of the arena, then maybe the payload of a record.
 struct Piece {
     arena: Range<usize>,
-    record: Option<usize>,
+    payload: Payload,
+}
+
+enum Payload {
+    None,
+    /// As the client gave it with this record.
+    Given(usize),
+    /// This range of what was sealed.
+    Sealed(Range<usize>),
 }
 
 /// The one who appends. Not shared: the volume's lock is around it.
@@ -48,19 +61,23 @@ pub struct Appender {
     ends: Ends,
     /// Headers and tables of the batch at hand; kept for its capacity, as are the next two.
     arena: Vec<u8>,
+    /// Payloads of the batch at hand, sealed, and the tags of the blocks of one record.
+    sealed: Vec<u8>,
+    tags: Vec<u128>,
+    sealer: Option<Arc<LogSealer>>,
     pieces: Vec<Piece>,
     slices: Vec<IoSlice<'static>>,
 }
 
 impl NewRecord<'_> {
-    fn span(&self) -> u64 {
+    fn span(&self, sealed: bool) -> u64 {
         match self {
-            NewRecord::Write { data, .. } => write_span(data.len() as u64 / BLOCK_SIZE),
-            NewRecord::Zero { .. } => HEADER_BYTES as u64,
+            NewRecord::Write { data, .. } => write_span(data.len() as u64 / BLOCK_SIZE, sealed),
+            NewRecord::Zero { .. } => zero_span(sealed),
         }
     }
 
-    fn check(&self, ring: ByteLen) -> Result<()> {
+    fn check(&self, ring: ByteLen, sealed: bool) -> Result<()> {
         let (lba, blocks) = match self {
             NewRecord::Write { lba, data } => {
                 let blocks = data.len() as u64 / BLOCK_SIZE;
@@ -77,7 +94,7 @@ impl NewRecord<'_> {
                 "{blocks} blocks from block {lba} on cannot be a record of the write log"
             )));
         }
-        if self.span() > (ring.0 - LOG_RESERVE_BYTES) / 2 {
+        if self.span(sealed) > (ring.0 - LOG_RESERVE_BYTES) / 2 {
             return Err(Error::invalid(format!(
                 "a record of {blocks} blocks is too long for a write log of {ring} bytes"
             )));
@@ -89,7 +106,9 @@ impl NewRecord<'_> {
 impl Appender {
     pub(super) fn new(shared: Arc<Shared>, poke: Poke) -> Self {
         let ends = shared.ends();
-        Appender { shared, poke, ends, arena: Vec::new(), pieces: Vec::new(), slices: Vec::new() }
+        let sealer = shared.ring.sealing.as_ref().map(|sealing| sealing.sealer(shared.epoch, shared.incarnation));
+        let (arena, sealed, tags) = (Vec::new(), Vec::new(), Vec::new());
+        Appender { shared, poke, ends, arena, sealed, tags, sealer, pieces: Vec::new(), slices: Vec::new() }
     }
 
     /// The sequence of the next record.
@@ -112,9 +131,11 @@ impl Appender {
             return Err(error);
         }
         for record in records {
-            record.check(self.shared.ring.length)?;
+            record.check(self.shared.ring.length, self.sealer.is_some())?;
         }
         self.arena.clear();
+        self.sealed.clear();
+        self.sealed.shrink_to(SEALED_BYTES_KEPT);
         self.pieces.clear();
         let places_before = places.len();
         let (ends, lap) = self.build(records, places);
@@ -143,7 +164,7 @@ impl Appender {
         let mut ends = self.ends;
         let mut lap = None;
         for (index, record) in records.iter().enumerate() {
-            let (span, room) = (record.span(), ring.room(ends.head));
+            let (span, room) = (record.span(self.sealer.is_some()), ring.room(ends.head));
             let pad = if span > room { room } else { 0 };
             if ends.head.0 + pad + span > limit {
                 break;
@@ -157,29 +178,36 @@ impl Appender {
                 offset: ends.head,
                 first_crc: 0,
                 mark: Some(synced),
+                sealed: false,
             };
             let start = self.arena.len();
             if pad > 0 {
-                encode_bare(&header, &mut self.arena);
-                self.pieces.push(Piece { arena: start..self.arena.len(), record: None });
+                encode_pad(&header, &mut self.arena);
+                self.pieces.push(Piece { arena: start..self.arena.len(), payload: Payload::None });
                 header.offset = LogOffset(ends.head.0 + pad);
             }
             if header.offset.0.is_multiple_of(ring.length.0) && !self.pieces.is_empty() {
                 lap = Some(self.pieces.len());
             }
             let start = self.arena.len();
-            match record {
+            let payload = match record {
                 NewRecord::Write { lba, data } => {
                     header.range.start = *lba;
-                    encode_write(&header, data, &mut self.arena);
+                    encode_payload(
+                        &header,
+                        data,
+                        self.sealer.as_deref(),
+                        (&mut self.sealed, &mut self.tags, &mut self.arena),
+                    )
+                    .unwrap_or(Payload::Given(index))
                 }
                 NewRecord::Zero { lba, blocks } => {
-                    header.kind = RecordKind::Zero;
                     header.range = BlockRange::new(*lba, *blocks);
-                    encode_bare(&header, &mut self.arena);
+                    encode_zero(&header, self.sealer.as_deref(), &mut self.arena);
+                    Payload::None
                 }
-            }
-            self.pieces.push(Piece { arena: start..self.arena.len(), record: Some(index) });
+            };
+            self.pieces.push(Piece { arena: start..self.arena.len(), payload });
             let end = LogOffset(header.offset.0 + span);
             places.push(LogPlace { record: header.offset, sequence: ends.next_sequence, end });
             ends = Ends { head: end, next_sequence: ends.next_sequence.next() };
@@ -197,8 +225,14 @@ impl Appender {
                 lap_slice = Some(slices.len());
             }
             slices.push(IoSlice::new(&self.arena[piece.arena.clone()]));
-            if let Some(NewRecord::Write { data, .. }) = piece.record.map(|record| records[record]) {
-                slices.push(IoSlice::new(data));
+            match &piece.payload {
+                Payload::None => {}
+                Payload::Sealed(range) => slices.push(IoSlice::new(&self.sealed[range.clone()])),
+                Payload::Given(record) => {
+                    if let NewRecord::Write { data, .. } = records[*record] {
+                        slices.push(IoSlice::new(data));
+                    }
+                }
             }
         }
         let head = self.ends.head;
@@ -213,4 +247,24 @@ impl Appender {
         self.slices = slices.into_iter().map(|_| IoSlice::new(&[])).collect();
         result
     }
+}
+
+/// Encodes a write. If it is to be sealed, its payload is sealed behind what is in `sealed` already, and where is returned.
+fn encode_payload(
+    header: &RecordHeader,
+    data: &[u8],
+    sealer: Option<&LogSealer>,
+    (sealed, tags, arena): (&mut Vec<u8>, &mut Vec<u128>, &mut Vec<u8>),
+) -> Option<Payload> {
+    let Some(sealer) = sealer else {
+        encode_write(header, data, None, arena);
+        return None;
+    };
+    let start = sealed.len();
+    sealed.extend_from_slice(data);
+    tags.clear();
+    let payload = &mut sealed[start..];
+    sealer.seal_blocks(header.offset, payload, BLOCK_SIZE as usize, |tag| tags.push(tag));
+    encode_write(header, payload, Some(RecordSeal { sealer, tags }), arena);
+    Some(Payload::Sealed(start..sealed.len()))
 }

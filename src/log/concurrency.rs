@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::tests::{commit, identity, path, write};
+use super::tests::{commit, identity, key, key_of, path, write};
 use super::*;
 use crate::disk::simulated::SimulatedDisk;
 use crate::disk::{Disk, DiskFile, OpenMode};
@@ -106,7 +106,7 @@ impl Disk for GatedDisk {
 fn gated() -> (GatedDisk, Arc<Gate>, WriteLog) {
     let gate = Arc::new(Gate::default());
     let disk = GatedDisk(SimulatedDisk::new(), gate.clone());
-    let log = create(&disk, &path(), ByteLen(1 << 20), identity(1), Sequence(1)).unwrap();
+    let log = create(&disk, &path(), ByteLen(1 << 20), identity(1), Sequence(1), key()).unwrap();
     (disk, gate, log)
 }
 
@@ -132,7 +132,7 @@ fn a_sync_covers_only_what_was_appended_before_it_began() {
     assert_eq!(log.committer.synced_to(), late.end);
     disk.0.power_loss(3);
     drop(log);
-    assert_eq!(recover(&disk, &path()).unwrap().end(), late.end);
+    assert_eq!(recover(&disk, &path(), &key_of).unwrap().end(), late.end);
 }
 
 #[test]

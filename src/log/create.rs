@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::commit::Committer;
+use super::sealing::Sealing;
 use super::shared::{Ends, Ring, Shared};
 use super::{Appender, LOG_RESERVE_BYTES, LogReader, WriteLog};
 use crate::clock;
 use crate::disk::{Disk, OpenMode};
 use crate::error::{Context, Error, Result};
 use crate::format::log::{LogIdentity, RING_START, Superblock};
+use crate::seal::VolumeKey;
 use crate::units::{BLOCK_SIZE, ByteLen, LogOffset, Sequence};
 
 /// Zeros written when a log is created; those further on follow as it fills. Takes some 30 ms.
@@ -19,7 +21,7 @@ const CREATE_WARM_BYTES: u64 = 8 << 20;
 const RING_BYTES_MIN: u64 = 64 << 10;
 
 /// Creates an empty log at `path` for a volume whose next write gets `next_sequence`. The file appears under its name
-/// only when it is complete and durable. The directory must exist.
+/// only when it is complete and durable. The directory must exist. With the key of the volume, if it has one, its records are sealed.
 ///
 /// # Errors
 /// `Conflict` if there is a file already; `Invalid` for a length that is too small or no multiple of the block size; `Full`; `Io`.
@@ -29,6 +31,7 @@ pub fn create(
     ring_length: ByteLen,
     identity: LogIdentity,
     next_sequence: Sequence,
+    key: Option<Arc<VolumeKey>>,
 ) -> Result<WriteLog> {
     if ring_length.0 < RING_BYTES_MIN || !ring_length.0.is_multiple_of(BLOCK_SIZE) || ring_length.0 >= 1 << 62 {
         let message = format!(
@@ -69,8 +72,10 @@ pub fn create(
         tail_incarnation: incarnation,
         incarnation,
         durable_to: LogOffset(0),
+        sealed: key.is_some(),
     };
-    let ring = Ring { file, name: shown.to_string().into(), length: ring_length };
+    let sealing = key.map(|key| Arc::new(Sealing::new(key)));
+    let ring = Ring { file, name: shown.to_string().into(), length: ring_length, sealing };
     let warm_to = CREATE_WARM_BYTES.min((ring_length.0 / 8).next_multiple_of(BLOCK_SIZE));
     ring.write_superblock(&Superblock { generation: 1, ..superblock })?;
     ring.write_superblock(&superblock)?;

@@ -9,6 +9,7 @@
 //!   [`Committer::commit`] survives power loss.
 //! - Recovery finds a prefix of what was appended with all that was committed in it, and never a record of a history that was cut off.
 //! - A read verifies every byte, and answers [`LogRead::Gone`] rather than bytes of another record.
+//! - With a key, what a record changes and where is sealed; the lengths of writes, zeros and flushes show.
 //! - Space is reused only after the superblock that gives it up is durable.
 //!
 //! # Order
@@ -34,6 +35,7 @@ mod read;
 mod recover;
 mod resume;
 mod scan;
+mod sealing;
 mod shared;
 #[cfg(test)]
 mod simulation;
@@ -44,7 +46,8 @@ pub use append::{Appender, NewRecord};
 pub use commit::{Committer, SpaceFreed};
 pub use create::create;
 pub use read::{Headers, LogRead, LogReader};
-pub use recover::{Ending, Recovered, recover};
+pub use recover::{Ending, LogFront, Recovered, peek, recover};
+pub use sealing::KeyOf;
 
 pub use crate::format::log::{LogIdentity, RecordKind};
 use crate::units::{BlockRange, Epoch, LogOffset, Sequence};

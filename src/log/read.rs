@@ -7,6 +7,7 @@ use std::io::IoSliceMut;
 use std::sync::Arc;
 
 use super::scan::{Found, Window, record_at};
+use super::sealing::open_blocks;
 use super::shared::{Ring, Shared};
 use super::{LogPlace, RecordView};
 use crate::error::{Error, Result};
@@ -105,13 +106,13 @@ pub(super) fn read_record(ring: &Ring, record: LogOffset, first: u64, buffer: &m
     let mut scratch = [0; SCRATCH_BYTES];
     let blocks = buffer.len() as u64 / BLOCK_SIZE;
     // Most reads want all of a short record: then header, table and payload come in one call.
-    let known = HEADER_BYTES + table_bytes(blocks);
+    let known = HEADER_BYTES + table_bytes(blocks, ring.sealing.is_some());
     if first == 0 && known <= SCRATCH_BYTES && (known + buffer.len()) as u64 <= ring.room(record) {
         let front = &mut scratch[..known];
         ring.read(&mut [IoSliceMut::new(front), IoSliceMut::new(buffer)], record)?;
         let header = expect_write(ring, front, record)?;
         if header.range.count.0 == blocks {
-            return verify(ring, front, &header, first, buffer);
+            return verify_and_open(ring, front, &header, first, buffer);
         }
     }
     let length = (SCRATCH_BYTES as u64).min(ring.room(record)) as usize;
@@ -134,7 +135,7 @@ pub(super) fn read_record(ring: &Ring, record: LogOffset, first: u64, buffer: &m
         &long[..]
     };
     ring.read(&mut [IoSliceMut::new(buffer)], LogOffset(header.payload().0 + first * BLOCK_SIZE))?;
-    verify(ring, front, &header, first, buffer)
+    verify_and_open(ring, front, &header, first, buffer)
 }
 
 /// The header in `front`, if it is the expected one; its checksum is not looked at yet.
@@ -144,6 +145,14 @@ fn expect_write(ring: &Ring, front: &[u8], record: LogOffset) -> Result<RecordHe
     header.ok_or_else(|| damaged(ring, record))
 }
 
+fn verify_and_open(ring: &Ring, front: &[u8], header: &RecordHeader, first: u64, buffer: &mut [u8]) -> Result<()> {
+    verify(ring, front, header, first, buffer)?;
+    if header.sealed != ring.sealing.is_some() {
+        return Err(damaged(ring, header.offset));
+    }
+    open_blocks(ring, header, front, first, buffer)
+}
+
 fn verify(ring: &Ring, front: &[u8], header: &RecordHeader, first: u64, buffer: &[u8]) -> Result<()> {
     if !header_verifies(front) {
         return Err(damaged(ring, header.offset));
@@ -151,8 +160,8 @@ fn verify(ring: &Ring, front: &[u8], header: &RecordHeader, first: u64, buffer: 
     for (index, block) in buffer.chunks_exact(BLOCK_SIZE as usize).enumerate() {
         let index = first + index as u64;
         if expected_crc(front, index) != Some(block_crc(block)) && !simulated::has(Mutation::IgnoreChecksum) {
-            let lba = header.range.start.0 + index;
-            let message = format!("block {lba} in the write log {} at {} is damaged", ring.name, header.offset);
+            let message =
+                format!("block {index} of the record at {} of the write log {} is damaged", header.offset, ring.name);
             return Err(Error::damaged(message));
         }
     }

@@ -7,9 +7,11 @@
 
 use std::io::IoSliceMut;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::read::{Headers, read_record};
 use super::scan::{Chain, Found, Window, look_beyond, payload_verifies, record_at};
+use super::sealing::{KeyOf, Sealing};
 use super::shared::Ring;
 use super::{LogIdentity, RecordKind};
 use crate::disk::{Disk, DiskFile, OpenMode};
@@ -118,12 +120,42 @@ impl Recovered {
     }
 }
 
-/// Reads a log and verifies every byte from its tail on.
+/// What a log says of itself before its records are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogFront {
+    /// Who it belongs to; whoever wrote the newest records may have a newer epoch.
+    pub identity: LogIdentity,
+    /// True if its records are sealed.
+    pub sealed: bool,
+}
+
+/// Looks at the superblock of a log.
 ///
 /// # Errors
-/// `NotFound`; `Damaged` if it is no log or neither superblock is whole; `Unsupported` for a newer version; `Io`. Damage among the records
-/// is no error here: see [`Recovered::ending`].
-pub fn recover(disk: &dyn Disk, path: &Path) -> Result<Recovered> {
+/// As [`recover`].
+pub fn peek(disk: &dyn Disk, path: &Path) -> Result<LogFront> {
+    open(disk, path).map(|(_, superblock)| LogFront { identity: superblock.identity, sealed: superblock.sealed })
+}
+
+/// Reads a log and verifies every byte from its tail on, with the key of its volume, if that has one.
+///
+/// # Errors
+/// `NotFound`; `Damaged` if it is no log, neither superblock is whole, or a record does not open with the key; `Unsupported` for a newer version;
+/// `Io`; what `key_of` says. Damage among the records is no error here: see [`Recovered::ending`].
+pub fn recover(disk: &dyn Disk, path: &Path, key_of: KeyOf<'_>) -> Result<Recovered> {
+    let (file, superblock) = open(disk, path)?;
+    let shown = path.display();
+    let key = key_of(superblock.identity.volume)?;
+    if key.is_some() != superblock.sealed {
+        let (log, volume) = if superblock.sealed { ("is", "is not") } else { ("is not", "is") };
+        return Err(Error::damaged(format!("the write log {shown} {log} encrypted, though its volume {volume}")));
+    }
+    let sealing = key.map(|key| Arc::new(Sealing::new(key)));
+    let ring = Ring { file, name: shown.to_string().into(), length: superblock.ring_length, sealing };
+    Scan::new(ring, superblock).run()
+}
+
+fn open(disk: &dyn Disk, path: &Path) -> Result<(Arc<dyn DiskFile>, Superblock)> {
     let shown = path.display();
     let file = disk.open(path, OpenMode::Existing).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Error::not_found(format!("there is no write log at {shown}")),
@@ -141,8 +173,7 @@ pub fn recover(disk: &dyn Disk, path: &Path) -> Result<Recovered> {
         );
         return Err(Error::damaged(message));
     }
-    let ring = Ring { file, name: shown.to_string().into(), length: superblock.ring_length };
-    Scan::new(ring, superblock).run()
+    Ok((file, superblock))
 }
 
 /// The newest valid one of the two copies.

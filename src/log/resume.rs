@@ -10,7 +10,7 @@ use super::{LogIdentity, WriteLog};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::log::{
-    FENCE_SPAN, FenceBody, HEADER_BYTES, RecordHeader, RecordKind, Superblock, encode_bare, encode_fence,
+    FENCE_SPAN, FenceBody, HEADER_BYTES, RecordHeader, RecordKind, Superblock, encode_fence, encode_pad,
 };
 use crate::units::{BlockCount, BlockRange, Lba, LogOffset};
 
@@ -45,10 +45,11 @@ impl Recovered {
             offset: at,
             first_crc: 0,
             mark: Some(self.durable_to.min(at)),
+            sealed: false,
         };
         let mut pad = Vec::new();
         if self.ring.room(at) < FENCE_SPAN {
-            encode_bare(&header, &mut pad);
+            encode_pad(&header, &mut pad);
             header.offset = LogOffset(at.0 + self.ring.room(at));
         }
         let head = LogOffset(header.offset.0 + FENCE_SPAN);

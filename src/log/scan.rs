@@ -3,6 +3,7 @@
 use std::io::IoSliceMut;
 
 use super::read::fence_body;
+use super::sealing::opened;
 use super::shared::Ring;
 use crate::error::Result;
 use crate::format::log::{
@@ -60,15 +61,16 @@ pub(super) enum Found {
 
 /// Looks at a place.
 pub(super) fn record_at(window: &mut Window, offset: LogOffset) -> Result<Found> {
-    let ring_length = window.ring.length;
+    let ring = window.ring.clone();
     let bytes = window.get(offset, HEADER_BYTES)?;
-    let header = bytes.first_chunk::<HEADER_BYTES>().and_then(|bytes| peek_header(bytes, offset, ring_length));
+    let header = bytes.first_chunk::<HEADER_BYTES>().and_then(|bytes| peek_header(bytes, offset, ring.length));
     let Some(header) = header else { return Ok(Found::Nothing) };
     let bytes = window.get(offset, HEADER_BYTES + header.extension_bytes())?;
     if !header_verifies(bytes) {
         return Ok(Found::Claim(header));
     }
     let fence = if header.kind == RecordKind::Fence { fence_body(bytes) } else { None };
+    let header = opened(&ring, header, bytes)?;
     Ok(Found::Record(header, fence))
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Condvar, Mutex};
 
 use super::LOG_RESERVE_BYTES;
+use super::sealing::Sealing;
 use crate::disk::DiskFile;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::log::{RING_START, SUPERBLOCK_BYTES, Superblock, encode_superblock, superblock_slot};
@@ -25,6 +26,8 @@ pub(super) struct Ring {
     /// The file's path, for messages.
     pub name: Arc<str>,
     pub length: ByteLen,
+    /// With the key of the volume, if it has one.
+    pub sealing: Option<Arc<Sealing>>,
 }
 
 impl Ring {

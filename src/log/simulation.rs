@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::tests::{RING, commit, content, identity, new_log, path};
+use super::tests::{RING, commit, content, identity, key_of, new_log, path};
 use super::*;
 use crate::disk::simulated::SimulatedDisk;
 use crate::units::{BlockCount, Lba};
@@ -149,7 +149,7 @@ impl World {
         }
         let head = log.appender.head();
         drop(log);
-        let recovered = recover(&self.disk, &path()).unwrap();
+        let recovered = recover(&self.disk, &path(), &key_of).unwrap();
         assert!(!matches!(recovered.ending(), Ending::Damaged { .. }), "seed {seed}: {:?}", recovered.ending());
         let last = recovered.last_sequence();
         let appended = self.records.back().map_or(last, |record| record.place.sequence);
@@ -240,13 +240,13 @@ fn l3_a_crash_while_resuming_is_recovered_from() {
             drop(log);
             let faulty = FaultDisk::new(std::sync::Arc::new(world.disk.clone()));
             faulty.fail(Operation::Sync, 1 + seed % 2, std::io::ErrorKind::Other);
-            let recovered = recover(&faulty, &path()).unwrap();
+            let recovered = recover(&faulty, &path(), &key_of).unwrap();
             let last = recovered.last_sequence();
             world.records.retain(|record| record.place.sequence <= last);
             assert!(last >= world.committed);
             assert!(recovered.resume(identity(world.epoch + 1), false).is_err());
             world.disk.power_loss(seed + 1);
-            let recovered = recover(&world.disk, &path()).unwrap();
+            let recovered = recover(&world.disk, &path(), &key_of).unwrap();
             assert!(!matches!(recovered.ending(), Ending::Damaged { .. }), "seed {seed}");
             let kept = recovered.last_sequence();
             assert!(kept >= world.committed && kept <= last, "seed {seed}");

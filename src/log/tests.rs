@@ -7,6 +7,8 @@ use crate::disk::fault::{FaultDisk, Operation};
 use crate::disk::host::HostDisk;
 use crate::disk::simulated::SimulatedDisk;
 use crate::error::{ErrorKind, Result};
+use crate::seal::VolumeKey;
+pub(super) use crate::seal::test_key as key;
 use crate::units::{BlockCount, ByteLen, Lba, StoreId, Token, UnixMillis, VolumeId};
 
 pub(super) const RING: ByteLen = ByteLen(256 << 10);
@@ -26,7 +28,7 @@ pub(super) fn path() -> PathBuf {
 }
 
 pub(super) fn new_log(disk: &dyn Disk) -> WriteLog {
-    create(disk, &path(), RING, identity(1), Sequence(1)).unwrap()
+    create(disk, &path(), RING, identity(1), Sequence(1), key()).unwrap()
 }
 
 /// `blocks` blocks of which each tells the sequence it was written as.
@@ -58,6 +60,12 @@ pub(super) fn release(log: &WriteLog, to: LogOffset, next: Sequence) {
     receiver.recv().unwrap();
 }
 
+/// The logs of these tests are sealed.
+#[allow(clippy::unnecessary_wraps, reason = "it stands for one that may fail")]
+pub(super) fn key_of(_volume: VolumeId) -> Result<Option<Arc<VolumeKey>>> {
+    Ok(key())
+}
+
 fn read(log: &WriteLog, place: LogPlace, first: u32, blocks: u64) -> Result<(LogRead, Vec<u8>)> {
     let mut buffer = vec![0; (blocks * 4096) as usize];
     let read = log.reader.read_blocks(place.record, first, &mut buffer)?;
@@ -68,7 +76,7 @@ fn read(log: &WriteLog, place: LogPlace, first: u32, blocks: u64) -> Result<(Log
 fn what_was_appended_is_read_back_in_any_part() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
-    let mut log = create(&HostDisk, &path, ByteLen(16 << 20), identity(1), Sequence(5)).unwrap();
+    let mut log = create(&HostDisk, &path, ByteLen(16 << 20), identity(1), Sequence(5), key()).unwrap();
     let data = content(6, 1200);
     let one = content(5, 1);
     let records = [
@@ -92,9 +100,12 @@ fn what_was_appended_is_read_back_in_any_part() {
     commit(&log).unwrap();
     assert_eq!(log.committer.synced_to(), places[2].end);
     drop(log);
-    let recovered = recover(&HostDisk, &path).unwrap();
+    let recovered = recover(&HostDisk, &path, &key_of).unwrap();
     assert_eq!((recovered.ending(), recovered.end(), recovered.record_count()), (Ending::Clean, places[2].end, 3));
-    assert_eq!(create(&HostDisk, &path, RING, identity(1), Sequence(1)).err().unwrap().kind(), ErrorKind::Conflict);
+    assert_eq!(
+        create(&HostDisk, &path, RING, identity(1), Sequence(1), key()).err().unwrap().kind(),
+        ErrorKind::Conflict
+    );
 }
 
 #[test]
@@ -169,7 +180,7 @@ fn l4_a_failed_sync_poisons_and_is_never_repeated() {
     assert_eq!(log.committer.synced_to(), place.end);
     drop(log);
     assert_eq!(disk.counts().syncs, syncs, "no sync after the one that failed");
-    let recovered = recover(&disk, &path()).unwrap();
+    let recovered = recover(&disk, &path(), &key_of).unwrap();
     assert_eq!(recovered.last_sequence(), Sequence(2));
     let log = recovered.resume(identity(2), false).unwrap();
     commit(&log).unwrap();
@@ -190,7 +201,7 @@ fn l5_a_failed_or_short_write_poisons_and_nothing_of_it_is_promised() {
         assert_eq!(commit(&log).unwrap_err().kind(), ErrorKind::Io);
         assert_eq!(read(&log, place, 1, 1).unwrap().0, LogRead::Done);
         drop(log);
-        let recovered = recover(&disk, &path()).unwrap();
+        let recovered = recover(&disk, &path(), &key_of).unwrap();
         assert_eq!((recovered.last_sequence(), recovered.end()), (Sequence(1), place.end));
     }
 }
@@ -236,7 +247,7 @@ fn dropping_the_committer_answers_all_who_wait() {
     drop(log);
     receiver.recv().unwrap().unwrap();
     disk.power_loss(1);
-    assert_eq!(recover(&disk, &path()).unwrap().end(), place.end);
+    assert_eq!(recover(&disk, &path(), &key_of).unwrap().end(), place.end);
 }
 
 fn file_byte(offset: LogOffset) -> u64 {
@@ -268,7 +279,7 @@ fn l6_rot_in_every_byte_class_is_told_from_a_torn_tail() {
     for byte in (0..128).chain(payload) {
         disk.flip_bit(&path(), file_byte(bad.record) + byte, (byte % 8) as u8).unwrap();
         let before = disk.content(&path()).unwrap();
-        let recovered = recover(&disk, &path()).unwrap();
+        let recovered = recover(&disk, &path(), &key_of).unwrap();
         let Ending::Damaged { at, blocks, records_beyond } = recovered.ending() else {
             panic!("byte {byte}: {:?}", recovered.ending())
         };
@@ -279,12 +290,12 @@ fn l6_rot_in_every_byte_class_is_told_from_a_torn_tail() {
         assert!(disk.content(&path()).unwrap() == before, "a refusal changes nothing");
         disk.flip_bit(&path(), file_byte(bad.record) + byte, (byte % 8) as u8).unwrap();
     }
-    assert_eq!(recover(&disk, &path()).unwrap().ending(), Ending::Clean);
+    assert_eq!(recover(&disk, &path(), &key_of).unwrap().ending(), Ending::Clean);
     disk.flip_bit(&path(), file_byte(bad.record) + 200, 0).unwrap();
-    let log = recover(&disk, &path()).unwrap().resume(identity(2), true).unwrap();
+    let log = recover(&disk, &path(), &key_of).unwrap().resume(identity(2), true).unwrap();
     assert_eq!(log.appender.next_sequence(), Sequence(2));
     drop(log);
-    assert_ne!(recover(&disk, &path()).unwrap().last_sequence(), Sequence(3));
+    assert_ne!(recover(&disk, &path(), &key_of).unwrap().last_sequence(), Sequence(3));
 }
 
 #[test]
@@ -294,7 +305,7 @@ fn l6_rot_in_the_last_records_is_damage_after_a_clean_stop() {
     let place = write(&mut log, 1);
     drop(log);
     disk.flip_bit(&path(), file_byte(place.record) + 77, 3).unwrap();
-    assert!(matches!(recover(&disk, &path()).unwrap().ending(), Ending::Damaged { .. }));
+    assert!(matches!(recover(&disk, &path(), &key_of).unwrap().ending(), Ending::Damaged { .. }));
 }
 
 #[test]
@@ -323,7 +334,7 @@ fn misdirect(disk: &SimulatedDisk, from: u64, to: u64, length: usize) {
 fn l9_a_misdirected_record_is_not_taken_for_another() {
     let (disk, places) = synced_log();
     misdirect(&disk, file_byte(places[0].record), file_byte(places[2].record), 4160);
-    let recovered = recover(&disk, &path()).unwrap();
+    let recovered = recover(&disk, &path(), &key_of).unwrap();
     assert_eq!(recovered.last_sequence(), Sequence(2));
     let log = recovered.resume(identity(2), true).unwrap();
     let mut buffer = [0; 4096];
@@ -334,12 +345,12 @@ fn l9_a_misdirected_record_is_not_taken_for_another() {
 #[test]
 fn l8_a_log_of_another_volume_or_a_newer_epoch_is_refused() {
     let disk = SimulatedDisk::new();
-    let log = create(&disk, &path(), RING, identity(5), Sequence(1)).unwrap();
+    let log = create(&disk, &path(), RING, identity(5), Sequence(1), key()).unwrap();
     drop(log);
     let other = LogIdentity { volume: VolumeId(99), ..identity(6) };
-    assert_eq!(recover(&disk, &path()).unwrap().identity(), identity(5));
+    assert_eq!(recover(&disk, &path(), &key_of).unwrap().identity(), identity(5));
     for wrong in [other, identity(4)] {
-        let error = recover(&disk, &path()).unwrap().resume(wrong, false).err().unwrap();
+        let error = recover(&disk, &path(), &key_of).unwrap().resume(wrong, false).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Invalid);
     }
 }
@@ -351,7 +362,7 @@ fn l8_records_of_another_volumes_log_are_not_followed() {
     let place = write(&mut ours, 1);
     let theirs = PathBuf::from("/state/other.log");
     let mut log =
-        create(&disk, &theirs, RING, LogIdentity { volume: VolumeId(3), ..identity(1) }, Sequence(1)).unwrap();
+        create(&disk, &theirs, RING, LogIdentity { volume: VolumeId(3), ..identity(1) }, Sequence(1), key()).unwrap();
     write(&mut log, 1);
     write(&mut log, 1);
     drop((ours, log));
@@ -359,7 +370,7 @@ fn l8_records_of_another_volumes_log_are_not_followed() {
     let at = file_byte(place.end);
     let file = disk.open(&path(), crate::disk::OpenMode::Existing).unwrap();
     file.write_at(&[std::io::IoSlice::new(&bytes[at as usize..at as usize + 4160])], at).unwrap();
-    let recovered = recover(&disk, &path()).unwrap();
+    let recovered = recover(&disk, &path(), &key_of).unwrap();
     assert_eq!((recovered.end(), recovered.ending()), (place.end, Ending::Clean));
 }
 
@@ -377,7 +388,7 @@ fn l3_a_record_behind_a_lost_one_never_comes_back() {
     drop(log);
     let file = disk.open(&path(), crate::disk::OpenMode::Existing).unwrap();
     file.write_at(&[std::io::IoSlice::new(&[0; 4160])], file_byte(lost.record)).unwrap();
-    let recovered = recover(&disk, &path()).unwrap();
+    let recovered = recover(&disk, &path(), &key_of).unwrap();
     assert_eq!((recovered.end(), recovered.ending()), (lost.record, Ending::Torn { records_beyond: 1 }));
     let mut log = recovered.resume(identity(2), false).unwrap();
     // As long as the lost record was, with the fence before it: the next place is the old record's.
@@ -390,7 +401,7 @@ fn l3_a_record_behind_a_lost_one_never_comes_back() {
     commit(&log).unwrap();
     disk.kill();
     drop(log);
-    let recovered = recover(&disk, &path()).unwrap();
+    let recovered = recover(&disk, &path(), &key_of).unwrap();
     assert_eq!((recovered.end(), recovered.ending()), (stale.record, Ending::Clean));
 }
 
@@ -405,11 +416,11 @@ fn a_host_that_crashes_on_every_start_does_not_fill_its_log() {
     let last = log.appender.next_sequence();
     drop(log);
     for epoch in 2..200 {
-        let log = recover(&disk, &path()).unwrap().resume(identity(epoch), false).unwrap();
+        let log = recover(&disk, &path(), &key_of).unwrap().resume(identity(epoch), false).unwrap();
         assert_eq!(log.appender.next_sequence(), last);
         disk.kill();
         drop(log);
-        let recovered = recover(&disk, &path()).unwrap();
+        let recovered = recover(&disk, &path(), &key_of).unwrap();
         assert_eq!((recovered.identity(), recovered.ending()), (identity(epoch), Ending::Clean));
     }
 }
@@ -417,12 +428,12 @@ fn a_host_that_crashes_on_every_start_does_not_fill_its_log() {
 #[test]
 fn what_is_no_log_is_refused_with_a_clear_error() {
     let disk = SimulatedDisk::new();
-    assert_eq!(recover(&disk, &path()).err().unwrap().kind(), ErrorKind::NotFound);
+    assert_eq!(recover(&disk, &path(), &key_of).err().unwrap().kind(), ErrorKind::NotFound);
     let file = disk.open(Path::new("/state/x"), crate::disk::OpenMode::CreateNew).unwrap();
-    assert_eq!(recover(&disk, Path::new("/state/x")).err().unwrap().kind(), ErrorKind::Damaged);
+    assert_eq!(recover(&disk, Path::new("/state/x"), &key_of).err().unwrap().kind(), ErrorKind::Damaged);
     file.allocate(1 << 20).unwrap();
-    assert_eq!(recover(&disk, Path::new("/state/x")).err().unwrap().kind(), ErrorKind::Damaged);
-    assert!(create(&disk, &path(), ByteLen(4097), identity(1), Sequence(1)).is_err());
+    assert_eq!(recover(&disk, Path::new("/state/x"), &key_of).err().unwrap().kind(), ErrorKind::Damaged);
+    assert!(create(&disk, &path(), ByteLen(4097), identity(1), Sequence(1), key()).is_err());
 }
 
 #[test]
@@ -440,10 +451,10 @@ fn l6_rot_in_either_superblock_costs_nothing() {
         disk.kill();
         drop(log);
         disk.flip_bit(&path(), slot + 100, 1).unwrap();
-        let recovered = recover(&disk, &path()).unwrap();
+        let recovered = recover(&disk, &path(), &key_of).unwrap();
         assert_eq!((recovered.tail_sequence(), recovered.last_sequence()), (last.sequence, last.sequence));
         disk.flip_bit(&path(), (slot + 4096) % 8192 + 100, 1).unwrap();
-        assert_eq!(recover(&disk, &path()).err().unwrap().kind(), ErrorKind::Damaged);
+        assert_eq!(recover(&disk, &path(), &key_of).err().unwrap().kind(), ErrorKind::Damaged);
     }
 }
 
@@ -455,7 +466,7 @@ fn a_log_that_was_closed_writes_nothing_any_more_while_the_next_carries_on_with_
     let mut places = Vec::new();
     old.appender.append(&[NewRecord::Write { lba: Lba(0), data: &data }], &mut places).unwrap();
     old.committer.close();
-    let mut new = recover(&disk, &path()).unwrap().resume(identity(2), false).unwrap();
+    let mut new = recover(&disk, &path(), &key_of).unwrap().resume(identity(2), false).unwrap();
     for sequence in 2..8 {
         let data = content(sequence, 2);
         new.appender.append(&[NewRecord::Write { lba: Lba(sequence), data: &data }], &mut places).unwrap();
@@ -467,7 +478,7 @@ fn a_log_that_was_closed_writes_nothing_any_more_while_the_next_carries_on_with_
     // With this its zeros and its superblock would follow.
     drop(old);
     drop(new);
-    let recovered = recover(&disk, &path()).unwrap();
+    let recovered = recover(&disk, &path(), &key_of).unwrap();
     assert_eq!(recovered.ending(), Ending::Clean);
     assert_eq!(recovered.last_sequence(), Sequence(7));
 }

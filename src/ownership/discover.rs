@@ -161,8 +161,10 @@ pub enum Sealing {
 /// # Errors
 /// What the store says.
 pub async fn seal_epoch(store: &dyn Store, id: SegmentId, token: Token, last: Sequence) -> Result<Sealing> {
-    let header = SegmentHeader { id, token, first: last.next(), last, created_at: clock::now(), seal: true };
-    match store.put(&ObjectKey::segment(id), build_seal(header)?, Condition::IfAbsent).await {
+    let header =
+        SegmentHeader { id, token, first: last.next(), last, created_at: clock::now(), seal: true, salt: None };
+    let key = store.key_of(id.volume)?;
+    match store.put(&ObjectKey::segment(id), build_seal(header, key.as_deref())?, Condition::IfAbsent).await {
         Ok(_) => Ok(Sealing::Sealed),
         Err(error) if error.kind == StoreErrorKind::PreconditionFailed => Ok(Sealing::Occupied),
         Err(error) => Err(error.into()),
@@ -187,8 +189,9 @@ mod tests {
     /// A segment of epoch 1 that holds this place of the sequence.
     fn segment(number: u64, place: u64) -> Bytes {
         let (place, token, created_at) = (Sequence(place), Token(1), UnixMillis(0));
-        let header = SegmentHeader { id: id(number), token, first: place, last: place, created_at, seal: false };
-        let mut builder = SegmentBuilder::new(header, BlockCount(1)).unwrap();
+        let header =
+            SegmentHeader { id: id(number), token, first: place, last: place, created_at, seal: false, salt: None };
+        let mut builder = SegmentBuilder::new(header, BlockCount(1), None).unwrap();
         builder.push_zero(BlockRange::new(Lba(number), BlockCount(1)));
         builder.finish().unwrap().bytes
     }

@@ -4,14 +4,19 @@
 //! shrinks by less than an eighth is stored as it is, and after several such frames in a row only
 //! every eighth is tried until one pays again.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::segment::{
-    Codec, EntryKind, FrameEntry, HEADER_BYTES, IndexEntry, SegmentHeader, SegmentIndex, encode_header, encode_tail,
+    Codec, EntryKind, FrameEntry, HEADER_BYTES, IndexEntry, IndexSeal, SegmentHeader, SegmentIndex, encode_header,
+    encode_tail,
 };
 use crate::limits::FRAME_BLOCKS;
 use crate::map::SegmentPlace;
+use crate::seal::{FrameSeal, ObjectSealer, Salt, VolumeKey};
 use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, Lba};
 
 const FRAME_BYTES: usize = (FRAME_BLOCKS * BLOCK_SIZE) as usize;
@@ -37,6 +42,8 @@ pub struct BuiltSegment {
 /// Builds one segment.
 pub struct SegmentBuilder {
     header: SegmentHeader,
+    key: Option<Arc<VolumeKey>>,
+    sealer: Option<ObjectSealer>,
     out: Vec<u8>,
     frame: Vec<u8>,
     compressed: Vec<u8>,
@@ -48,11 +55,13 @@ pub struct SegmentBuilder {
 }
 
 impl SegmentBuilder {
-    /// Begins a segment that will hold about `expected` blocks.
+    /// Begins a segment that will hold about `expected` blocks, sealed with the key of its volume if it has one.
     ///
     /// # Errors
     /// `Io` if the compressor cannot be made.
-    pub fn new(header: SegmentHeader, expected: BlockCount) -> Result<Self> {
+    pub fn new(header: SegmentHeader, expected: BlockCount, key: Option<Arc<VolumeKey>>) -> Result<Self> {
+        let header = salted(header, key.as_deref());
+        let sealer = key.as_ref().zip(header.salt).map(|(key, salt)| key.segment(header.id, salt));
         let compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)
             .map_err(|error| Error::io("cannot make a zstd compressor", &error))?;
         // Room for all of it, compressed or not: what is not touched takes no memory, but growing would leave copies of half and a quarter of
@@ -62,6 +71,8 @@ impl SegmentBuilder {
         out.extend_from_slice(&encode_header(&header));
         Ok(SegmentBuilder {
             header,
+            key,
+            sealer,
             out,
             frame: Vec::with_capacity(FRAME_BYTES),
             compressed: vec![0; zstd::zstd_safe::compress_bound(FRAME_BYTES)],
@@ -143,7 +154,8 @@ impl SegmentBuilder {
     pub fn finish(mut self) -> Result<BuiltSegment> {
         self.end_frame()?;
         let frames_end = self.out.len() as u64;
-        self.out.extend_from_slice(&encode_tail(&self.header, &self.frames, &self.entries, frames_end)?);
+        let seal = IndexSeal::of(self.key.as_deref());
+        self.out.extend_from_slice(&encode_tail(&self.header, &self.frames, &self.entries, frames_end, seal)?);
         let object_length = self.out.len() as u64;
         let index = SegmentIndex { header: self.header, frames: self.frames, entries: self.entries, object_length };
         Ok(BuiltSegment { bytes: Bytes::from(self.out), index })
@@ -192,7 +204,7 @@ impl SegmentBuilder {
         let offset = u32::try_from(self.out.len()).map_err(|_| Error::invalid("a segment cannot be this large"))?;
         let attempt = self.futile < FUTILE_FRAMES || self.futile.is_multiple_of(TRY_EVERY);
         let mut codec = Codec::Raw;
-        let mut stored: &[u8] = &self.frame;
+        let mut packed: &[u8] = &self.frame;
         if attempt {
             let length = self
                 .compressor
@@ -200,20 +212,24 @@ impl SegmentBuilder {
                 .map_err(|error| Error::io("zstd failed", &error))?;
             if length < self.frame.len() - self.frame.len() / 8 {
                 codec = Codec::Zstd;
-                stored = &self.compressed[..length];
+                packed = &self.compressed[..length];
             }
         }
         self.futile = if codec == Codec::Zstd { 0 } else { self.futile + 1 };
+        self.out.extend_from_slice(packed);
+        let stored = &mut self.out[offset as usize..];
+        let seal = self.header.salt.zip(self.sealer.as_ref()).map(|(salt, sealer)| {
+            // A segment has far fewer frames than a word counts.
+            FrameSeal { salt, tag: sealer.seal_frame(self.frames.len() as u32, stored) }
+        });
         self.frames.push(FrameEntry {
             offset,
             stored_length: stored.len() as u32,
             blocks: (self.frame.len() as u64 / BLOCK_SIZE) as u16,
             codec,
-            key_id: 0,
             crc: crc32c::crc32c(stored),
-            tag: 0,
+            seal,
         });
-        self.out.extend_from_slice(stored);
         self.frame.clear();
         Ok(())
     }
@@ -223,13 +239,19 @@ fn too_many_blocks() -> Error {
     Error::invalid("a segment cannot hold this many blocks")
 }
 
-/// Builds the object that ends an epoch.
+/// The header of a segment of a volume with this key: every object gets random bits of its own.
+fn salted(header: SegmentHeader, key: Option<&VolumeKey>) -> SegmentHeader {
+    SegmentHeader { salt: key.map(|_| Salt(clock::random_token().0)), ..header }
+}
+
+/// Builds the object that ends an epoch, sealed with the key of its volume if it has one.
 ///
 /// # Errors
 /// As [`SegmentBuilder::finish`].
-pub fn build_seal(header: SegmentHeader) -> Result<Bytes> {
+pub fn build_seal(header: SegmentHeader, key: Option<&VolumeKey>) -> Result<Bytes> {
     assert!(header.seal, "a seal says that it is one");
+    let header = salted(header, key);
     let mut out = encode_header(&header);
-    out.extend_from_slice(&encode_tail(&header, &[], &[], HEADER_BYTES as u64)?);
+    out.extend_from_slice(&encode_tail(&header, &[], &[], HEADER_BYTES as u64, IndexSeal::of(key))?);
     Ok(Bytes::from(out))
 }

@@ -4,7 +4,8 @@
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::segment::{Codec, FrameEntry, SegmentIndex, decode_index, decode_trailer};
+use crate::format::segment::{Codec, FrameEntry, IndexSeal, SegmentIndex, decode_index, decode_trailer};
+use crate::seal::VolumeKey;
 use crate::store::{ByteRange, Fetched, ObjectKey, Store};
 use crate::units::{BLOCK_SIZE, SegmentId};
 
@@ -26,6 +27,7 @@ pub async fn fetch_index(store: &dyn Store, id: SegmentId) -> Result<SegmentInde
 }
 
 async fn fetch_index_once(store: &dyn Store, id: SegmentId) -> Result<SegmentIndex> {
+    let volume_key = store.key_of(id.volume)?;
     let key = ObjectKey::segment(id);
     let tail = store.get(&key, ByteRange::Suffix(INDEX_SUFFIX_BYTES)).await?;
     let length = tail.object_length;
@@ -34,15 +36,15 @@ async fn fetch_index_once(store: &dyn Store, id: SegmentId) -> Result<SegmentInd
     if trailer.tail_length() > bytes.len() as u64 {
         bytes = store.get(&key, ByteRange::Suffix(trailer.tail_length())).await?.bytes;
     }
-    decode_index(id, &trailer, &bytes)
+    decode_index(id, &trailer, &bytes, IndexSeal::of(volume_key.as_deref()))
 }
 
 /// Reads the index from the last bytes of an object, kept locally, for instance.
 ///
 /// # Errors
 /// `Damaged` or `Unsupported`.
-pub fn parse_object_tail(id: SegmentId, tail: &[u8], object_length: u64) -> Result<SegmentIndex> {
-    decode_index(id, &decode_trailer(id, tail, object_length)?, tail)
+pub fn parse_object_tail(id: SegmentId, tail: &[u8], object_length: u64, seal: IndexSeal<'_>) -> Result<SegmentIndex> {
+    decode_index(id, &decode_trailer(id, tail, object_length)?, tail, seal)
 }
 
 /// Fetches the stored bytes of frames, which are in order, with one request: what lies between them comes with it.
@@ -71,24 +73,30 @@ pub fn is_intact(frame: &FrameEntry, stored: &Bytes) -> bool {
     stored.len() == frame.stored_length as usize && crc32c::crc32c(stored) == frame.crc
 }
 
-/// Verifies the stored bytes of a frame and returns its blocks.
+/// Verifies the stored bytes of a frame and returns its blocks. `key` is that of its volume, if it has one.
 ///
 /// # Errors
-/// `Damaged` if they are not what was written, `Unsupported` if they are encrypted.
-pub fn open_frame(id: SegmentId, number: u32, frame: &FrameEntry, stored: &Bytes) -> Result<Bytes> {
+/// `Damaged` if they are not what was written, or sealed otherwise than with this key.
+pub fn open_frame(
+    id: SegmentId,
+    number: u32,
+    frame: &FrameEntry,
+    stored: &Bytes,
+    key: Option<&VolumeKey>,
+) -> Result<Bytes> {
     let damaged = |why: &str| Error::damaged(format!("frame {number} of segment {id} is damaged: {why}"));
-    if frame.key_id != 0 {
-        return Err(Error::new(ErrorKind::Unsupported, format!("frame {number} of segment {id} is encrypted")));
-    }
     if !is_intact(frame, stored) {
         return Err(damaged("its checksum is wrong"));
     }
     let length = usize::from(frame.blocks) * BLOCK_SIZE as usize;
-    let plain = match frame.codec {
+    let opened = unseal(id, number, frame, stored, key).map_err(damaged)?;
+    let plain = match (frame.codec, opened) {
+        (Codec::Raw, Some(opened)) => Bytes::from(opened),
         // A copy of its own: a slice would keep the whole fetched range alive in the cache.
-        Codec::Raw => Bytes::copy_from_slice(stored),
-        Codec::Zstd => {
-            let plain = zstd::bulk::decompress(stored, length).map_err(|error| damaged(&error.to_string()))?;
+        (Codec::Raw, None) => Bytes::copy_from_slice(stored),
+        (Codec::Zstd, opened) => {
+            let packed = opened.as_deref().unwrap_or(stored);
+            let plain = zstd::bulk::decompress(packed, length).map_err(|error| damaged(&error.to_string()))?;
             Bytes::from(plain)
         }
     };
@@ -96,4 +104,28 @@ pub fn open_frame(id: SegmentId, number: u32, frame: &FrameEntry, stored: &Bytes
         return Err(damaged("it holds fewer blocks than its index says"));
     }
     Ok(plain)
+}
+
+/// The bytes of a frame without their seal; `None` if they have none, as in a volume without a key.
+fn unseal(
+    id: SegmentId,
+    number: u32,
+    frame: &FrameEntry,
+    stored: &Bytes,
+    key: Option<&VolumeKey>,
+) -> std::result::Result<Option<Vec<u8>>, &'static str> {
+    match (frame.seal, key) {
+        (None, None) => Ok(None),
+        (Some(seal), Some(key)) => {
+            let mut bytes = stored.to_vec();
+            let is_open = key.segment(id, seal.salt).open_frame(number, seal.tag, &mut bytes);
+            if is_open {
+                Ok(Some(bytes))
+            } else {
+                Err("it was changed, or sealed with another key or for another place")
+            }
+        }
+        (None, Some(_)) => Err("it is not encrypted, though its volume is"),
+        (Some(_), None) => Err("it is encrypted, though its volume is not"),
+    }
 }

@@ -3,8 +3,9 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 
 use super::*;
-use crate::format::segment::{Codec, EntryKind, SegmentHeader};
+use crate::format::segment::{Codec, EntryKind, IndexSeal, SegmentHeader};
 use crate::map::SegmentPlace;
+use crate::seal::test_key as key;
 use crate::units::*;
 
 fn header(seal: bool) -> SegmentHeader {
@@ -15,6 +16,7 @@ fn header(seal: bool) -> SegmentHeader {
         last: Sequence(180),
         created_at: UnixMillis(1_700_000_000_000),
         seal,
+        salt: None,
     }
 }
 
@@ -29,7 +31,7 @@ fn content(lba: u64, random: bool) -> Vec<u8> {
 }
 
 fn build(runs: &[(u64, u64, bool)]) -> BuiltSegment {
-    let mut builder = SegmentBuilder::new(header(false), BlockCount(64)).unwrap();
+    let mut builder = SegmentBuilder::new(header(false), BlockCount(64), key()).unwrap();
     for &(start, count, random) in runs {
         builder
             .push_data(BlockRange::new(Lba(start), BlockCount(count)), |from, buffer| {
@@ -53,7 +55,7 @@ fn read_block(segment: &BuiltSegment, lba: u64) -> Option<Vec<u8>> {
         {
             let (number, frame, within) = segment.index.frame_of(block + (lba - start) as u32)?;
             let stored = segment.bytes.slice(frame.offset as usize..(frame.offset + frame.stored_length) as usize);
-            let plain = open_frame(id, number, frame, &stored).unwrap();
+            let plain = open_frame(id, number, frame, &stored, key().as_deref()).unwrap();
             return Some(plain[within * BLOCK_SIZE as usize..][..BLOCK_SIZE as usize].to_vec());
         }
     }
@@ -64,7 +66,13 @@ fn read_block(segment: &BuiltSegment, lba: u64) -> Option<Vec<u8>> {
 fn what_was_packed_is_read_back() {
     let runs = [(3, 1, false), (10, 37, true), (100, 80, false), (4000, 9, true)];
     let segment = build(&runs);
-    let parsed = parse_object_tail(header(false).id, &segment.bytes, segment.bytes.len() as u64).unwrap();
+    let parsed = parse_object_tail(
+        header(false).id,
+        &segment.bytes,
+        segment.bytes.len() as u64,
+        IndexSeal::of(key().as_deref()),
+    )
+    .unwrap();
     assert_eq!(parsed, segment.index);
     for (start, count, random) in runs {
         for lba in start..start + count {
@@ -77,8 +85,9 @@ fn what_was_packed_is_read_back() {
 
 #[test]
 fn a_seal_is_an_empty_segment() {
-    let bytes = build_seal(header(true)).unwrap();
-    let index = parse_object_tail(header(true).id, &bytes, bytes.len() as u64).unwrap();
+    let bytes = build_seal(header(true), key().as_deref()).unwrap();
+    let index =
+        parse_object_tail(header(true).id, &bytes, bytes.len() as u64, IndexSeal::of(key().as_deref())).unwrap();
     assert!(index.header.seal && index.frames.is_empty() && index.entries.is_empty());
     assert_eq!(index.header.last, Sequence(180));
 }
@@ -86,7 +95,7 @@ fn a_seal_is_an_empty_segment() {
 #[test]
 fn moved_entries_keep_the_old_place() {
     let old = SegmentPlace { segment: SegmentId { volume: VolumeId(4), ..header(false).id }, block: 12 };
-    let mut builder = SegmentBuilder::new(header(false), BlockCount(1)).unwrap();
+    let mut builder = SegmentBuilder::new(header(false), BlockCount(1), key()).unwrap();
     builder
         .push_moved(BlockRange::new(Lba(5), BlockCount(2)), old, |_, buffer| {
             buffer.fill(1);
@@ -94,7 +103,13 @@ fn moved_entries_keep_the_old_place() {
         })
         .unwrap();
     let segment = builder.finish().unwrap();
-    let parsed = parse_object_tail(header(false).id, &segment.bytes, segment.bytes.len() as u64).unwrap();
+    let parsed = parse_object_tail(
+        header(false).id,
+        &segment.bytes,
+        segment.bytes.len() as u64,
+        IndexSeal::of(key().as_deref()),
+    )
+    .unwrap();
     assert_eq!(parsed.entries[0].kind, EntryKind::Moved { block: 0, old });
 }
 
@@ -109,7 +124,7 @@ fn every_flipped_bit_is_noticed_or_harmless() {
         let length = bytes.len() as u64;
         let damaged = Bytes::from(bytes);
         let frames_end = segment.index.frames.last().map(|f| (f.offset + f.stored_length) as usize).unwrap();
-        match parse_object_tail(id, &damaged, length) {
+        match parse_object_tail(id, &damaged, length, IndexSeal::of(key().as_deref())) {
             Err(_) => assert!(position >= frames_end),
             Ok(index) => {
                 assert!(position < frames_end);
@@ -120,7 +135,10 @@ fn every_flipped_bit_is_noticed_or_harmless() {
                     .find(|(_, f)| (f.offset as usize..(f.offset + f.stored_length) as usize).contains(&position));
                 if let Some((number, frame)) = hurt {
                     let stored = damaged.slice(frame.offset as usize..(frame.offset + frame.stored_length) as usize);
-                    assert!(open_frame(id, number as u32, frame, &stored).is_err(), "byte {position}");
+                    assert!(
+                        open_frame(id, number as u32, frame, &stored, key().as_deref()).is_err(),
+                        "byte {position}"
+                    );
                 }
             }
         }
@@ -142,9 +160,11 @@ fn hostile_bytes_are_refused_without_great_allocations() {
             }
         }
         let changed = bytes != segment.bytes;
-        let parsed = parse_object_tail(id, &bytes, bytes.len() as u64);
+        let parsed = parse_object_tail(id, &bytes, bytes.len() as u64, IndexSeal::of(key().as_deref()));
         assert!(!changed || parsed.is_err() || parsed.is_ok_and(|index| index == segment.index));
     }
     let other = SegmentId { number: SegmentNumber(6), ..id };
-    assert!(parse_object_tail(other, &segment.bytes, segment.bytes.len() as u64).is_err());
+    assert!(
+        parse_object_tail(other, &segment.bytes, segment.bytes.len() as u64, IndexSeal::of(key().as_deref())).is_err()
+    );
 }

@@ -254,6 +254,8 @@ pub struct VolumeSummary {
     pub name: String,
     /// Region it was created in.
     pub region: String,
+    /// How it is encrypted, if it is.
+    pub encryption: Option<EncryptionSummary>,
     /// Whether it is in use.
     pub state: VolumeState,
     /// Size in bytes.
@@ -289,6 +291,19 @@ pub struct VolumeSummary {
     pub purge_after: Option<UnixMillis>,
 }
 
+/// How a volume is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncryptionSummary {
+    /// What seals its data.
+    pub cipher: String,
+    /// What its keys are wrapped with: `key`, `passphrase` or `command`.
+    pub wrapping: String,
+    /// Fingerprint of that key, if it has one.
+    pub key: Option<String>,
+    /// True if its keys were destroyed, and its content with them.
+    pub shredded: bool,
+}
+
 /// What a volume is created from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewVolume {
@@ -304,13 +319,15 @@ pub struct NewVolume {
     pub schedule: Option<SnapshotSchedule>,
     /// How many seconds of its past it can go back to; none of them, if zero.
     pub history_seconds: u64,
+    /// True if it gets a key of its own. One that begins with the content of another is encrypted if that is, whatever this says.
+    pub encrypted: bool,
 }
 
 impl NewVolume {
-    /// A volume in the region `default`, with durability `local`, no snapshots by themselves, and no history.
+    /// A volume in the region `default`, with durability `local`, no snapshots by themselves, no history, and not encrypted.
     pub fn named(name: impl Into<String>, size: ByteLen) -> Self {
         let (region, durability) = ("default".to_owned(), Durability::Local);
-        NewVolume { name: name.into(), size, region, durability, schedule: None, history_seconds: 0 }
+        NewVolume { name: name.into(), size, region, durability, schedule: None, history_seconds: 0, encrypted: false }
     }
 }
 

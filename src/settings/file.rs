@@ -28,6 +28,7 @@ pub struct FileSettings {
     pub(super) regions: BTreeMap<String, RegionSettings>,
     pub(super) state: Option<PathBuf>,
     pub(super) control: Option<PathBuf>,
+    pub(super) key: Vec<String>,
     #[serde(deserialize_with = "addresses")]
     pub(super) nbd: Vec<SocketAddr>,
     pub(super) nbd_unix: Option<PathBuf>,

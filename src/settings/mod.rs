@@ -1,4 +1,4 @@
-//! Settings of both binaries: from flags, then the environment (`VARVE_STORE`, `VARVE_STATE`, `VARVE_CONTROL`,
+//! Settings of both binaries: from flags, then the environment (`VARVE_STORE`, `VARVE_STATE`, `VARVE_CONTROL`, `VARVE_KEY`,
 //! `VARVE_CONFIG`), then the settings file (TOML), then defaults.
 //!
 //! | key | default | what |
@@ -8,6 +8,7 @@
 //! | `[regions.NAME]` | none | another region: `store`, and `endpoint`, `aws-region`, `profile` where they differ from what the environment says |
 //! | `state` | `DATA/varve/state` | local directory: write logs, map, read cache |
 //! | `control` | `STATE/control.sock` | the control socket |
+//! | `key` | `file:CONFIG/varve/key` | where the keys are kept that volumes are encrypted with, the first for new ones: `file:PATH`, `env:NAME`, `passphrase-file:PATH`, `passphrase-env:NAME`, `command:PROGRAM` |
 //! | `nbd` | `127.0.0.1:10809` | TCP addresses for NBD clients; the default holds if no address and no Unix socket is given |
 //! | `nbd-unix` | none | Unix socket for NBD clients |
 //! | `log-size` | 2 GiB | write log of each attached volume |
@@ -28,7 +29,7 @@
 //! | `idle-time` | none | time without requests after which an NBD connection is closed |
 //! | `transfer-size` | 256 MiB | long requests, and requests not answered at once, of all NBD connections in memory |
 //!
-//! DATA is `$XDG_DATA_HOME`, or `$HOME/.local/share`. The keys are those of the file; the flags have the same names with
+//! DATA is `$XDG_DATA_HOME`, or `$HOME/.local/share`; CONFIG is `$XDG_CONFIG_HOME`, or `$HOME/.config`, or `/etc`. The keys are those of the file; the flags have the same names with
 //! `--` before them. Both binaries read the same file. A key that is not in the table is an error.
 
 use std::collections::BTreeMap;
@@ -78,6 +79,9 @@ pub struct SharedArguments {
     /// Control socket of the daemon [default: control.sock in the state directory]
     #[arg(long, value_name = "PATH", env = "VARVE_CONTROL", hide_env_values = true, global = true)]
     pub control: Option<PathBuf>,
+    /// Where a key is kept that volumes are encrypted with: file:PATH, env:NAME, passphrase-file:PATH, passphrase-env:NAME or command:PROGRAM; may be repeated [default: file:.config/varve/key]
+    #[arg(long, value_name = "SOURCE", env = "VARVE_KEY", hide_env_values = true, global = true)]
+    pub key: Vec<String>,
     /// Settings file (TOML)
     #[arg(long, value_name = "FILE", env = "VARVE_CONFIG", hide_env_values = true, global = true)]
     pub config: Option<PathBuf>,
@@ -212,6 +216,10 @@ pub struct SharedSettings {
     pub control: PathBuf,
     /// The region of the store, and the stores of others.
     pub regions: Regions,
+    /// Where keys are kept, as text; the first for new volumes.
+    pub keys: Vec<String>,
+    /// The key file that stands in `keys` because nobody named another.
+    pub default_key: Option<PathBuf>,
 }
 
 /// All that varved needs to know.
@@ -262,6 +270,8 @@ pub struct Settings {
 pub struct Places {
     /// `$XDG_DATA_HOME`.
     pub data_home: Option<PathBuf>,
+    /// `$XDG_CONFIG_HOME`.
+    pub config_home: Option<PathBuf>,
     /// `$HOME`.
     pub home: Option<PathBuf>,
 }
@@ -270,7 +280,13 @@ impl Places {
     /// From the environment of this process. Relative paths are ignored, as the XDG specification demands.
     pub fn from_environment() -> Self {
         let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        Places { data_home: absolute("XDG_DATA_HOME"), home: absolute("HOME") }
+        let (data_home, config_home) = (absolute("XDG_DATA_HOME"), absolute("XDG_CONFIG_HOME"));
+        Places { data_home, config_home, home: absolute("HOME") }
+    }
+
+    fn key_file(&self) -> PathBuf {
+        let config = self.config_home.clone().or_else(|| Some(self.home.as_ref()?.join(".config")));
+        config.unwrap_or_else(|| PathBuf::from("/etc")).join("varve").join("key")
     }
 
     fn data(&self, flag: &str) -> Result<PathBuf> {
@@ -313,7 +329,10 @@ impl SharedArguments {
             state.map_or_else(|| Ok(places.data("--state")?.join("state")), |path| absolute(path, "--state"))?;
         let control = self.control.clone().or_else(|| file.control.clone());
         let control = control.map_or_else(|| Ok(state.join("control.sock")), |path| absolute(path, "--control"))?;
-        Ok(SharedSettings { store, state, control, regions })
+        let named = if self.key.is_empty() { &file.key } else { &self.key };
+        let default_key = named.is_empty().then(|| places.key_file());
+        let keys = default_key.as_ref().map_or_else(|| named.clone(), |path| vec![format!("file:{}", path.display())]);
+        Ok(SharedSettings { store, state, control, regions, keys, default_key })
     }
 }
 

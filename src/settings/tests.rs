@@ -5,7 +5,7 @@ use clap::{CommandFactory, Parser};
 use super::*;
 
 fn places() -> Places {
-    Places { data_home: None, home: Some("/home/ada".into()) }
+    Places { data_home: None, config_home: None, home: Some("/home/ada".into()) }
 }
 
 fn daemon(arguments: &[&str]) -> Result<Settings> {
@@ -200,7 +200,7 @@ fn there_are_no_more_than_these_settings_and_all_but_the_clients_have_a_flag() {
     command.clone().debug_assert();
     let flags: Vec<_> =
         command.get_arguments().filter_map(clap::Arg::get_long).filter(|&flag| flag != "config").collect();
-    assert_eq!(flags.len(), 22);
+    assert_eq!(flags.len(), 23);
     for flag in flags {
         // A known key with a value of the wrong type is refused, but never as unknown.
         let error = FileSettings::parse(&format!("{flag} = {{}}"), std::path::Path::new("f")).unwrap_err();

@@ -6,6 +6,7 @@
 //! | `key` | names of objects, and nothing else makes one |
 //! | `s3`, `directory`, `memory` | the implementations; all three pass `tests/store.rs` |
 //! | `retry`, `meter`, `fault` | wrappers: same trait in, same trait out |
+//! | `keyed` | the keys by which objects are sealed, carried beside the store |
 //! | `regions` | several stores as one: a volume's objects are where the volume is |
 //! | `probe` | is this store fit to be trusted with fencing? |
 //! | `open` | from a URL to a store in its wrappers |
@@ -20,12 +21,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::keys::Keyring;
+use crate::seal::VolumeKey;
 use crate::units::VolumeId;
 
 mod directory;
 mod fault;
 mod key;
+mod keyed;
 mod memory;
 mod meter;
 mod open;
@@ -37,6 +41,7 @@ mod s3;
 pub use directory::DirectoryStore;
 pub use fault::{Effect, Faults, Gate, Logged, Matching};
 pub use key::ObjectKey;
+pub use keyed::Keyed;
 pub use memory::MemoryStore;
 pub use meter::{Counts, Meter};
 pub use open::{OpenStore, StoreUrl, open, open_with_regions, wrap};
@@ -229,6 +234,21 @@ pub trait Store: Send + Sync + 'static {
 
     /// Says that a volume is in the region of this name. What stands for one region alone has no use for it.
     fn place(&self, _volume: VolumeId, _region: &str) {}
+
+    /// The keys by which objects of volumes are sealed. Without any, all volumes are plain.
+    fn keyring(&self) -> Option<&Arc<Keyring>> {
+        None
+    }
+}
+
+impl dyn Store {
+    /// The key by which the objects of a volume are sealed; `None` if they are not.
+    ///
+    /// # Errors
+    /// `Denied` if the volume was not unlocked.
+    pub fn key_of(&self, volume: VolumeId) -> Result<Option<Arc<VolumeKey>>> {
+        self.keyring().map_or(Ok(None), |keyring| keyring.key_of(volume))
+    }
 }
 
 /// All objects whose names begin with `prefix`, sorted: for where there are not more than memory may hold.

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{Counts, DirectoryStore, Meter, Regions, Retry, RetryPolicy, S3Store, Store};
+use super::{Counts, DirectoryStore, Keyed, Meter, Regions, Retry, RetryPolicy, S3Store, Store};
 use crate::error::{Error, Result};
+use crate::keys::Keyring;
 use crate::settings::{RegionSettings, SharedSettings};
 
 /// Where a store is.
@@ -103,7 +104,7 @@ pub async fn open(url: &str, create: bool) -> Result<OpenStore> {
     Ok(wrap(open_bare(&there, create).await?))
 }
 
-/// Opens the store that the settings name, and behind it those of the other regions. One of these that cannot be opened is an error for
+/// Opens the store that the settings name with the keys that they name, and behind it those of the other regions. One of these that cannot be opened is an error for
 /// those who need something there.
 ///
 /// # Errors
@@ -112,9 +113,11 @@ pub async fn open_with_regions(settings: &SharedSettings, create: bool) -> Resul
     let regions = &settings.regions;
     let named = regions.home().filter(|home| home.store == settings.store).cloned();
     let home = named.unwrap_or_else(|| RegionSettings { store: settings.store.clone(), ..RegionSettings::default() });
+    let keyring = Keyring::new(settings.keys.iter().map(|source| source.parse()).collect::<Result<_>>()?);
     let home = wrap(open_bare(&home, create).await?);
     if regions.own.is_none() && regions.named.is_empty() {
-        return Ok(home);
+        let store = Arc::new(Keyed::new(home.store.clone(), Arc::new(keyring)));
+        return Ok(OpenStore { store, ..home });
     }
     let mut others = BTreeMap::new();
     for (name, there) in regions.others() {
@@ -123,7 +126,7 @@ pub async fn open_with_regions(settings: &SharedSettings, create: bool) -> Resul
         others.insert(name.to_owned(), opened);
     }
     let store = Arc::new(Regions::new(home.store.clone(), regions.own.clone(), others));
-    Ok(OpenStore { store, ..home })
+    Ok(OpenStore { store: Arc::new(Keyed::new(store, Arc::new(keyring))), ..home })
 }
 
 async fn open_bare(there: &RegionSettings, create: bool) -> Result<Arc<dyn Store>> {

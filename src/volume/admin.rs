@@ -1,13 +1,17 @@
 //! What `varve` does straight on the store, without an owner: creating, listing, destroying and bringing back volumes.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::Manifest;
+use crate::keys::KeySource;
 use crate::lineage;
+use crate::log::Recovered;
 use crate::ownership::{self, Loaded};
-use crate::service::{DumpTarget, NewVolume, OwnerSummary, Swept, VolumeState, VolumeSummary};
+use crate::seal::{Cipher, Encryption, Wrapping};
+use crate::service::{DumpTarget, EncryptionSummary, NewVolume, OwnerSummary, Swept, VolumeState, VolumeSummary};
 use crate::settings::SharedSettings;
 use crate::store::{self, Store};
 use crate::units::{UnixMillis, VolumeId};
@@ -45,7 +49,9 @@ impl Admin {
     /// `Invalid` for a region that is not known; what the store says.
     pub async fn create_volume(&self, new: NewVolume) -> Result<VolumeSummary> {
         let elsewhere = lineage::region_to_make_in(&*self.store, self.named_region(&new)).await?;
-        let manifest = new_manifest(new);
+        let encrypted = new.encrypted;
+        let mut manifest = new_manifest(new);
+        ownership::prepare_new(&*self.store, &mut manifest, encrypted).await?;
         if let Some(region) = elsewhere {
             self.store.place(manifest.volume, &region);
         }
@@ -96,11 +102,12 @@ impl Admin {
         self.load(id).await.map(|loaded| summary(&loaded.manifest))
     }
 
-    /// Destroys a volume that nobody owns. It can be brought back for a day.
+    /// Destroys a volume that nobody owns. It can be brought back for a day, unless its keys are `shredded`: then what it held is lost at once, also
+    /// if it was destroyed before.
     ///
     /// # Errors
-    /// `Busy` if somebody owns it, naming the owner; `Invalid` if it is destroyed already.
-    pub async fn destroy_volume(&self, id: VolumeId) -> Result<VolumeSummary> {
+    /// `Busy` if somebody owns it, naming the owner; `Invalid` if it is destroyed already, or is to be shredded and is not encrypted.
+    pub async fn destroy_volume(&self, id: VolumeId, shredded: bool) -> Result<VolumeSummary> {
         self.change(id, |manifest| {
             if let Some(owner) = &manifest.owner {
                 return Err(Error::new(
@@ -111,10 +118,12 @@ impl Admin {
                     ),
                 ));
             }
-            if manifest.destroyed_at.is_some() {
+            if shredded {
+                shred(manifest)?;
+            } else if manifest.destroyed_at.is_some() {
                 return Err(Error::invalid(format!("volume {id} is destroyed already")));
             }
-            manifest.destroyed_at = Some(clock::now());
+            manifest.destroyed_at.get_or_insert_with(clock::now);
             Ok(())
         })
         .await
@@ -139,6 +148,11 @@ impl Admin {
                     "volume {id} was destroyed more than 24 hours ago and cannot be brought back"
                 )));
             }
+            if is_shredded(manifest) {
+                return Err(Error::invalid(format!(
+                    "the keys of volume {id} were destroyed: nothing can bring back what it held"
+                )));
+            }
             manifest.destroyed_at = None;
             Ok(())
         })
@@ -151,6 +165,22 @@ impl Admin {
     /// What the store says to a listing; what could not be removed is in the answer.
     pub async fn purge(&self) -> Result<Swept> {
         purge::sweep(&*self.store, clock::now()).await
+    }
+
+    /// Wraps the keys of a volume, which may be in use, with another source. Its data stays as it is.
+    ///
+    /// # Errors
+    /// `Invalid` if it is not encrypted; `Denied` without the key that it is encrypted with; what the source and the store say.
+    pub async fn rotate_keys(&self, id: VolumeId, to: &KeySource) -> Result<VolumeSummary> {
+        ownership::rotate(&*self.store, id, to).await.map(|loaded| summary(&loaded.manifest))
+    }
+
+    /// Opens a write log, wherever it lies, with the key of its volume if that is encrypted.
+    ///
+    /// # Errors
+    /// What the log and the store say.
+    pub async fn open_log(&self, path: &Path) -> Result<Recovered> {
+        dump::recover_anywhere(&self.store, path).await
     }
 
     /// Prints an object as a person can read it.
@@ -181,12 +211,42 @@ impl Admin {
 
 /// The manifest of a volume that was never attached: empty, and complete.
 pub(super) fn new_manifest(new: NewVolume) -> Manifest {
-    let NewVolume { name, size, region, durability, schedule, history_seconds } = new;
+    let NewVolume { name, size, region, durability, schedule, history_seconds, encrypted: _ } = new;
     let now = clock::now();
     let first = Manifest::first(VolumeId(clock::random_u64()), name, size, now, clock::random_token());
     let mut manifest = Manifest { region, durability, schedule, history_seconds, ..first };
     lineage::note_present(&mut manifest, now);
     manifest
+}
+
+/// Destroys the keys of a volume.
+fn shred(manifest: &mut Manifest) -> Result<()> {
+    let id = manifest.volume;
+    let Some(encryption) = &mut manifest.encryption else {
+        return Err(Error::invalid(format!(
+            "volume {id} is not encrypted, so there is no key to destroy: without --shred it is destroyed, and its objects are deleted a day later"
+        )));
+    };
+    if encryption.keys.take().is_none() {
+        return Err(Error::invalid(format!("the keys of volume {id} are destroyed already")));
+    }
+    Ok(())
+}
+
+fn is_shredded(manifest: &Manifest) -> bool {
+    manifest.encryption.as_ref().is_some_and(|encryption| encryption.keys.is_none())
+}
+
+/// What is said of a volume's encryption: how, and what opens it.
+fn describe(encryption: &Encryption) -> EncryptionSummary {
+    let (wrapping, key) = match &encryption.wrapping {
+        Wrapping::Key { id } => ("key", Some(id.clone())),
+        Wrapping::Passphrase { id, .. } => ("passphrase", Some(id.clone())),
+        Wrapping::Command => ("command", None),
+    };
+    let Cipher::Aes256Gcm = encryption.cipher;
+    let cipher = "AES-256-GCM".to_owned();
+    EncryptionSummary { cipher, wrapping: wrapping.to_owned(), key, shredded: encryption.keys.is_none() }
 }
 
 /// A volume as people see it.
@@ -201,6 +261,7 @@ pub(super) fn summary(manifest: &Manifest) -> VolumeSummary {
         id: manifest.volume,
         name: manifest.name.clone(),
         region: manifest.region.clone(),
+        encryption: manifest.encryption.as_ref().map(describe),
         state,
         size: manifest.size,
         stored_bytes: manifest.stored_bytes,

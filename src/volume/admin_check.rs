@@ -28,6 +28,7 @@ impl Admin {
             Ok(loaded) if loaded.manifest.destroyed_at == Some(purge::MARK) => check::remains(&*self.store, id).await?,
             Ok(loaded) => {
                 let manifest = &loaded.manifest;
+                ownership::unlock(&*self.store, manifest).await?;
                 check::check(&self.store, &id.to_string(), &manifest.moment(), Some(manifest), progress).await?
             }
             Err(error) if error.kind() == ErrorKind::NotFound => match check::remains(&*self.store, id).await? {
@@ -50,6 +51,7 @@ impl Admin {
         progress: &mut (dyn FnMut(CheckProgress) + Send),
     ) -> Result<CheckReport> {
         let found = lineage::find(&*self.store, id).await?;
+        ownership::unlock(&*self.store, &found.volume.manifest).await?;
         check::check(&self.store, &id.to_string(), &found.moment, None, progress).await
     }
 

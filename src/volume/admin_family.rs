@@ -96,7 +96,7 @@ impl Admin {
     pub async fn fork_volume(&self, id: VolumeId, new: NewForks) -> Result<Vec<VolumeSummary>> {
         check_count(&new)?;
         let forks = ForksToMake::new(&*self.store, new.count, new.region.as_deref()).await?;
-        let pinned = ownership::change(&*self.store, id, |manifest| {
+        let pinned = ownership::change_unlocked(&*self.store, id, |manifest| {
             only_if_free(manifest, "fork")?;
             let moment = manifest.moment();
             forks.pin(manifest, &moment);
@@ -124,7 +124,7 @@ impl Admin {
             return Err(too_small(&format!("snapshot {snapshot}"), found.moment.size, new.size));
         }
         let forks = ForksToMake::new(&*self.store, count, self.named_region(&new)).await?;
-        let pinned = ownership::change(&*self.store, found.volume.manifest.volume, |manifest| {
+        let pinned = ownership::change_unlocked(&*self.store, found.volume.manifest.volume, |manifest| {
             if lineage::find_snapshot(manifest, snapshot, forks.created_at).is_none() {
                 return Err(Error::not_found(format!("snapshot {snapshot} was destroyed meanwhile")));
             }
@@ -171,7 +171,7 @@ impl Admin {
     async fn pin_past(&self, id: VolumeId, time: UnixMillis, forks: &ForksToMake) -> Result<(Manifest, Moment)> {
         let mut known: Option<(PastMoment, Moment)> = None;
         loop {
-            let loaded = ownership::load(&*self.store, id).await?;
+            let loaded = ownership::load_unlocked(&*self.store, id).await?;
             let manifest = &loaded.manifest;
             lineage::only_if_usable(manifest)?;
             let past = lineage::past_before(manifest, time, clock::now())?;

@@ -74,6 +74,7 @@ impl Admin {
         let mut counter = UsageCounter::default();
         let mut counted: Vec<Counted<'_>> = Vec::new();
         for &manifest in family {
+            ownership::unlock(&*self.store, manifest).await?;
             let moment = lineage::current_moment(&*self.store, manifest).await?;
             counted.push(Counted { manifest, snapshot: None, moment });
             let now = clock::now();

@@ -9,6 +9,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::lineage::Moment;
 use crate::format::manifest::Manifest;
+use crate::format::segment::IndexSeal;
 use crate::format::segment::{EntryKind, SegmentIndex};
 use crate::limits::PAGE_BLOCKS;
 use crate::map::{LogOverlay, LogPlace, MapPage, OverlayPlace, PageIndex, SegmentPlace};
@@ -198,7 +199,8 @@ async fn verify_segment(
         Err(error) => return Ok(Some((Damage::All, tolerate_store(error)?))),
     };
     report.bytes = ByteLen(report.bytes.0 + fetched.bytes.len() as u64);
-    let index = match parse_object_tail(id, &fetched.bytes, fetched.object_length) {
+    let key = store.key_of(id.volume)?;
+    let index = match parse_object_tail(id, &fetched.bytes, fetched.object_length, IndexSeal::of(key.as_deref())) {
         Ok(index) => index,
         Err(error) => return Ok(Some((Damage::All, error.to_string()))),
     };
@@ -209,7 +211,7 @@ async fn verify_segment(
     for (number, frame) in index.frames.iter().enumerate() {
         let number = number as u32;
         let stored = fetched.bytes.slice(frame.offset as usize..(frame.offset + frame.stored_length) as usize);
-        if let Err(error) = open_frame(id, number, frame, &stored) {
+        if let Err(error) = open_frame(id, number, frame, &stored, key.as_deref()) {
             frames.insert(number);
             first.get_or_insert(error.to_string());
         }

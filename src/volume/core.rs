@@ -17,6 +17,7 @@ use crate::limits::PAGE_BLOCKS;
 use crate::log::{Appender, Committer, LogReader};
 use crate::map::LogOverlay;
 use crate::ownership::{self, Loaded};
+use crate::seal::VolumeKey;
 use crate::service::{AttachedStatus, Durability};
 use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentId, Sequence, Token, VolumeId};
 use crate::volume::cleaning::{Books, Hydrating, Relocation};
@@ -43,6 +44,8 @@ pub struct Volume {
     pub(super) name: Mutex<String>,
     pub(super) size: AtomicU64,
     pub(super) shared: Arc<Shared>,
+    /// By which its objects are sealed, if they are.
+    pub(super) key: Option<Arc<VolumeKey>>,
     pub(super) gate: Gate,
     pub(super) writer: Mutex<Appender>,
     pub(super) log: LogReader,

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use crate::checkpoint::Checkpoint;
 use crate::disk::host::HostDisk;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::manifest::Manifest;
 use crate::format::map_object;
-use crate::format::segment::{EntryKind, SegmentIndex, decode_header};
-use crate::log;
+use crate::format::segment::{EntryKind, IndexSeal, SegmentIndex, decode_header};
+use crate::log::{self, Recovered};
 use crate::ownership;
+use crate::seal::VolumeKey;
 use crate::segment::{fetch_index, parse_object_tail};
 use crate::service::DumpTarget;
 use crate::store::Store;
@@ -25,7 +26,10 @@ pub async fn dump(store: &Arc<dyn Store>, target: DumpTarget) -> Result<String> 
     match target {
         DumpTarget::Manifest(id) => manifest(&ownership::load(&**store, id).await?.manifest),
         DumpTarget::Checkpoint(id) => checkpoint(store, id).await,
-        DumpTarget::Segment(id) => Ok(segment(&fetch_index(&**store, id).await?)),
+        DumpTarget::Segment(id) => {
+            unlock(store, id.volume).await?;
+            Ok(segment(&fetch_index(&**store, id).await?))
+        }
         DumpTarget::ManifestFile(path) => {
             let bytes = read_file(&path)?;
             let envelope: serde_json::Value = serde_json::from_slice(&bytes)
@@ -45,10 +49,15 @@ pub async fn dump(store: &Arc<dyn Store>, target: DumpTarget) -> Result<String> 
         DumpTarget::SegmentFile(path) => {
             let bytes = read_file(&path)?;
             let id = segment_id(&bytes).context(|| path.display().to_string())?;
-            decode_header(id, &bytes)?;
-            Ok(segment(&parse_object_tail(id, &bytes, bytes.len() as u64)?))
+            let header = decode_header(id, &bytes)?;
+            let key = match header.salt {
+                Some(_) => key_of(store, id.volume).await?,
+                None => None,
+            };
+            let seal = IndexSeal::of(key.as_deref());
+            Ok(segment(&parse_object_tail(id, &bytes, bytes.len() as u64, seal)?))
         }
-        DumpTarget::LogFile(path) => log_file(&path),
+        DumpTarget::LogFile(path) => log_file(store, &path).await,
     }
 }
 
@@ -59,7 +68,7 @@ fn manifest(manifest: &Manifest) -> Result<String> {
 }
 
 async fn checkpoint(store: &Arc<dyn Store>, id: VolumeId) -> Result<String> {
-    let manifest = ownership::load(&**store, id).await?.manifest;
+    let manifest = ownership::load_unlocked(&**store, id).await?.manifest;
     let Some(reference) = manifest.checkpoint else {
         return Ok(format!("{id} has no checkpoint yet: everything is replayed from its first segment\n"));
     };
@@ -99,8 +108,13 @@ fn segment(index: &SegmentIndex) -> String {
         line(
             &mut out,
             format_args!(
-                "frame {number}: {} blocks, {} bytes at {}, {:?}, crc {:08x}, key {}",
-                frame.blocks, frame.stored_length, frame.offset, frame.codec, frame.crc, frame.key_id
+                "frame {number}: {} blocks, {} bytes at {}, {:?}, crc {:08x}, {}",
+                frame.blocks,
+                frame.stored_length,
+                frame.offset,
+                frame.codec,
+                frame.crc,
+                if frame.seal.is_some() { "sealed" } else { "not sealed" }
             ),
         );
     }
@@ -123,8 +137,8 @@ fn segment(index: &SegmentIndex) -> String {
     out
 }
 
-fn log_file(path: &Path) -> Result<String> {
-    let recovered = log::recover(&HostDisk, path)?;
+async fn log_file(store: &Arc<dyn Store>, path: &Path) -> Result<String> {
+    let recovered = recover_anywhere(store, path).await?;
     let identity = recovered.identity();
     let mut out = format!(
         "write log of {} in {}\nepoch: {}\nwritten by: {}\nring: {} bytes\ntail: {}\nend: {}\nlast record: {}\nending: {:?}\n",
@@ -150,6 +164,32 @@ fn log_file(path: &Path) -> Result<String> {
         );
     }
     Ok(out)
+}
+
+/// Opens a write log, wherever it lies: with the key of its volume, which the store knows if it is encrypted.
+///
+/// # Errors
+/// What the log and the store say.
+pub(super) async fn recover_anywhere(store: &Arc<dyn Store>, path: &Path) -> Result<Recovered> {
+    let front = log::peek(&HostDisk, path)?;
+    if !front.sealed {
+        return log::recover(&HostDisk, path, &|_| Ok(None));
+    }
+    let key = key_of(store, front.identity.volume).await?;
+    log::recover(&HostDisk, path, &|_| Ok(key.clone()))
+}
+
+async fn unlock(store: &Arc<dyn Store>, volume: VolumeId) -> Result<()> {
+    match ownership::load_unlocked(&**store, volume).await {
+        // What is left of a volume that is gone can be looked at if it is plain.
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+async fn key_of(store: &Arc<dyn Store>, volume: VolumeId) -> Result<Option<Arc<VolumeKey>>> {
+    ownership::load_unlocked(&**store, volume).await?;
+    store.key_of(volume)
 }
 
 fn line(out: &mut String, text: std::fmt::Arguments<'_>) {

@@ -47,6 +47,7 @@ impl Admin {
     /// `NotFound`; `Damaged`, and what the store says.
     pub async fn frozen_snapshot(&self, id: SnapshotId) -> Result<FrozenMap> {
         let found = lineage::find(&*self.store, id).await?;
+        ownership::unlock(&*self.store, &found.volume.manifest).await?;
         FrozenMap::open(&self.store, &found.moment).await
     }
 
@@ -57,6 +58,7 @@ impl Admin {
     pub async fn frozen_volume(&self, id: VolumeId) -> Result<FrozenMap> {
         let manifest = ownership::load(&*self.store, id).await?.manifest;
         only_if_free(&manifest, "take a snapshot of")?;
+        ownership::unlock(&*self.store, &manifest).await?;
         FrozenMap::open(&self.store, &manifest.moment()).await
     }
 
@@ -218,13 +220,14 @@ impl Reader {
         let entries: Vec<FrameEntry> = group.iter().map(|(_, entry)| *entry).collect();
         let name = || format!("cannot read segment {segment}");
         let fetched = fetch_frames(&*self.store, segment, &entries).await.context(name)?;
+        let key = self.store.key_of(segment.volume)?;
         let mut frames = Vec::with_capacity(group.len());
         for ((number, entry), stored) in group.iter().zip(fetched) {
-            let plain = match open_frame(segment, *number, entry, &stored) {
+            let plain = match open_frame(segment, *number, entry, &stored, key.as_deref()) {
                 Err(error) if error.kind() == ErrorKind::Damaged => {
                     tracing::warn!(%segment, frame = number, "fetching a damaged frame again");
                     let again = fetch_frames(&*self.store, segment, &[*entry]).await.context(name)?;
-                    open_frame(segment, *number, entry, &again.into_iter().next().unwrap_or_default())
+                    open_frame(segment, *number, entry, &again.into_iter().next().unwrap_or_default(), key.as_deref())
                 }
                 other => other,
             };

@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::disk::host::HostDisk;
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::error::{Context, Error, Result};
-use crate::log::{self, Ending, RecordKind, Recovered};
+use crate::log::{Ending, RecordKind, Recovered};
 use crate::map::{LogOverlay, LogPlace, OverlayPlace};
 use crate::service::{LogContent, LogExtent};
 use crate::units::{BLOCK_SIZE, ByteLen, Sequence};
@@ -17,16 +17,15 @@ use crate::units::{BLOCK_SIZE, ByteLen, Sequence};
 /// Blocks copied at a time.
 const COPY_BLOCKS: u64 = 256;
 
-/// What a write log holds: where, and, if `image` is named, the content in a new file of that name. The second value says what could
+/// What a write log holds, which [`Admin::open_log`] has opened: where, and, if `image` is named, the content in a new file of that name. The second value says what could
 /// not be had, if the log ends in damage.
 ///
 /// # Errors
 /// `NotFound`; `Invalid` if there is a file at `image`; `Damaged` for a record that cannot be read; `Io`.
-pub fn export_log(path: &Path, image: Option<&Path>) -> Result<(LogContent, Option<String>)> {
-    let recovered = log::recover(&HostDisk, path)?;
-    let overlay = newest(&recovered)?;
+pub fn export_log(recovered: &Recovered, image: Option<&Path>) -> Result<(LogContent, Option<String>)> {
+    let overlay = newest(recovered)?;
     if let Some(image) = image {
-        write_image(&recovered, &overlay, image)?;
+        write_image(recovered, &overlay, image)?;
     }
     let identity = recovered.identity();
     let content = LogContent {
@@ -36,7 +35,7 @@ pub fn export_log(path: &Path, image: Option<&Path>) -> Result<(LogContent, Opti
         records: (recovered.tail_sequence(), recovered.last_sequence()),
         extents: extents(&overlay),
     };
-    Ok((content, damage(&recovered)))
+    Ok((content, damage(recovered)))
 }
 
 fn damage(recovered: &Recovered) -> Option<String> {

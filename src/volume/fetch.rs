@@ -4,6 +4,7 @@
 //! frame is verified before it is handed out. A frame that is damaged is fetched once more, then it is an error for just
 //! those who need it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,11 +13,13 @@ use futures_util::future::join_all;
 use quick_cache::sync::DefaultLifecycle;
 
 use crate::cache::{Claim, Lead};
+use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::format::segment::{FrameEntry, SegmentIndex, encode_tail};
+use crate::format::segment::{FrameEntry, IndexSeal, SegmentIndex, announced_length, encode_tail};
 use crate::limits::FRAME_BLOCKS;
 use crate::map::SegmentPlace;
-use crate::segment::{fetch_frames, fetch_index, open_frame, parse_object_tail};
+use crate::seal::{ItemPlace, Salt};
+use crate::segment::{fetch_frames, fetch_index, parse_object_tail};
 use crate::units::{BLOCK_SIZE, ByteLen, FrameId, SegmentId};
 use crate::volume::shared::{IndexWeight, Shared};
 
@@ -59,7 +62,7 @@ fn bring_at_once(shared: &Shared, id: FrameId) -> Option<Bytes> {
     let entry = *shared.segment_indexes.get(&id.segment)?.frames.get(id.frame as usize)?;
     let Claim::Lead(lead) = shared.cache.claim(id) else { return None };
     let stored = shared.cache.try_read_stored(id)?;
-    let plain = open_frame(id.segment, id.frame, &entry, &stored).ok()?;
+    let plain = shared.open_frame(id.segment, id.frame, &entry, &stored).ok()?;
     lead.fill(plain.clone());
     Some(plain)
 }
@@ -148,7 +151,7 @@ async fn fill_leads(
         let entry = entry.ok_or_else(|| Error::damaged(format!("segment {segment} has no frame {number}")))?;
         let id = FrameId { segment, frame: number };
         match shared.cache.read_stored(id) {
-            Some(stored) if let Ok(plain) = open_frame(segment, number, &entry, &stored) => {
+            Some(stored) if let Ok(plain) = shared.open_frame(segment, number, &entry, &stored) => {
                 lead.fill(plain.clone());
                 filled.push((slot, plain));
             }
@@ -205,12 +208,12 @@ pub async fn open_fetched(
     entry: &FrameEntry,
     stored: Bytes,
 ) -> Result<(Bytes, Bytes)> {
-    if let Ok(plain) = open_frame(segment, number, entry, &stored) {
+    if let Ok(plain) = shared.open_frame(segment, number, entry, &stored) {
         return Ok((plain, stored));
     }
     tracing::warn!(%segment, frame = number, "fetching a damaged frame again");
     let stored = fetch_frames(&*shared.store, segment, &[*entry]).await?.pop().unwrap_or_default();
-    let plain = open_frame(segment, number, entry, &stored);
+    let plain = shared.open_frame(segment, number, entry, &stored);
     let plain = plain.inspect_err(|error| tracing::error!(%segment, %error, "a segment is damaged in the store"))?;
     Ok((plain, stored))
 }
@@ -258,7 +261,7 @@ pub fn keep_on_disk(shared: &Arc<Shared>, kept: Vec<(FrameId, Bytes)>) {
 pub async fn segment_index(shared: &Arc<Shared>, id: SegmentId) -> Result<Arc<SegmentIndex>> {
     let load = async {
         if let Some(bytes) = shared.index.segment_index(id)?
-            && let Some(index) = open_local_index(id, &bytes)
+            && let Some(index) = open_local_index(shared, id, &bytes)?
         {
             return Ok(Arc::new(index));
         }
@@ -275,24 +278,32 @@ pub async fn segment_index(shared: &Arc<Shared>, id: SegmentId) -> Result<Arc<Se
     shared.segment_indexes.get_or_insert_async(&id, load).await
 }
 
-/// Keeps the index of a segment in RocksDB, in the form of the object's tail.
+/// Keeps the index of a segment in RocksDB, in the form of the object's tail; if its volume has a key, as an item that is sealed with it.
 ///
 /// # Errors
 /// What RocksDB says.
 pub fn keep_index(shared: &Shared, index: &SegmentIndex) -> Result<()> {
     let frames_end = index.frames.last().map_or(0, |last| u64::from(last.offset) + u64::from(last.stored_length));
     let frames_end = frames_end.max(crate::format::segment::HEADER_BYTES as u64);
-    let tail = encode_tail(&index.header, &index.frames, &index.entries, frames_end)?;
-    shared.index.put_segment_index(index.header.id, &tail)
+    let id = index.header.id;
+    let mut row = encode_tail(&index.header, &index.frames, &index.entries, frames_end, IndexSeal::Around)?;
+    if let Some(key) = shared.store.key_of(id.volume)? {
+        row = key.seal_item(ItemPlace::LocalIndex(id), Salt(clock::random_token().0), &row);
+    }
+    shared.index.put_segment_index(id, &row)
 }
 
-fn open_local_index(id: SegmentId, tail: &[u8]) -> Option<SegmentIndex> {
-    let length = crate::format::segment::announced_length(tail)?;
-    match parse_object_tail(id, tail, length) {
-        Ok(index) => Some(index),
-        Err(error) => {
-            tracing::warn!(segment = %id, %error, "the local copy of a segment's index is damaged and fetched again");
-            None
-        }
+fn open_local_index(shared: &Shared, id: SegmentId, row: &[u8]) -> Result<Option<SegmentIndex>> {
+    let tail = match shared.store.key_of(id.volume)? {
+        Some(key) => key.open_item(ItemPlace::LocalIndex(id), row).map(Cow::Owned),
+        None => Some(Cow::Borrowed(row)),
+    };
+    let parsed = tail.and_then(|tail| {
+        let length = announced_length(&tail)?;
+        parse_object_tail(id, &tail, length, IndexSeal::Around).ok()
+    });
+    if parsed.is_none() {
+        tracing::warn!(segment = %id, "the local copy of a segment's index is damaged and fetched again");
     }
+    Ok(parsed)
 }

@@ -17,6 +17,7 @@ use crate::block_device::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::{self, FrozenMap, FrozenPages};
 use crate::map::join_places;
+use crate::ownership;
 use crate::store::Store;
 use crate::units::{BLOCK_SIZE, BlockRange, SnapshotId};
 use crate::volume::fetch::{self, Piece};
@@ -38,6 +39,7 @@ impl FrozenMaps {
     /// `NotFound` if there is no such snapshot, or none any more; `Damaged`, and what the store says.
     pub async fn open(&self, store: &Arc<dyn Store>, id: SnapshotId) -> Result<Arc<FrozenMap>> {
         let found = lineage::find(&**store, id).await?;
+        ownership::unlock(&**store, &found.volume.manifest).await?;
         if let Some(map) = self.known.lock().get(&id).and_then(Weak::upgrade) {
             return Ok(map);
         }

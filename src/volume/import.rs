@@ -110,7 +110,9 @@ impl Admin {
                 return Err(Error::invalid(format!("{name} is empty: nothing to import")));
             }
         }
+        let encrypted = new.encrypted;
         let mut manifest = new_manifest(new);
+        ownership::prepare_new(&*self.store, &mut manifest, encrypted).await?;
         let wanted = (manifest.size.0 != 0).then_some(manifest.size);
         manifest.size = wanted.unwrap_or_else(|| size_of(total.unwrap_or(0)));
         manifest.epoch = EPOCH;
@@ -186,8 +188,9 @@ fn cut(mut image: ImageReader, limit: u64, sender: &mpsc::Sender<Result<Cut>>) -
 
 async fn pack_and_put(store: Arc<dyn Store>, header: SegmentHeader, batch: Batch) -> Result<(SegmentIndex, u64)> {
     let position = batch.position;
+    let key = store.key_of(header.id.volume)?;
     let packing = tokio::task::spawn_blocking(move || {
-        let mut builder = SegmentBuilder::new(header, BlockCount(batch.data.len() as u64 / BLOCK_SIZE))?;
+        let mut builder = SegmentBuilder::new(header, BlockCount(batch.data.len() as u64 / BLOCK_SIZE), key)?;
         let mut rest = &batch.data[..];
         for &run in &batch.runs {
             let (data, behind) = rest.split_at(run.count.bytes().0 as usize);
@@ -267,6 +270,7 @@ impl Import {
             last: place,
             created_at: clock::now(),
             seal: false,
+            salt: None,
         };
         self.next_segment += 1;
         self.uploads.push_back(tokio::spawn(pack_and_put(self.store.clone(), header, batch)));

@@ -22,6 +22,7 @@ use crate::lineage;
 use crate::log::{self, Ending, LogIdentity, RecordKind, Recovered, WriteLog};
 use crate::map::{LogOverlay, LogPlace, OverlayPlace};
 use crate::ownership::{self, Attachment, History, Permit};
+use crate::seal::VolumeKey;
 use crate::service::AttachReport;
 use crate::units::{LogOffset, SegmentNumber, Sequence, Token, VolumeId};
 use crate::volume::claims;
@@ -59,7 +60,7 @@ pub fn log_path(shared: &Shared, volume: VolumeId) -> PathBuf {
 /// # Errors
 /// `NotFound`, `Busy`, `Damaged`, and what the store or the local disk say.
 pub async fn attach(shared: &Arc<Shared>, id: VolumeId, takeover: bool) -> Result<Opened> {
-    let loaded = ownership::load(&*shared.store, id).await?;
+    let loaded = ownership::load_unlocked(&*shared.store, id).await?;
     let found = find(shared, id, &loaded.manifest, takeover)?;
     let resumes = found.own.as_ref().map(|recovered| recovered.identity().token);
     let permit = match resumes.or(found.claimed) {
@@ -123,7 +124,8 @@ async fn complete(
     let replayed_records = replay.records;
     let resumed = replay.last.max(history.last);
     let books = Books::open(&attachment.loaded.manifest, &history);
-    let volume = assemble(shared, attachment, pages, books, log, replay, newest);
+    let key = shared.store.key_of(id)?;
+    let volume = assemble(shared, attachment, key, pages, books, log, replay, newest);
     if taken_over {
         tracing::warn!(volume = %id, epoch = %volume.epoch, %resumed, "took the volume over from another owner");
     }
@@ -179,7 +181,7 @@ fn find(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) -> R
 
 fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) -> Result<Found> {
     let path = log_path(shared, id);
-    let recovered = match log::recover(&*shared.disk, &path) {
+    let recovered = match log::recover(&*shared.disk, &path, &|volume| shared.store.key_of(volume)) {
         Ok(recovered) => recovered,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::new(None, None)),
         Err(error) => {
@@ -241,7 +243,7 @@ async fn replay_pages(
         shared.index.put_volume_state(id, &state.encode())?;
     }
     let base = Arc::new(base.sharing(&shared.directories));
-    let pages = PageTable::new(id, shared.index.clone(), shared.page_budget.clone(), base);
+    let pages = PageTable::new(id, shared.store.key_of(id)?, shared.index.clone(), shared.page_budget.clone(), base);
     for segment in behind_checkpoint {
         keep_index(shared, segment)?;
         pages.replay(segment)?;
@@ -319,7 +321,8 @@ fn begin_log(
         claims::note(shared, identity.volume, identity.token)?;
         shared.disk.remove(&path).context(|| format!("cannot remove the old log {}", path.display()))?;
     }
-    let log = log::create(&*shared.disk, &path, shared.settings.log_length, identity, stored.next())?;
+    let key = shared.store.key_of(identity.volume)?;
+    let log = log::create(&*shared.disk, &path, shared.settings.log_length, identity, stored.next(), key)?;
     let head = log.appender.head();
     let stored = Mark { sequence: stored, end: head };
     let overlay = LogOverlay::default();
@@ -363,6 +366,7 @@ fn replay_log(recovered: &Recovered, stored: Sequence) -> Result<Replay> {
 fn assemble(
     shared: &Arc<Shared>,
     attachment: Attachment,
+    key: Option<Arc<VolumeKey>>,
     pages: PageTable,
     books: Books,
     log: WriteLog,
@@ -385,6 +389,7 @@ fn assemble(
         name: Mutex::new(manifest.name.clone()),
         size: AtomicU64::new(manifest.size.0),
         shared: shared.clone(),
+        key,
         gate: Gate::new(),
         writer: Mutex::new(log.appender),
         log: log.reader,

@@ -18,10 +18,13 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 
 use crate::checkpoint::Checkpoint;
+use crate::clock;
 use crate::error::Result;
+use crate::format::page::{damaged_row, page_of_row, row_of_page};
 use crate::format::segment::{EntryKind, SegmentIndex};
 use crate::index::Index;
-use crate::map::{ChangedPages, PageIndex, PagePlace};
+use crate::map::{ChangedPages, MapPage, PageIndex, PagePlace};
+use crate::seal::{ItemPlace, Salt, VolumeKey};
 use crate::segment::apply_entry;
 use crate::units::{BlockRange, VolumeId};
 
@@ -43,6 +46,7 @@ const REPLAYED_ENTRIES_MAX: usize = 1 << 18;
 /// The pages of one volume.
 pub struct PageTable {
     volume: VolumeId,
+    key: Option<Arc<VolumeKey>>,
     index: Arc<Index>,
     budget: Arc<PageBudget>,
     base: RwLock<Arc<Checkpoint>>,
@@ -50,9 +54,38 @@ pub struct PageTable {
 }
 
 impl PageTable {
-    /// The pages of `volume` over the checkpoint `base`; what RocksDB holds of them must not be older.
-    pub fn new(volume: VolumeId, index: Arc<Index>, budget: Arc<PageBudget>, base: Arc<Checkpoint>) -> Self {
-        PageTable { volume, index, budget, base: RwLock::new(base), residents: Mutex::new(Residents::default()) }
+    /// The pages of `volume`, whose key this is if it has one, over the checkpoint `base`; what RocksDB holds of them must not be older.
+    pub fn new(
+        volume: VolumeId,
+        key: Option<Arc<VolumeKey>>,
+        index: Arc<Index>,
+        budget: Arc<PageBudget>,
+        base: Arc<Checkpoint>,
+    ) -> Self {
+        PageTable { volume, key, index, budget, base: RwLock::new(base), residents: Mutex::new(Residents::default()) }
+    }
+
+    /// A page as a row of RocksDB.
+    fn to_row(&self, index: PageIndex, page: &MapPage) -> Vec<u8> {
+        let row = row_of_page(page);
+        match &self.key {
+            Some(key) => key.seal_item(ItemPlace::LocalPage(self.volume, index.0), Salt(clock::random_token().0), &row),
+            None => row,
+        }
+    }
+
+    /// The page of a row of RocksDB.
+    ///
+    /// # Errors
+    /// `Damaged`.
+    fn from_row(&self, index: PageIndex, row: &[u8]) -> Result<MapPage> {
+        match &self.key {
+            Some(key) => {
+                let opened = key.open_item(ItemPlace::LocalPage(self.volume, index.0), row);
+                page_of_row(&opened.ok_or_else(damaged_row)?)
+            }
+            None => page_of_row(row),
+        }
     }
 
     /// Pushes the places of `range` onto `places` if all its pages are in memory or hold nothing, and says whether they were.

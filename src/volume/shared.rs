@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use crate::cache::ReadCache;
@@ -11,9 +12,10 @@ use crate::checkpoint::KnownDirectories;
 use crate::clean::Goal;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::format::segment::SegmentIndex;
+use crate::format::segment::{FrameEntry, SegmentIndex};
 use crate::index::Index;
 use crate::limits::SEGMENT_BYTES_TARGET;
+use crate::segment::open_frame;
 use crate::store::Store;
 use crate::units::{ByteLen, FrameId, SegmentId, StoreId};
 use crate::volume::fetch::SegmentIndexCache;
@@ -100,6 +102,16 @@ pub struct Packers {
     /// `None` once they have stopped, and in the simulated world, where packing is a task.
     runtime: Option<tokio::runtime::Runtime>,
     is_simulated: bool,
+}
+
+impl Shared {
+    /// Verifies the stored bytes of a frame and returns its blocks.
+    ///
+    /// # Errors
+    /// `Damaged`; `Denied` for a volume that was not unlocked.
+    pub fn open_frame(&self, segment: SegmentId, number: u32, entry: &FrameEntry, stored: &Bytes) -> Result<Bytes> {
+        open_frame(segment, number, entry, stored, self.store.key_of(segment.volume)?.as_deref())
+    }
 }
 
 impl Packers {

@@ -27,6 +27,7 @@ use crate::format::segment::{SegmentHeader, SegmentIndex};
 use crate::limits::{LOG_BYTES_MIN, RECORD_BYTES_MAX, UPLOADS_AT_ONCE};
 use crate::log::{LogRead, LogReader, RecordKind};
 use crate::map::{LogOverlay, LogPlace, OverlayPlace};
+use crate::seal::VolumeKey;
 use crate::segment::{SegmentBuilder, fetch_index};
 use crate::store::{Condition, ObjectKey, StoreErrorKind};
 use crate::units::{BLOCK_SIZE, BlockCount, ByteLen, LogOffset, SegmentId, SegmentNumber};
@@ -138,6 +139,7 @@ impl Volume {
             last: cut,
             created_at: clock::now(),
             seal: false,
+            salt: None,
         }
     }
 
@@ -161,7 +163,8 @@ impl Volume {
         let log = self.log.clone();
         // Whoever has room waits for the store alone, so that it comes free again in any order.
         let mut room = self.room_to_upload(run.bytes).await?;
-        let built = self.shared.packers.run(move || pack(&log, header, run)).await?;
+        let key = self.key.clone();
+        let built = self.shared.packers.run(move || pack(&log, header, run, key)).await?;
         drop(room.split(room.num_permits().saturating_sub(built.bytes.len().div_ceil(1024))));
         self.put_segment(header.id, built.bytes).await?;
         drop(room);
@@ -170,7 +173,8 @@ impl Volume {
 
     async fn pack_and_move(self: Arc<Self>, relocation: Relocation, header: SegmentHeader) -> Result<Uploaded> {
         let room = self.room_to_upload(relocation.blocks() * BLOCK_SIZE).await?;
-        let (built, frames) = self.shared.packers.run(move || relocation.pack(header)).await?;
+        let key = self.key.clone();
+        let (built, frames) = self.shared.packers.run(move || relocation.pack(header, key)).await?;
         self.put_segment(header.id, built.bytes.clone()).await?;
         drop(room);
         self.keep_moved(&built, &frames);
@@ -328,7 +332,12 @@ async fn sleep_until(due: Option<Duration>) {
 }
 
 /// Packs a run: the last content of every block that it changes, in block order.
-fn pack(log: &LogReader, header: SegmentHeader, run: Run) -> Result<crate::segment::BuiltSegment> {
+fn pack(
+    log: &LogReader,
+    header: SegmentHeader,
+    run: Run,
+    key: Option<Arc<VolumeKey>>,
+) -> Result<crate::segment::BuiltSegment> {
     let mut last = LogOverlay::default();
     for view in log.headers(run.after.end, run.end.end) {
         let view = view.context(|| format!("packing segment {}", header.id))?;
@@ -340,7 +349,7 @@ fn pack(log: &LogReader, header: SegmentHeader, run: Run) -> Result<crate::segme
             RecordKind::Fence | RecordKind::Pad => {}
         }
     }
-    let mut builder = SegmentBuilder::new(header, BlockCount(run.bytes / BLOCK_SIZE))?;
+    let mut builder = SegmentBuilder::new(header, BlockCount(run.bytes / BLOCK_SIZE), key)?;
     for (range, place) in last.extents() {
         match place {
             OverlayPlace::Zero(_) if simulated::has(Mutation::ForgetTrim) => {}

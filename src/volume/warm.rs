@@ -22,7 +22,7 @@ use crate::format::segment::{FrameEntry, SegmentIndex};
 use crate::limits::FRAME_BLOCKS;
 use crate::lineage;
 use crate::map::SegmentPlace;
-use crate::segment::{fetch_frames, is_intact, open_frame};
+use crate::segment::{fetch_frames, is_intact};
 use crate::service::{WarmProgress, WarmReport};
 use crate::units::{Epoch, FrameId, SegmentId, SnapshotId};
 use crate::volume::core::Volume;
@@ -297,7 +297,7 @@ struct Fetched {
 async fn keep(shared: &Arc<Shared>, segment: SegmentId, frames: Vec<Fetched>) {
     if !shared.cache.keeps_on_disk() {
         for frame in frames {
-            if let Ok(plain) = open_frame(segment, frame.number, &frame.entry, &frame.stored) {
+            if let Ok(plain) = shared.open_frame(segment, frame.number, &frame.entry, &frame.stored) {
                 frame.lead.fill(plain);
             }
         }

@@ -104,6 +104,8 @@ pub static SNAPSHOT_OBJECT: Decoder = on_one_thread(
 );
 pub static TRACE: Decoder =
     on_one_thread("trace", bodies::trace, samples::traces, repair::behind, 60_000, (4 * KIB, 4));
+pub static SEALED: Decoder =
+    on_one_thread("sealed", bodies::sealed, samples::sealed, repair::nothing, 40_000, (64 * MIB, 8));
 pub static STORE_ROOT: Decoder =
     on_one_thread("store_root", bodies::store_root, samples::store_roots, repair::envelope, 40_000, (64 * KIB, 32));
 pub static CACHE_SUPERBLOCK: Decoder = on_one_thread(

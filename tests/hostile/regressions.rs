@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use varve::format::manifest::Manifest;
-use varve::format::segment::{EntryKind, IndexEntry, encode_tail};
+use varve::format::segment::{EntryKind, IndexEntry, IndexSeal, encode_tail};
 use varve::log::recover;
 use varve::map::SegmentPlace;
 use varve::segment::parse_object_tail;
@@ -20,8 +20,8 @@ fn zero(start: u64, count: u64) -> IndexEntry {
 
 /// Says why a segment without frames and with these entries is refused.
 fn refusal(entries: &[IndexEntry]) -> String {
-    let tail = encode_tail(&samples::header(false), &[], entries, 96).unwrap();
-    let parsed = parse_object_tail(SEGMENT, &tail, 96 + tail.len() as u64);
+    let tail = encode_tail(&samples::header(false), &[], entries, 96, IndexSeal::Plain).unwrap();
+    let parsed = parse_object_tail(SEGMENT, &tail, 96 + tail.len() as u64, IndexSeal::Plain);
     parsed.expect_err("no writer makes such entries").message().to_owned()
 }
 
@@ -29,8 +29,8 @@ fn refusal(entries: &[IndexEntry]) -> String {
 pub fn entries_that_overlap() {
     let entries = [zero(0, 100), zero(10, 10), zero(15, 300)];
     assert!(refusal(&entries).contains("overlap"));
-    let apart = encode_tail(&samples::header(false), &[], &[zero(500, 5), zero(0, 500)], 96).unwrap();
-    assert!(parse_object_tail(SEGMENT, &apart, 96 + apart.len() as u64).is_ok(), "in any order");
+    let apart = encode_tail(&samples::header(false), &[], &[zero(500, 5), zero(0, 500)], 96, IndexSeal::Plain).unwrap();
+    assert!(parse_object_tail(SEGMENT, &apart, 96 + apart.len() as u64, IndexSeal::Plain).is_ok(), "in any order");
 }
 
 /// A moved entry whose old place was at the end of all numbers overflowed where it was applied, and a zero of 2^52 blocks kept an
@@ -45,7 +45,8 @@ pub fn places_that_nothing_has() {
     let at = object.windows(8).position(|window| window == pattern).expect("epoch 2, block 12");
     object[at + 4..at + 8].copy_from_slice(&u32::MAX.to_le_bytes());
     repair::segment(&mut object);
-    let error = parse_object_tail(SEGMENT, &object, object.len() as u64).expect_err("no segment has that place");
+    let error = parse_object_tail(SEGMENT, &object, object.len() as u64, IndexSeal::Plain)
+        .expect_err("no segment has that place");
     assert!(error.message().contains("moved from"), "{error}");
     bodies::segment(&object);
 }
@@ -56,7 +57,7 @@ pub fn an_index_that_announces_much() {
     let trailer = object.len() - 64;
     object[trailer + 28..trailer + 32].copy_from_slice(&(100_u32 << 20).to_le_bytes());
     repair::segment(&mut object);
-    let error = parse_object_tail(SEGMENT, &object, object.len() as u64).expect_err("it is too much");
+    let error = parse_object_tail(SEGMENT, &object, object.len() as u64, IndexSeal::Plain).expect_err("it is too much");
     assert!(error.message().contains("announces"), "{error}");
 }
 
@@ -87,7 +88,7 @@ pub fn logs_beyond_all_counts() {
             bytes[copy + at..copy + at + 8].copy_from_slice(&value.to_le_bytes());
         }
         repair::log(&mut bytes);
-        let found = recover(&OneFile(Arc::new(RwLock::new(bytes))), Path::new("/log"));
+        let found = recover(&OneFile(Arc::new(RwLock::new(bytes))), Path::new("/log"), &|_| Ok(None));
         let error = found.err().expect("no log has this");
         assert!(error.message().contains("make no sense"), "{error}");
     }

@@ -12,8 +12,8 @@ use varve::format::cache::{Superblock, entries_of_chunk};
 use varve::format::lineage::SnapshotObject;
 use varve::format::manifest::{Manifest, StoreRoot};
 use varve::format::map_object::{self, PageRef};
-use varve::format::page::{encode_page, open_page};
-use varve::format::segment::{announced_length, decode_header};
+use varve::format::page::{encode_page, page_of_row};
+use varve::format::segment::{IndexSeal, announced_length, decode_header};
 use varve::log::{Ending, RecordKind, recover};
 use varve::segment::{open_frame, parse_object_tail};
 use varve::volume::LocalState;
@@ -89,11 +89,11 @@ fn segment() -> Structure {
     let frame = |number: usize, bytes: &[u8]| {
         let frame = index.frames[number];
         let stored = bytes.get(frame.offset as usize..(frame.offset + frame.stored_length) as usize)?;
-        open_frame(SEGMENT, number as u32, &frame, &Bytes::copy_from_slice(stored)).ok()
+        open_frame(SEGMENT, number as u32, &frame, &Bytes::copy_from_slice(stored), None).ok()
     };
     let plain: Vec<Bytes> = (0..index.frames.len()).map(|number| frame(number, &built.bytes).unwrap()).collect();
     let read = move |bytes: &[u8], hit: Option<usize>| {
-        let found = parse_object_tail(SEGMENT, bytes, bytes.len() as u64).ok();
+        let found = parse_object_tail(SEGMENT, bytes, bytes.len() as u64, IndexSeal::Plain).ok();
         let mut verdict = whole(found, &index);
         let header = whole(decode_header(SEGMENT, bytes).ok(), &header);
         if header == Verdict::Refused {
@@ -103,7 +103,7 @@ fn segment() -> Structure {
             let place = index.frames[number];
             let stored = bytes.get(place.offset as usize..(place.offset + place.stored_length) as usize);
             let stored = Bytes::copy_from_slice(stored.unwrap_or_default());
-            let opened = whole(open_frame(SEGMENT, number as u32, &place, &stored).ok(), plain);
+            let opened = whole(open_frame(SEGMENT, number as u32, &place, &stored, None).ok(), plain);
             if let Some(hit) = hit {
                 let is_hit = (place.offset as usize..(place.offset + place.stored_length) as usize).contains(&hit);
                 assert_eq!(opened == Verdict::Refused, is_hit, "byte {hit}, frame {number}");
@@ -142,7 +142,7 @@ type Record = (u64, RecordKind, u64, Vec<u8>);
 
 fn records(bytes: &[u8]) -> Option<(Vec<Record>, Ending)> {
     let disk = OneFile(Arc::new(RwLock::new(bytes.to_vec())));
-    let found = recover(&disk, Path::new("/log")).ok()?;
+    let found = recover(&disk, Path::new("/log"), &|_| Ok(None)).ok()?;
     // Whoever attaches looks whose log it is.
     if found.identity() != samples::log_identity(9) {
         return None;
@@ -192,7 +192,9 @@ fn stored_page() -> Structure {
         crc: crc32c::crc32c(&raw),
     };
     let other = samples::directories().remove(0)[..raw.len()].to_vec();
-    structure("map page, directory or root", raw, other, 120_000, move |bytes| map_object::open(&reference, bytes).ok())
+    structure("map page, directory or root", raw, other, 120_000, move |bytes| {
+        map_object::open(&reference, bytes, None).ok()
+    })
 }
 
 fn structures() -> Vec<Structure> {
@@ -203,7 +205,7 @@ fn structures() -> Vec<Structure> {
     let manifest = samples::manifests().remove(0);
     let mut pages = samples::local_pages();
     let read_manifest = |bytes: &[u8]| Manifest::decode(VOLUME, bytes).ok();
-    let read_tail = |bytes: &[u8]| parse_object_tail(SEGMENT, bytes, announced_length(bytes)?).ok();
+    let read_tail = |bytes: &[u8]| parse_object_tail(SEGMENT, bytes, announced_length(bytes)?, IndexSeal::Plain).ok();
     let read_root = |bytes: &[u8]| StoreRoot::decode("memory:", bytes).ok();
     let read_snapshot = |bytes: &[u8]| SnapshotObject::decode(SNAPSHOT, bytes).ok();
     let first = |mut examples: Vec<Vec<u8>>| examples.remove(0);
@@ -217,7 +219,7 @@ fn structures() -> Vec<Structure> {
         structure("manifest", manifest, samples::snapshots().remove(0), 120_000, read_manifest),
         structure("snapshot object", first(samples::snapshots()), roots.clone(), 60_000, read_snapshot),
         structure("store header", roots, first(samples::snapshots()), 40_000, read_root),
-        structure("local page", pages.remove(0), vec![7; 100], 100_000, |bytes: &[u8]| open_page(bytes).ok()),
+        structure("local page", pages.remove(0), vec![7; 100], 100_000, |bytes: &[u8]| page_of_row(bytes).ok()),
         structure("local state", first(samples::local_states()), vec![7; 25], 40_000, LocalState::decode),
         structure("map header", first(samples::map_headers()), vec![7; 40], 40_000, |bytes: &[u8]| {
             map_object::decode_header(bytes).ok()

@@ -35,7 +35,7 @@ pub async fn copy(store: &dyn Store) -> Arc<dyn Store> {
         let bytes = store.get(&object.key, ByteRange::Full).await.unwrap().bytes;
         to.put(&object.key, bytes, Condition::IfAbsent).await.unwrap();
     }
-    Arc::new(to)
+    engine::keyed(Arc::new(to))
 }
 
 /// Puts other bytes in the place of an object, or takes it away.
@@ -63,7 +63,7 @@ pub async fn start(disk: Arc<dyn Disk>, store: &Arc<dyn Store>, folder: &Path) -
 
 impl World {
     pub async fn new() -> Self {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let store = engine::keyed(Arc::new(MemoryStore::new()));
         let id = engine::create(&store, BLOCKS * BLOCK, Durability::Local).await;
         World { store, id, model: vec![None; BLOCKS as usize] }
     }

@@ -14,11 +14,12 @@ use varve::format::census::{Condemned, ObjectRun};
 use varve::format::lineage::{Moment, PastMoment, Pin, PinHolder, SegmentRun, SnapshotObject, SnapshotRecord};
 use varve::format::manifest::{Hydration, Manifest, Origin, Owner, Position, StoreRoot};
 use varve::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, References, Root};
-use varve::format::page::{encode_page, seal_page};
+use varve::format::page::{encode_page, row_of_page};
 use varve::format::segment::SegmentHeader;
 use varve::format::trace::{Trace, TraceRun};
 use varve::log::{LogIdentity, NewRecord, create};
 use varve::map::{MapPage, SegmentPlace};
+use varve::seal::{Bundle, Encryption, Salt, Wrapping};
 use varve::segment::{BuiltSegment, SegmentBuilder, build_seal};
 use varve::service::{Durability, NewForks, NewSnapshot, Service, SnapshotSchedule};
 use varve::store::{ByteRange, MemoryStore, ObjectKey, Store, list_all};
@@ -36,6 +37,7 @@ pub fn header(seal: bool) -> SegmentHeader {
         last: Sequence(180),
         created_at: UnixMillis(1_700_000_000_000),
         seal,
+        salt: None,
     }
 }
 
@@ -50,7 +52,7 @@ pub fn content(lba: u64, noise: bool) -> Vec<u8> {
 
 /// A segment of these runs (first block, number of blocks, noise), one moved run and two zero runs.
 pub fn built(runs: &[(u64, u64, bool)]) -> BuiltSegment {
-    let mut builder = SegmentBuilder::new(header(false), BlockCount(64)).unwrap();
+    let mut builder = SegmentBuilder::new(header(false), BlockCount(64), None).unwrap();
     for &(start, count, noise) in runs {
         let fill = |from: u64, buffer: &mut [u8]| {
             for (step, block) in buffer.chunks_mut(BLOCK_SIZE as usize).enumerate() {
@@ -75,7 +77,7 @@ pub fn built(runs: &[(u64, u64, bool)]) -> BuiltSegment {
 pub fn segments() -> Vec<Vec<u8>> {
     let small = built(&[(3, 2, false)]).bytes.to_vec();
     let long = built(&[(3, 1, false), (10, 9, true), (100, 12, false), (4000, 3, true)]).bytes.to_vec();
-    let seal = build_seal(header(true)).unwrap().to_vec();
+    let seal = build_seal(header(true), None).unwrap().to_vec();
     let plain = [&small, &long, &seal].map(|object| with_plain_index(object));
     [small, long, seal].into_iter().chain(plain).collect()
 }
@@ -125,7 +127,7 @@ pub fn pages() -> Vec<Vec<u8>> {
 }
 
 pub fn local_pages() -> Vec<Vec<u8>> {
-    vec![seal_page(&page()), seal_page(&MapPage::default())]
+    vec![row_of_page(&page()), row_of_page(&MapPage::default())]
 }
 
 pub fn local_states() -> Vec<Vec<u8>> {
@@ -185,7 +187,7 @@ pub fn stored_pages() -> Vec<Vec<u8>> {
 }
 
 pub fn map_headers() -> Vec<Vec<u8>> {
-    vec![map_object::encode_header(map_object_id(4))]
+    vec![map_object::encode_header(map_object_id(4), false)]
 }
 
 fn moment() -> Moment {
@@ -227,6 +229,7 @@ fn full_manifest() -> Manifest {
     Manifest {
         volume: VOLUME,
         name: "disk".into(),
+        encryption: Some(Encryption::new(Wrapping::Key { id: "0123456789abcdef".into() }, &[7; 83])),
         region: "local".into(),
         size: ByteLen(1 << 30),
         created_at: UnixMillis(1_700_000_000_000),
@@ -283,6 +286,26 @@ pub fn traces() -> Vec<Vec<u8>> {
     [0, 1, 40].map(|count| Trace { snapshot: SNAPSHOT, volume: VOLUME, runs: runs(count) }.encode().unwrap()).into()
 }
 
+/// A sealed segment, a sealed trace, wrapped keys and unwrapped ones.
+pub fn sealed() -> Vec<Vec<u8>> {
+    let key = super::bodies::key();
+    let mut builder = SegmentBuilder::new(header(false), BlockCount(64), Some(Arc::new(key.clone()))).unwrap();
+    let fill = |_: u64, buffer: &mut [u8]| {
+        buffer.fill(7);
+        Ok(())
+    };
+    builder.push_data(BlockRange::new(Lba(3), BlockCount(9)), fill).unwrap();
+    let trace = Trace { snapshot: SNAPSHOT, volume: VOLUME, runs: vec![TraceRun { first: 1, count: 2 }] };
+    let bundle = Bundle { keys: [(VOLUME, Arc::new(key.clone())), (VolumeId(1), Arc::new(key.clone()))].into() };
+    vec![
+        builder.finish().unwrap().bytes.to_vec(),
+        trace.encode_sealed(&key, Salt(1)).unwrap(),
+        bundle.wrap(VOLUME, &key, Salt(2)),
+        bundle.encode().to_vec(),
+        b"passphrase-file:/etc/varve/passphrase".to_vec(),
+    ]
+}
+
 pub fn store_roots() -> Vec<Vec<u8>> {
     vec![StoreRoot { store: StoreId(5), created_at: UnixMillis(1_700_000_000_000) }.encode().unwrap()]
 }
@@ -332,7 +355,7 @@ pub fn log_identity(token: u128) -> LogIdentity {
 /// A log of writes of these lengths in blocks (0: a zero record), synced after each third, of the attachment with this token.
 pub fn log(ring: u64, token: u128, blocks: &[u64]) -> Vec<u8> {
     let disk = super::bodies::OneFile(Arc::new(RwLock::new(Vec::new())));
-    let mut log = create(&disk, Path::new("/log"), ByteLen(ring), log_identity(token), Sequence(1)).unwrap();
+    let mut log = create(&disk, Path::new("/log"), ByteLen(ring), log_identity(token), Sequence(1), None).unwrap();
     for (number, &count) in blocks.iter().enumerate() {
         let lba = Lba(number as u64 * 10);
         let data: Vec<u8> = (0..count).flat_map(|block| content(lba.0 + block, true)).collect();

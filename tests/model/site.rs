@@ -62,7 +62,7 @@ impl Site {
             Kind::Shared(store) => store.clone(),
             Kind::S3 { bucket, access } => Arc::new(S3Store::with_access(bucket, "disks", access)),
         };
-        wrap(bare).store
+        engine::keyed(wrap(bare).store)
     }
 }
 

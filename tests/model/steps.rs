@@ -46,7 +46,7 @@ pub const NAMES: [&str; 23] = [
 ];
 
 fn new_volume(size: usize) -> NewVolume {
-    NewVolume::named("disk", ByteLen(size as u64))
+    NewVolume { encrypted: true, ..NewVolume::named("disk", ByteLen(size as u64)) }
 }
 
 impl World {
@@ -327,12 +327,12 @@ impl World {
         let at = self.any(|place| matches!(place, Place::Attached(_) | Place::Free))?;
         let (id, admin) = (self.disks[at].id, self.admin());
         if let Place::Attached(_) = self.disks[at].place {
-            let refused = self.runtime.block_on(admin.destroy_volume(id)).unwrap_err();
+            let refused = self.runtime.block_on(admin.destroy_volume(id, false)).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::Busy);
             self.detach(at);
         }
         self.say(format!("destroy {id}"));
-        self.runtime.block_on(admin.destroy_volume(id)).unwrap();
+        self.runtime.block_on(admin.destroy_volume(id, false)).unwrap();
         let refused =
             self.runtime.block_on(admin.fork_volume(id, NewForks { name: None, count: 1, region: None })).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Invalid);

@@ -216,7 +216,7 @@ impl World {
         let admin = self.admin();
         self.runtime.block_on(async {
             for disk in self.disks.iter().filter(|disk| disk.place == Place::Free) {
-                admin.destroy_volume(disk.id).await.unwrap();
+                admin.destroy_volume(disk.id, false).await.unwrap();
             }
             for shot in &self.shots {
                 admin.destroy_snapshot(shot.id).await.unwrap();

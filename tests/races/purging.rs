@@ -59,9 +59,16 @@ async fn prepare() -> (MemoryStore, VolumeId, SnapshotId) {
     let volume = Admin::new(shared.clone()).create_volume(new_volume("parent")).await.unwrap().id;
     let id = SegmentId { volume, epoch: Epoch(1), number: SegmentNumber(0) };
     let token = clock::random_token();
-    let header =
-        SegmentHeader { id, token, first: Sequence(1), last: Sequence(1), created_at: UnixMillis(0), seal: false };
-    let mut builder = SegmentBuilder::new(header, BlockCount(8)).unwrap();
+    let header = SegmentHeader {
+        id,
+        token,
+        first: Sequence(1),
+        last: Sequence(1),
+        created_at: UnixMillis(0),
+        seal: false,
+        salt: None,
+    };
+    let mut builder = SegmentBuilder::new(header, BlockCount(8), None).unwrap();
     let fill = |_: u64, buffer: &mut [u8]| {
         buffer.fill(7);
         Ok(())

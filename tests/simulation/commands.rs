@@ -106,7 +106,7 @@ impl World {
         }
         self.network.trouble(0, 0);
         let (id, admin) = (self.subjects[which].id, self.admin());
-        if let Err(error) = admin.destroy_volume(id).await {
+        if let Err(error) = admin.destroy_volume(id, false).await {
             assert_eq!(error.kind(), ErrorKind::Busy, "volume {which} cannot be destroyed: {error}");
             return;
         }

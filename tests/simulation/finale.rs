@@ -1,7 +1,6 @@
 //! Looking at snapshots, and the end of a history: everything is there, on hosts that have nothing of their own, and nothing is left to do.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -13,13 +12,13 @@ use varve::lineage::{FrozenMap, GRACE};
 use varve::ownership;
 use varve::segment::fetch_index;
 use varve::service::{Service, VolumeChange};
-use varve::store::{ObjectKey, Store, list_all};
+use varve::store::{ObjectKey, list_all};
 use varve::units::SnapshotId;
 use varve::volume::FleetExports;
 use varve::work::simulated::HostId;
 
 use super::client::read_device;
-use super::host::{Host, within};
+use super::host::{Host, keyed, within};
 use super::record::Expected;
 use super::world::World;
 
@@ -97,12 +96,12 @@ impl World {
     /// What is in the store is needed by somebody: nothing is left over for ever.
     async fn nothing_is_left_over(&mut self) {
         clock::sleep(GRACE + Duration::from_secs(60)).await;
-        let store: Arc<dyn Store> = self.network.line(HostId(0));
+        let store = keyed(self.network.line(HostId(0)));
         let admin = self.admin();
         let swept = admin.sweep(false).await.expect("a sweep");
         assert!(swept.failures.is_empty(), "{:?}", swept.failures);
         for subject in &self.subjects {
-            let manifest = ownership::load(&*store, subject.id).await.expect("a manifest").manifest;
+            let manifest = ownership::load_unlocked(&*store, subject.id).await.expect("a manifest").manifest;
             if !manifest.pins.is_empty() {
                 continue;
             }

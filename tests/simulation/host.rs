@@ -10,7 +10,9 @@ use varve::clock;
 use varve::disk::simulated::{Kept, SimulatedDisk};
 use varve::error::{Error, Result};
 use varve::index::{Index, Twin};
-use varve::store::{Counts, Retry, RetryPolicy, Store};
+use varve::keys::{KeySource, Keyring};
+use varve::seal::{KEY_BYTES, VolumeKey};
+use varve::store::{Counts, Keyed, Retry, RetryPolicy, Store};
 use varve::units::{ByteLen, StoreId, VolumeId};
 use varve::volume::state_directory::{self, StateSettings};
 use varve::volume::{EngineSettings, Fleet, FleetService, PurgeTimer};
@@ -202,6 +204,7 @@ impl Host {
 
 fn start(faulty: FaultyDisk, twin: Twin, line: Arc<dyn Store>, around: &Surroundings) -> Result<Arc<Fleet>> {
     let store: Arc<dyn Store> = Arc::new(Retry::new(line, RetryPolicy::default(), Arc::new(Counts::default())));
+    let store = keyed(store);
     let setup = around.setup;
     let settings = StateSettings {
         path: state_path(),
@@ -219,6 +222,12 @@ fn start(faulty: FaultyDisk, twin: Twin, line: Arc<dyn Store>, around: &Surround
     let open = |path: &Path, _: ByteLen| Ok(Index::on_twin(&twin, path));
     let shared = state_directory::open_on(Arc::new(faulty), open, settings, store, around.store, Runtime::Simulated)?;
     Ok(Fleet::start(shared, Duration::from_secs(3600), PurgeTimer::default()))
+}
+
+/// A store with the key that all hosts have, as a process has it that has opened no volume yet.
+pub fn keyed(store: Arc<dyn Store>) -> Arc<dyn Store> {
+    let keyring = Keyring::new(vec![KeySource::Given(VolumeKey::new([0x5a; KEY_BYTES]))]);
+    Arc::new(Keyed::new(store, Arc::new(keyring)))
 }
 
 /// What a task of a host came to, if the host did not die.

@@ -16,7 +16,7 @@ use varve::work::simulated::HostId;
 
 use super::client::{Client, Excuses, Faults, Witness};
 use super::disk;
-use super::host::{Host, Setup, Surroundings};
+use super::host::{Host, Setup, Surroundings, keyed};
 use super::journal::Journal;
 use super::network::{self, Network};
 use super::past::Past;
@@ -256,13 +256,15 @@ impl World {
     pub fn admin(&self) -> Admin {
         let line = self.network.line(HostId(0));
         let store: Arc<dyn Store> = Arc::new(Retry::new(line, RetryPolicy::default(), Arc::new(Counts::default())));
-        Admin::new(store)
+        Admin::new(keyed(store))
     }
 
     pub async fn create(&mut self, sectors: usize, durability: Durability) {
         let name = format!("disk-{}", self.next_number());
         let size = ByteLen((sectors * SECTOR) as u64);
-        let new = NewVolume { durability, history_seconds: self.window, ..NewVolume::named(name, size) };
+        // Some are plain: there a checksum is all that tells rot.
+        let encrypted = !clock::random_u64().is_multiple_of(4);
+        let new = NewVolume { durability, history_seconds: self.window, encrypted, ..NewVolume::named(name, size) };
         let made = self.admin().create_volume(new).await.expect("a store that works takes a volume");
         let expected = Expected { stamps: vec![0; sectors], optional: Vec::new() };
         self.subjects.push(Subject::new(made.id, expected));

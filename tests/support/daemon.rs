@@ -136,6 +136,8 @@ impl World {
         std::fs::create_dir_all(&folder).unwrap();
         let mut environment = self.environment.clone();
         environment.push(("VARVE_STORE".into(), self.store.clone()));
+        // All hosts of a world have the same key: the default one, made with the first volume.
+        environment.push(("XDG_CONFIG_HOME".into(), self.path().join("config").display().to_string()));
         environment.push(("VARVE_STATE".into(), folder.join("state").display().to_string()));
         environment.push(("VARVE_CONTROL".into(), folder.join("control.sock").display().to_string()));
         Host { folder, environment, arguments: Vec::new() }

@@ -8,8 +8,10 @@ use varve::clean::Goal;
 use varve::disk::Disk;
 use varve::error::ErrorKind;
 use varve::index::Index;
+use varve::keys::{KeySource, Keyring};
+use varve::seal::{KEY_BYTES, VolumeKey};
 use varve::service::{Durability, NewVolume};
-use varve::store::Store;
+use varve::store::{Keyed, Store};
 use varve::units::{ByteLen, VolumeId};
 use varve::volume::state_directory::{self, StateSettings};
 use varve::volume::{Admin, CLEANING, EngineSettings, Fleet, PurgeTimer, root};
@@ -81,9 +83,16 @@ pub async fn start(disk: Arc<dyn Disk>, path: &Path, store: Arc<dyn Store>, setu
     Fleet::start(shared, Duration::from_hours(1), PurgeTimer::default())
 }
 
-/// Makes a volume, and the store's header if it has none.
+/// A store with the key that volumes of tests are encrypted with, as a process has it that has opened none of them yet.
+pub fn keyed(store: Arc<dyn Store>) -> Arc<dyn Store> {
+    let keyring = Keyring::new(vec![KeySource::Given(VolumeKey::new([0xa5; KEY_BYTES]))]);
+    Arc::new(Keyed::new(store, Arc::new(keyring)))
+}
+
+/// Makes a volume, encrypted if the store is [`keyed`], and the store's header if it has none.
 pub async fn create(store: &Arc<dyn Store>, size: u64, durability: Durability) -> VolumeId {
     root::read_or_create(&**store).await.unwrap();
-    let new = NewVolume { durability, ..NewVolume::named("disk", ByteLen(size)) };
+    let encrypted = store.keyring().is_some();
+    let new = NewVolume { durability, encrypted, ..NewVolume::named("disk", ByteLen(size)) };
     Admin::new(store.clone()).create_volume(new).await.unwrap().id
 }

@@ -4,8 +4,8 @@
 /// Rooms by floor. A room may import from the floors below its own. The words of floor 0 know one another.
 pub const FLOORS: &[&[&str]] = &[
     &["units", "limits", "error", "block_device", "service", "clock", "work", "settings"],
-    &["map"],
-    &["format"],
+    &["map", "seal"],
+    &["format", "keys"],
     &["disk", "store"],
     &["log", "segment", "cache", "index"],
     &["checkpoint", "ownership", "clean"],

@@ -19,6 +19,7 @@ const fn exception(path: &'static str, reason: &'static str) -> Exception {
 /// Where integers become bytes and back.
 pub const INTEGER_BYTES: &[Exception] = &[
     exception("src/format/", "this is what the room is for"),
+    exception("src/seal/", "nonces, places and wrapped keys, of which every byte counts"),
     exception("src/nbd/protocol.rs", "the protocol's own byte layout, which is no format of ours"),
     exception("src/store/s3.rs", "the checksum header of S3"),
     exception("tools/src/torture/client.rs", "the protocol's own byte layout, from the client's side"),
@@ -43,6 +44,7 @@ pub const FILES: &[Exception] = &[
     exception("src/settings/file.rs", "reads the settings file before anything else exists"),
     exception("src/index/open.rs", "the folder that RocksDB, which does its own I/O, lives in"),
     exception("src/nbd/tls.rs", "reads certificates and keys at the start"),
+    exception("src/keys/source.rs", "reads and makes key files"),
     exception("src/nbd/listen.rs", "Unix sockets: removes a stale one, sets its mode"),
     exception("src/control/listen.rs", "Unix socket: removes a stale one, sets its mode"),
     exception("src/main.rs", "starts and stops the daemon"),

@@ -9,7 +9,7 @@ use varve::settings::SharedArguments;
 
 use crate::commands::{
     Command as _, attach, check, clean, create, destroy, detach, diff, dump, export, extend, fork, hydrate, import,
-    list, purge, rescue, restore, show, snapshots, status, sweep, sync, torture, undelete, update, usage, warm,
+    keys, list, purge, rescue, restore, show, snapshots, status, sweep, sync, torture, undelete, update, usage, warm,
 };
 use crate::context::Context;
 use crate::render::Report;
@@ -62,6 +62,9 @@ commands! {
         /// Create, list, show, attach, detach, change and destroy volumes
         #[command(subcommand, visible_aliases = ["volume", "vol"])]
         Volumes(VolumesCommand),
+        /// Make keys that volumes are encrypted with, and put others in their place
+        #[command(subcommand, visible_alias = "key")]
+        Keys(KeysCommand),
         /// Look after the store as a whole
         #[command(subcommand)]
         Store(StoreCommand),
@@ -125,6 +128,16 @@ commands! {
         Export(export::Arguments),
         /// Show where one volume or snapshot may differ from another
         Diff(diff::Arguments),
+    }
+}
+
+commands! {
+    /// What is done with keys.
+    KeysCommand {
+        /// Make a random key in a new file
+        Create(keys::create::Arguments),
+        /// Wrap the keys of a volume with another key, passphrase or command; its data stays as it is
+        Rotate(keys::rotate::Arguments),
     }
 }
 

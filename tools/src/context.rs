@@ -1,8 +1,14 @@
 //! What every command works with: settings, the store (opened when it is first needed), and the daemon's socket.
 
+use std::io::Write;
+use std::path::Path;
+
 use tokio::sync::OnceCell;
 use varve::control::client::Client;
-use varve::error::Result;
+use varve::disk::host::HostDisk;
+use varve::error::{ErrorKind, Result};
+use varve::keys::create_key_file;
+use varve::log::{self, Recovered};
 use varve::settings::SharedSettings;
 use varve::units::UnixMillis;
 use varve::volume::Admin;
@@ -46,6 +52,33 @@ impl Context {
         self.store.get_or_try_init(|| Admin::open(&self.settings, true)).await
     }
 
+    /// A write log, wherever it lies. The store is asked only if it is encrypted.
+    pub async fn log(&self, path: &Path) -> Result<Recovered> {
+        if !log::peek(&HostDisk, path)?.sealed {
+            return log::recover(&HostDisk, path, &|_| Ok(None));
+        }
+        self.store().await?.open_log(path).await
+    }
+
+    /// Makes the default key if it is to be used for the first time, and tells the person what that means.
+    pub fn ready_key(&self) -> Result<()> {
+        let Some(path) = self.settings.default_key.as_deref().filter(|path| !path.exists()) else { return Ok(()) };
+        match create_key_file(path) {
+            Ok(id) => {
+                let path = path.display();
+                let message = format!(
+                    "Made the key {id} in {path}. Volumes are encrypted with it, and nobody can read them without it: keep a copy where it outlives this machine.\n"
+                );
+                // Nobody can be told if this fails.
+                let _ = std::io::stderr().write_all(message.as_bytes());
+                Ok(())
+            }
+            // Another command was faster.
+            Err(error) if error.kind() == ErrorKind::Conflict => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The region of a new volume for which this one was asked.
     pub fn region(&self, asked: Option<String>) -> String {
         asked.or_else(|| self.settings.regions.own.clone()).unwrap_or_else(|| "default".to_owned())
@@ -53,10 +86,13 @@ impl Context {
 
     /// The command that starts a daemon with these settings.
     pub fn start_command(&self) -> String {
-        let SharedSettings { store, state, control, regions: _ } = &self.settings;
+        let SharedSettings { store, state, control, regions: _, keys, default_key } = &self.settings;
         let mut command = format!("varved --store {} --state {}", quoted(store), quoted(&state.display().to_string()));
         if *control != state.join("control.sock") {
             command += &format!(" --control {}", quoted(&control.display().to_string()));
+        }
+        if default_key.is_none() {
+            keys.iter().for_each(|key| command += &format!(" --key {}", quoted(key)));
         }
         command
     }

@@ -3,7 +3,7 @@
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 use varve::error::{Error, ErrorKind, Result};
-use varve::service::{Durability, HydrationStatus, Lag, OwnerSummary, SnapshotStatus, VolumeState};
+use varve::service::{Durability, EncryptionSummary, HydrationStatus, Lag, OwnerSummary, SnapshotStatus, VolumeState};
 use varve::units::{ByteLen, UnixMillis};
 
 /// Columns that labels are right-aligned in.
@@ -167,6 +167,17 @@ pub fn snapshot_status(status: SnapshotStatus) -> &'static str {
 /// Until when something is kept.
 pub fn expiry(at: Option<UnixMillis>) -> String {
     at.map_or_else(|| "destroyed".to_owned(), moment)
+}
+
+/// How a volume is encrypted.
+pub fn encryption(encryption: Option<&EncryptionSummary>) -> String {
+    let Some(encryption) = encryption else { return "none".to_owned() };
+    let by = encryption
+        .key
+        .as_ref()
+        .map_or_else(|| encryption.wrapping.clone(), |key| format!("{} {key}", encryption.wrapping));
+    let lost = if encryption.shredded { "; its keys are destroyed" } else { "" };
+    format!("{}, {by}{lost}", encryption.cipher)
 }
 
 /// As in JSON.

@@ -68,7 +68,10 @@ impl Place {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("file://{}", directory.path().display());
         let (control, regions) = (state.join("control.sock"), Regions::default());
-        let settings = SharedSettings { store: url.clone(), control, state: state.to_owned(), regions };
+        let key = directory.path().join("key");
+        let keys = vec![format!("file:{}", key.display())];
+        let state = state.to_owned();
+        let settings = SharedSettings { store: url.clone(), control, state, regions, keys, default_key: Some(key) };
         Admin::open(&settings, true).await.unwrap();
         let raw = varve::store::open(&url, false).await.unwrap().store;
         for volume in volumes {
@@ -136,10 +139,12 @@ async fn create_prints_one_line_with_the_id() {
                 Name: data
               Region: default
                 Size: 1.5 GB
+          Encryption: AES-256-GCM, key {}
           Durability: local
           Created at: {}
 ",
         volume.id,
+        volume.encryption.as_ref().unwrap().key.as_ref().unwrap(),
         crate::render::moment(volume.created_at)
     );
     assert_eq!(created, expected);
@@ -159,11 +164,11 @@ async fn what_was_created_before_a_failure_is_printed() {
     faults.inject(puts(), Effect::Delay(Duration::ZERO), 2);
     faults.inject(puts(), Effect::FailBefore(StoreErrorKind::Full), 2);
     place.context = place.context.with_store(Admin::new(faults.wrap(place.raw.clone())));
-    let report = run(&place, "volumes create data --size 1 -n 3").await.unwrap();
+    let report = run(&place, "volumes create data --size 1 -n 3 --no-encryption").await.unwrap();
     assert_eq!(report.text.matches("ID: vol_").count(), 2);
     let failure = report.failure.unwrap();
     assert!(failure.starts_with("volume 3 of 3: cannot create volume vol_") && failure.contains("Full"), "{failure}");
-    assert!(message(&place, "volumes create data --size 1").await.contains("Full"));
+    assert!(message(&place, "volumes create data --size 1 --no-encryption").await.contains("Full"));
     assert_eq!(place.volumes().await.len(), 2);
 }
 
@@ -217,6 +222,7 @@ async fn show_tells_the_lag_where_it_is_known() {
                 Name: demo
                State: detached
               Region: default
+          Encryption: none
                 Size: 10 GB
               Stored: 1.5 GB
           Durability: local

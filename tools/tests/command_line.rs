@@ -6,7 +6,9 @@ use std::process::{Command, Output};
 
 fn varve(directory: &std::path::Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_varve"));
-    for name in ["VARVE_STORE", "VARVE_STATE", "VARVE_CONTROL", "VARVE_CONFIG", "XDG_DATA_HOME"] {
+    for name in
+        ["VARVE_STORE", "VARVE_STATE", "VARVE_CONTROL", "VARVE_KEY", "VARVE_CONFIG", "XDG_CONFIG_HOME", "XDG_DATA_HOME"]
+    {
         command.env_remove(name);
     }
     command.env("HOME", directory).args(arguments).envs(environment.iter().copied()).output().unwrap()

@@ -25,6 +25,7 @@ fn superblock() -> Superblock {
         tail_incarnation: 0xaaaa_bbbb_cccc_dddd,
         incarnation: 0x1111_2222_3333_4444,
         durable_to: LogOffset(0x2_1000),
+        sealed: false,
     }
 }
 
@@ -38,6 +39,7 @@ fn header(kind: RecordKind, start: u64, count: u64) -> RecordHeader {
         offset: LogOffset(0x2_0040),
         first_crc: 0,
         mark: Some(LogOffset(0x2_0000)),
+        sealed: false,
     }
 }
 
@@ -63,7 +65,7 @@ fn golden_records() {
     let mut data = vec![0x5a; 4096];
     data.extend_from_slice(&[0xa5; 4096]);
     let mut out = Vec::new();
-    encode_write(&header(RecordKind::Write, 9, 2), &data, &mut out);
+    encode_write(&header(RecordKind::Write, 9, 2), &data, None, &mut out);
     assert_eq!(out.len(), 128);
     assert_eq!(
         hex(&out[..72]),
@@ -78,7 +80,7 @@ fn golden_records() {
     assert_eq!(expected_crc(&out, 1 << 60), None);
 
     let mut zero = Vec::new();
-    encode_bare(&header(RecordKind::Zero, 9, 1 << 30), &mut zero);
+    encode_zero(&header(RecordKind::Zero, 9, 1 << 30), None, &mut zero);
     assert_eq!(
         hex(&zero),
         "767265637b299a2102000000070000002a000000000000004444333322221111090000000000000000000040000000004000\
@@ -98,12 +100,12 @@ fn golden_records() {
 
 #[test]
 fn spans_are_aligned_and_bounded() {
-    assert_eq!(write_span(1), 64 + 4096);
-    assert_eq!(write_span(2), 128 + 8192);
-    assert_eq!(write_span(17), 128 + 17 * 4096);
-    assert_eq!(write_span(18), 192 + 18 * 4096);
+    assert_eq!(write_span(1, false), 64 + 4096);
+    assert_eq!(write_span(2, false), 128 + 8192);
+    assert_eq!(write_span(17, false), 128 + 17 * 4096);
+    assert_eq!(write_span(18, false), 192 + 18 * 4096);
     for blocks in 1..200 {
-        assert!(write_span(blocks).is_multiple_of(RECORD_ALIGN));
+        assert!(write_span(blocks, false).is_multiple_of(RECORD_ALIGN));
     }
     let pad = header(RecordKind::Pad, 0, 0);
     assert_eq!(pad.end(RING).0 % RING.0, 0);
@@ -119,7 +121,7 @@ fn l6_every_flipped_bit_of_a_header_or_superblock_is_noticed() {
         assert!(decode_superblock(&bytes).is_err(), "bit {bit}");
     }
     let mut record = Vec::new();
-    encode_write(&header(RecordKind::Write, 9, 2), &[1; 8192], &mut record);
+    encode_write(&header(RecordKind::Write, 9, 2), &[1; 8192], None, &mut record);
     for bit in 0..record.len() * 8 {
         let mut bytes = record.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);

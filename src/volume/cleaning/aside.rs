@@ -8,7 +8,7 @@ use futures_util::stream::{self, StreamExt};
 
 use crate::error::{Context, Result};
 use crate::format::segment::{FrameEntry, SegmentIndex};
-use crate::segment::{fetch_frames, open_frame};
+use crate::segment::fetch_frames;
 use crate::units::FrameId;
 use crate::volume::fetch::{FETCH_BYTES_MAX, group_frames, open_fetched};
 use crate::volume::shared::Shared;
@@ -57,7 +57,7 @@ fn cached(shared: &Shared, index: &SegmentIndex, number: u32, entry: &FrameEntry
     if !shared.cache.contains(id) {
         return None;
     }
-    shared.cache.get(id).or_else(|| open_frame(segment, number, entry, &shared.cache.read_stored(id)?).ok())
+    shared.cache.get(id).or_else(|| shared.open_frame(segment, number, entry, &shared.cache.read_stored(id)?).ok())
 }
 
 async fn fetched(shared: &Shared, index: &SegmentIndex, group: Vec<(u32, FrameEntry)>) -> Result<Vec<AsideFrame>> {

@@ -253,8 +253,14 @@ impl Volume {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
+        let known = self.manifest.lock().await.manifest.clone();
+        let without = ownership::without_origins(&*self.shared.store, &known).await?;
         self.change_manifest(|manifest| {
             manifest.letting_go = None;
+            // Somebody may have wrapped the keys anew meanwhile; then those of the origins stay with them.
+            if manifest.encryption == known.encryption {
+                manifest.encryption.clone_from(&without);
+            }
             Ok(())
         })
         .await?;

@@ -14,6 +14,7 @@ use crate::format::census::ObjectAt;
 use crate::format::segment::{EntryKind, SegmentHeader, SegmentIndex};
 use crate::limits::FRAME_BLOCKS;
 use crate::map::SegmentPlace;
+use crate::seal::VolumeKey;
 use crate::segment::{BuiltSegment, SegmentBuilder};
 use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, FrameId, Lba, SegmentId, SegmentNumber};
 use crate::volume::cleaning::aside::frames_aside;
@@ -49,9 +50,9 @@ impl Relocation {
     ///
     /// # Errors
     /// What the compressor says.
-    pub fn pack(mut self, header: SegmentHeader) -> Result<(BuiltSegment, BTreeSet<u32>)> {
+    pub fn pack(mut self, header: SegmentHeader, key: Option<Arc<VolumeKey>>) -> Result<(BuiltSegment, BTreeSet<u32>)> {
         self.runs.sort_unstable_by_key(|run| run.range.start);
-        let mut builder = SegmentBuilder::new(header, BlockCount(self.blocks()))?;
+        let mut builder = SegmentBuilder::new(header, BlockCount(self.blocks()), key)?;
         let (mut read, mut block) = (BTreeSet::new(), 0);
         for run in &self.runs {
             let bytes = &self.data[run.at..][..run.range.count.bytes().0 as usize];

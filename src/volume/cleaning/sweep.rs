@@ -69,6 +69,7 @@ impl Admin {
         let (Some(parts), false, None) = (&manifest.census, manifest.being_made, manifest.destroyed_at) else {
             return Ok(());
         };
+        ownership::unlock(&*self.store, manifest).await?;
         let (rows, making) = checkpoint::read_census(&*self.store, parts).await?;
         let mut census = Census::from_rows(rows);
         census.remove(&manifest.condemned);

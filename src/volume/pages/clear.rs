@@ -11,7 +11,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::format::page::open_page;
 use crate::limits::{DIRECTORY_PAGES, PAGE_BLOCKS};
 use crate::map::{ChangedPages, MapPage, PageIndex};
 use crate::units::{BlockCount, BlockRange, Lba};
@@ -155,7 +154,7 @@ impl PageTable {
                     continue;
                 }
                 // A damaged one counts as unseen: it is about to go.
-                if let Ok(page) = open_page(row) {
+                if let Ok(page) = self.from_row(*index, row) {
                     seen.insert(*index);
                     gone(Gone::Blocks(*index, index.range(), &page));
                 }

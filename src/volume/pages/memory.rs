@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::page::{open_page, seal_page};
 use crate::format::segment::SegmentIndex;
 use crate::limits::DIRECTORY_PAGES;
 use crate::map::{ChangedPages, MapPage, PageIndex};
@@ -114,8 +113,9 @@ impl PageTable {
 
     fn write_back_batch(&self, residents: &mut Residents, batch: &[PageIndex]) -> Result<()> {
         residents.only_if_open(self.volume)?;
-        let sealed = batch.iter().filter_map(|index| residents.pages.get(index).map(|r| (*index, seal_page(&r.page))));
-        self.index.put_pages(self.volume, sealed)?;
+        let rows =
+            batch.iter().filter_map(|index| residents.pages.get(index).map(|r| (*index, self.to_row(*index, &r.page))));
+        self.index.put_pages(self.volume, rows)?;
         for index in batch {
             if let Some(resident) = residents.pages.get_mut(index) {
                 resident.dirty = false;
@@ -167,7 +167,7 @@ impl PageTable {
         let Some(bytes) = self.index.page(self.volume, index)? else {
             return Ok(None);
         };
-        let page = Arc::new(open_page(&bytes)?);
+        let page = Arc::new(self.from_row(index, &bytes)?);
         self.insert(&mut residents, index, page.clone(), false);
         self.evict(&mut residents)?;
         Ok(Some(page))
@@ -193,7 +193,7 @@ impl PageTable {
                 continue;
             }
             if !page.is_empty() {
-                fresh.push((index, seal_page(&page)));
+                fresh.push((index, self.to_row(index, &page)));
             }
             let was_completed = residents.complete(index, &mut page);
             let page = Arc::new(page);

@@ -14,6 +14,7 @@ use crate::format::segment::{IndexEntry, SegmentHeader};
 use crate::index::Twin;
 use crate::limits::{DIRECTORY_PAGES, PAGE_BLOCKS, VOLUME_BYTES_MAX};
 use crate::map::SegmentPlace;
+use crate::seal::test_key as key;
 use crate::store::{MemoryStore, Store};
 use crate::units::{
     BLOCK_SIZE, BlockCount, ByteLen, Epoch, Lba, SegmentId, SegmentNumber, Sequence, Token, UnixMillis,
@@ -32,6 +33,7 @@ fn segment(number: u64, entries: Vec<IndexEntry>) -> Arc<SegmentIndex> {
         last: Sequence(number + 1),
         created_at: UnixMillis(0),
         seal: false,
+        salt: None,
     };
     Arc::new(SegmentIndex { header, frames: Vec::new(), entries, object_length: 0 })
 }
@@ -66,7 +68,7 @@ impl World {
 
     fn table(twin: &Twin, budget: usize, base: Checkpoint) -> PageTable {
         let index = Arc::new(Index::on_twin(twin, Path::new("/index")));
-        PageTable::new(VOLUME, index, Arc::new(PageBudget::new(budget)), Arc::new(base))
+        PageTable::new(VOLUME, key(), index, Arc::new(PageBudget::new(budget)), Arc::new(base))
     }
 
     fn note(&mut self, segment: &SegmentIndex) {

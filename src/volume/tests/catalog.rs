@@ -47,11 +47,11 @@ fn names_mean_what_they_mean_now() {
         let second = create(&world, "two").await;
         assert_eq!(fleet.resolve("two").await.unwrap(), second);
         // Destroyed and created anew under the same name, with the old one still in the view.
-        world.admin().destroy_volume(first).await.unwrap();
+        world.admin().destroy_volume(first, false).await.unwrap();
         assert_eq!(fleet.resolve("one").await.unwrap_err().kind(), ErrorKind::NotFound);
         let third = create(&world, "one").await;
         assert_eq!(fleet.resolve("one").await.unwrap(), third);
-        world.admin().destroy_volume(third).await.unwrap();
+        world.admin().destroy_volume(third, false).await.unwrap();
         let fourth = create(&world, "one").await;
         assert_eq!(fleet.resolve("one").await.unwrap(), fourth);
     });

@@ -1,15 +1,22 @@
 //! What a log that was kept aside holds comes out as it went in.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::{World, write};
+use super::{World, runtime, write};
 use crate::block_device::{BlockDevice, Change};
 use crate::error::ErrorKind;
+use crate::format::log::{RING_START, write_span};
+use crate::log::Recovered;
 use crate::service::LogExtent;
 use crate::store::StoreErrorKind;
 use crate::units::Sequence;
 use crate::volume::{VolumeDevice, export_log};
+
+/// Opens a log as the tool does.
+fn opened(world: &World, path: &Path) -> Recovered {
+    runtime().block_on(world.admin().open_log(path)).unwrap()
+}
 
 /// The log of a host that was put out while it held five records that are not in the store.
 fn kept_aside(world: &World) -> PathBuf {
@@ -36,7 +43,7 @@ fn the_image_holds_the_newest_content() {
     let world = World::new();
     let log = kept_aside(&world);
     let before = fs::read(&log).unwrap();
-    let (listed, damage) = export_log(&log, None).unwrap();
+    let (listed, damage) = export_log(&opened(&world, &log), None).unwrap();
     let extents = [
         LogExtent { offset: 3 * 4096, length: 8192, zero: false },
         LogExtent { offset: 9 * 4096, length: 8192, zero: true },
@@ -45,7 +52,7 @@ fn the_image_holds_the_newest_content() {
     assert_eq!(damage, None);
 
     let image = world.directory.path().join("image");
-    assert_eq!(export_log(&log, Some(&image)).unwrap().0, listed);
+    assert_eq!(export_log(&opened(&world, &log), Some(&image)).unwrap().0, listed);
     let bytes = fs::read(&image).unwrap();
     assert_eq!(bytes.len(), 11 * 4096);
     for (block, content) in bytes.chunks(4096).enumerate() {
@@ -56,7 +63,7 @@ fn the_image_holds_the_newest_content() {
         };
         assert!(content.iter().all(|byte| *byte == expected), "block {block}");
     }
-    let again = export_log(&log, Some(&image)).unwrap_err();
+    let again = export_log(&opened(&world, &log), Some(&image)).unwrap_err();
     assert!(again.kind() == ErrorKind::Invalid && again.message().contains("already"), "{again}");
     assert_eq!(fs::read(&log).unwrap(), before, "the log was changed");
 }
@@ -66,12 +73,13 @@ fn damaged_content_is_not_passed_off_as_good() {
     let world = World::new();
     let log = kept_aside(&world);
     let mut bytes = fs::read(&log).unwrap();
-    let at = bytes.windows(4096).position(|window| window == [2; 4096]).unwrap();
+    // In the payload of the second record.
+    let at = (RING_START + 2 * write_span(1, true) - 4096) as usize;
     bytes[at + 100] ^= 1;
     fs::write(&log, bytes).unwrap();
     let image = world.directory.path().join("image");
     // Whether the log was durable up to there decides how the scan calls it; never may the flipped byte come out.
-    match export_log(&log, Some(&image)) {
+    match export_log(&opened(&world, &log), Some(&image)) {
         Ok((content, _)) => {
             assert_eq!(content.records.1, Sequence(1), "the scan did not stop before the damage");
             assert_eq!(content.extents, [LogExtent { offset: 3 * 4096, length: 4096, zero: false }]);

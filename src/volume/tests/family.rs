@@ -101,7 +101,7 @@ fn a_fork_that_was_never_attached_can_be_forked_and_snapshotted() {
         let restored = admin.create_from_snapshot(snapshot.id, new, 1).await.unwrap().remove(0);
         // What was made from it needs neither the snapshot nor its volume to be there for people.
         admin.destroy_snapshot(snapshot.id).await.unwrap();
-        admin.destroy_volume(again[2].id).await.unwrap();
+        admin.destroy_volume(again[2].id, false).await.unwrap();
         assert_eq!(admin.snapshot_summary(snapshot.id).await.unwrap_err().kind(), ErrorKind::NotFound);
         (again[0].id, restored)
     });

@@ -7,8 +7,10 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 
 use crate::block_device::{BlockDevice, Change};
+use crate::keys::{KeySource, Keyring};
+use crate::seal::{KEY_BYTES, VolumeKey};
 use crate::service::{Durability, NewVolume};
-use crate::store::{Faults, MemoryStore, Store};
+use crate::store::{Faults, Keyed, MemoryStore, Store};
 use crate::units::{ByteLen, StoreId, VolumeId};
 use crate::volume::state_directory::{self, StateSettings};
 use crate::volume::{Admin, CLEANING, EngineSettings, Fleet, PurgeTimer, Volume, VolumeDevice};
@@ -36,7 +38,8 @@ struct World {
 impl World {
     fn new() -> Self {
         let faults = Faults::new();
-        let store = faults.wrap(Arc::new(MemoryStore::new()));
+        let keyring = Arc::new(Keyring::new(vec![KeySource::Given(VolumeKey::new([7; KEY_BYTES]))]));
+        let store = Arc::new(Keyed::new(faults.wrap(Arc::new(MemoryStore::new())), keyring));
         World { directory: tempfile::tempdir().unwrap(), store, faults }
     }
 
@@ -45,7 +48,7 @@ impl World {
     }
 
     fn create(&self) -> VolumeId {
-        let new = NewVolume::named("v", ByteLen(8 << 20));
+        let new = NewVolume { encrypted: true, ..NewVolume::named("v", ByteLen(8 << 20)) };
         runtime().block_on(self.admin().create_volume(new)).unwrap().id
     }
 

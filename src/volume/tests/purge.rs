@@ -20,7 +20,7 @@ fn destroyed(world: &World) -> VolumeId {
         drop(volume);
         fleet.detach(id, false).await.unwrap();
     });
-    runtime().block_on(world.admin().destroy_volume(id)).unwrap();
+    runtime().block_on(world.admin().destroy_volume(id, false)).unwrap();
     id
 }
 
@@ -46,7 +46,7 @@ fn a_volume_goes_when_its_day_is_over() {
     assert!(early.purged.is_empty() && early.next_due.is_some() && names(&world) == before, "{early:?}");
     runtime().block_on(world.admin().undelete_volume(id)).unwrap();
     assert_eq!(sweep_after(&world, 1000 * HOUR), Swept::default());
-    runtime().block_on(world.admin().destroy_volume(id)).unwrap();
+    runtime().block_on(world.admin().destroy_volume(id, false)).unwrap();
     let swept = sweep_after(&world, 25 * HOUR);
     assert_eq!((swept.purged, swept.objects), (vec![id], before.len() as u64 - 1));
     assert_eq!(names(&world), [ObjectKey::manifest(living).to_string()]);
@@ -59,7 +59,7 @@ fn a_volume_with_a_snapshot_stays_until_that_is_gone() {
     let snapshot = runtime().block_on(async {
         admin.undelete_volume(id).await.unwrap();
         let snapshot = admin.snapshot(id, NewSnapshot::default()).await.unwrap().id;
-        admin.destroy_volume(id).await.unwrap();
+        admin.destroy_volume(id, false).await.unwrap();
         snapshot
     });
     let before = names(&world);
@@ -78,7 +78,7 @@ fn a_snapshot_that_expires_lets_its_volume_go() {
         admin.undelete_volume(id).await.unwrap();
         let new = NewSnapshot { name: None, retention_seconds: Some(48 * 3600) };
         admin.snapshot(id, new).await.unwrap();
-        admin.destroy_volume(id).await.unwrap();
+        admin.destroy_volume(id, false).await.unwrap();
     });
     assert!(sweep_after(&world, 47 * HOUR).purged.is_empty());
     assert_eq!(sweep_after(&world, 49 * HOUR).purged, [id]);
@@ -93,11 +93,11 @@ fn the_last_fork_takes_its_origin_with_it() {
         admin.undelete_volume(origin).await.unwrap();
         let fork =
             admin.fork_volume(origin, NewForks { name: None, count: 1, region: None }).await.unwrap().remove(0).id;
-        admin.destroy_volume(origin).await.unwrap();
+        admin.destroy_volume(origin, false).await.unwrap();
         fork
     });
     assert_eq!(sweep_after(&world, 1000 * HOUR), Swept::default());
-    runtime().block_on(admin.destroy_volume(fork)).unwrap();
+    runtime().block_on(admin.destroy_volume(fork, false)).unwrap();
     let mut purged = sweep_after(&world, 25 * HOUR).purged;
     purged.sort();
     let mut both = vec![origin, fork];

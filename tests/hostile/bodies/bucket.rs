@@ -124,7 +124,7 @@ async fn change(admin: &Admin, store: &Arc<dyn Store>, volumes: &[VolumeId], sna
         if let Ok(loaded) = ownership::load(&**store, id).await {
             attach(store, id, &loaded).await;
         }
-        let _ = admin.destroy_volume(id).await;
+        let _ = admin.destroy_volume(id, false).await;
         let _ = admin.undelete_volume(id).await;
     }
     for &id in snapshots {

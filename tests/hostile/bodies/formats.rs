@@ -9,10 +9,12 @@ use varve::format::index::slot_of_value;
 use varve::format::lineage::SnapshotObject;
 use varve::format::manifest::{Manifest, StoreRoot};
 use varve::format::map_object::{self, MapObjectId, PageRef};
-use varve::format::page::{decode_page, encode_page, open_page, seal_page};
-use varve::format::segment::{self as segments, HEADER_BYTES, SegmentIndex};
+use varve::format::page::{decode_page, encode_page, page_of_row, row_of_page};
+use varve::format::segment::{self as segments, HEADER_BYTES, IndexSeal, SegmentIndex};
 use varve::format::trace::Trace;
 use varve::map::{MapPage, PageIndex};
+use varve::keys::KeySource;
+use varve::seal::{Bundle, KEY_BYTES, VolumeKey};
 use varve::segment::{apply_entry, open_frame, parse_object_tail};
 use varve::settings::{FileSettings, parse_log_size, parse_name, parse_size, parse_transfer_size, parse_volume_size};
 use varve::units::{Epoch, SegmentId, SegmentNumber, SnapshotId, VolumeId};
@@ -31,11 +33,11 @@ const PAGES_APPLIED: usize = 4;
 pub fn segment(bytes: &[u8]) {
     let _ = segments::peek_id(bytes);
     let _ = segments::decode_header(SEGMENT, bytes);
-    let Ok(index) = parse_object_tail(SEGMENT, bytes, bytes.len() as u64) else { return };
+    let Ok(index) = parse_object_tail(SEGMENT, bytes, bytes.len() as u64, IndexSeal::Plain) else { return };
     for (number, frame) in index.frames.iter().enumerate() {
         let end = frame.offset as usize + frame.stored_length as usize;
         let stored = bytes.get(frame.offset as usize..end).expect("frames lie before the index");
-        let opened = open_frame(SEGMENT, number as u32, frame, &Bytes::copy_from_slice(stored));
+        let opened = open_frame(SEGMENT, number as u32, frame, &Bytes::copy_from_slice(stored), None);
         assert!(opened.is_err() || opened.is_ok_and(|plain| plain.len() == usize::from(frame.blocks) * 4096));
     }
     use_index(&index);
@@ -44,16 +46,18 @@ pub fn segment(bytes: &[u8]) {
 /// The copy of a segment's index that is kept in the local index.
 pub fn local_segment_index(bytes: &[u8]) {
     let Some(length) = segments::announced_length(bytes) else { return };
-    if let Ok(index) = parse_object_tail(SEGMENT, bytes, length) {
+    if let Ok(index) = parse_object_tail(SEGMENT, bytes, length, IndexSeal::Plain) {
         use_index(&index);
     }
 }
 
 fn use_index(index: &SegmentIndex) {
     let frames_end = index.frames.last().map_or(HEADER_BYTES as u32, |frame| frame.offset + frame.stored_length);
-    let tail = segments::encode_tail(&index.header, &index.frames, &index.entries, frames_end.into()).unwrap();
+    let tail = segments::encode_tail(&index.header, &index.frames, &index.entries, frames_end.into(), IndexSeal::Plain)
+        .unwrap();
     let length = u64::from(frames_end) + tail.len() as u64;
-    let again = parse_object_tail(SEGMENT, &tail, length).expect("what was accepted is accepted again");
+    let again =
+        parse_object_tail(SEGMENT, &tail, length, IndexSeal::Plain).expect("what was accepted is accepted again");
     assert_eq!((&again.frames, &again.entries), (&index.frames, &index.entries));
     let mut page = MapPage::default();
     for entry in &index.entries {
@@ -68,7 +72,7 @@ fn use_index(index: &SegmentIndex) {
 /// The header of an object with pages.
 pub fn map_header(bytes: &[u8]) {
     if let Ok(id) = map_object::decode_header(bytes) {
-        assert_eq!(map_object::decode_header(&map_object::encode_header(id)).unwrap(), id);
+        assert_eq!(map_object::decode_header(&map_object::encode_header(id, false)).unwrap(), id);
     }
 }
 
@@ -98,8 +102,8 @@ pub fn map_page(bytes: &[u8]) {
 
 /// A page as the local index has it.
 pub fn local_page(bytes: &[u8]) {
-    if let Ok(page) = open_page(bytes) {
-        assert_eq!(open_page(&seal_page(&page)).unwrap(), page);
+    if let Ok(page) = page_of_row(bytes) {
+        assert_eq!(page_of_row(&row_of_page(&page)).unwrap(), page);
     }
 }
 
@@ -118,7 +122,7 @@ pub fn map_stored(bytes: &[u8]) {
     let object = MapObjectId { volume: VOLUME, epoch: Epoch(field(0)), number: 1 };
     let reference =
         PageRef { object, offset: field(4), stored_length: field(8), raw_length: field(12), crc: field(16) };
-    if let Ok(raw) = map_object::open(&reference, stored) {
+    if let Ok(raw) = map_object::open(&reference, stored, None) {
         assert_eq!(raw.len(), reference.raw_length as usize);
         map_page(&raw);
     }
@@ -145,6 +149,33 @@ pub fn trace(bytes: &[u8]) {
     if let Ok(trace) = Trace::decode(SNAPSHOT, bytes) {
         assert_eq!(Trace::decode(SNAPSHOT, &trace.encode().unwrap()).unwrap(), trace);
         let _ = trace.runs.iter().map(|run| run.blocks().end().0).max();
+    }
+}
+
+/// The key of [`sealed`] objects.
+pub fn key() -> VolumeKey {
+    VolumeKey::new([0x33; KEY_BYTES])
+}
+
+/// What is sealed: a segment, a trace, and the keys in a manifest, unwrapped already or not.
+pub fn sealed(bytes: &[u8]) {
+    let key = key();
+    if let Ok(index) = parse_object_tail(SEGMENT, bytes, bytes.len() as u64, IndexSeal::With(&key)) {
+        for (number, frame) in index.frames.iter().enumerate().take(4) {
+            let stored = bytes.get(frame.offset as usize..).and_then(|rest| rest.get(..frame.stored_length as usize));
+            let stored = Bytes::copy_from_slice(stored.unwrap_or_default());
+            let _ = open_frame(SEGMENT, number as u32, frame, &stored, Some(&key));
+        }
+    }
+    if let Ok((_, Some(item))) = Trace::peek(SNAPSHOT, bytes) {
+        let _ = Trace::decode_sealed(SNAPSHOT, item, &key);
+    }
+    let _ = Bundle::unwrap(VOLUME, &key, bytes);
+    if let Ok(bundle) = Bundle::decode(VOLUME, bytes) {
+        assert_eq!(Bundle::decode(VOLUME, &bundle.encode()).unwrap(), bundle);
+    }
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = text.parse::<KeySource>().map(|source| source.to_string());
     }
 }
 

@@ -45,6 +45,9 @@ pub struct Arguments {
     /// How many volumes to create
     #[arg(short = 'n', long, default_value = "1", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..=COUNT_MAX))]
     count: u32,
+    /// Do not encrypt it; what begins with the content of another volume is encrypted if that is
+    #[arg(long, conflicts_with_all = ["snapshot_id", "from"])]
+    no_encryption: bool,
     #[command(flatten)]
     schedule: ScheduleArguments,
     /// How much of its past the volume can go back to, such as 7d, or 'off'
@@ -65,12 +68,25 @@ impl Command for Arguments {
     type Output = Created;
 
     async fn run(self, context: &Context) -> Result<Created> {
-        let Arguments { name, size, snapshot_id, from, at, region, durability, count, schedule, history } = self;
+        let Arguments {
+            name,
+            size,
+            snapshot_id,
+            from,
+            at,
+            region,
+            durability,
+            count,
+            no_encryption,
+            schedule,
+            history,
+        } = self;
         let schedule = schedule.change().unwrap_or_default().apply(None);
         // Without a size there is something to begin with, whose own is meant then.
         let size = size.unwrap_or_default();
         let region = context.region(region);
-        let new = NewVolume { name, size, region, durability, schedule, history_seconds: history };
+        let new =
+            NewVolume { name, size, region, durability, schedule, history_seconds: history, encrypted: !no_encryption };
         let made = match (snapshot_id, from.zip(at)) {
             (Some(snapshot), _) => context.store().await?.create_from_snapshot(snapshot, new, count).await?,
             (None, Some((from, at))) => {
@@ -92,6 +108,9 @@ impl Command for Arguments {
 }
 
 async fn empty(context: &Context, new: NewVolume, count: u32) -> Result<Created> {
+    if new.encrypted {
+        context.ready_key()?;
+    }
     let store = context.store_or_new().await?;
     let mut created = vec![store.create_volume(new.clone()).await?];
     let mut failure = None;

@@ -46,6 +46,7 @@ fn block(volume: &VolumeSummary) -> String {
         .maybe("Origin", volume.origin)
         .maybe("Region", without_id(&volume.region))
         .line("Size", render::size(volume.size))
+        .line("Encryption", render::encryption(volume.encryption.as_ref()))
         .line("Durability", render::durability(volume.durability))
         .line("Created at", render::moment(volume.created_at))
         .finish()

@@ -16,6 +16,9 @@ pub struct Arguments {
     /// Ids or names of the volumes
     #[arg(value_name = "ID", required = true)]
     volumes: Vec<Target>,
+    /// Destroy the keys of the volumes too, so that nothing can bring back what they held: at once, also of volumes that are destroyed already
+    #[arg(long)]
+    shred: bool,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -38,7 +41,7 @@ impl Command for Arguments {
         let mut found: Vec<VolumeSummary> = Vec::new();
         for target in &self.volumes {
             let volume = context.store().await?.volume(target.id(context).await?).await?;
-            may_be_destroyed(&volume)?;
+            may_be_destroyed(&volume, self.shred)?;
             if found.iter().all(|other| other.id != volume.id) {
                 found.push(volume);
             }
@@ -46,13 +49,14 @@ impl Command for Arguments {
         if !self.yes {
             let names: Vec<_> =
                 found.iter().map(|volume| format!("{} ({})", volume.id, render::harmless(&volume.name))).collect();
-            if !(context.ask)(&format!("Destroy {}?", names.join(", ")))? {
+            let what = if self.shred { "Destroy for ever" } else { "Destroy" };
+            if !(context.ask)(&format!("{what} {}?", names.join(", ")))? {
                 return Err(Error::invalid("nothing was destroyed"));
             }
         }
         let (mut destroyed, mut failure) = (Vec::new(), None);
         for volume in found {
-            match context.store().await?.destroy_volume(volume.id).await {
+            match context.store().await?.destroy_volume(volume.id, self.shred).await {
                 Ok(volume) => destroyed.push(volume),
                 Err(error) => {
                     failure = Some(format!("{} was not destroyed: {error}", volume.id));
@@ -73,10 +77,11 @@ impl Command for Arguments {
 }
 
 /// Says beforehand what the store would say, and what can be done about it.
-fn may_be_destroyed(volume: &VolumeSummary) -> Result<()> {
+fn may_be_destroyed(volume: &VolumeSummary, shred: bool) -> Result<()> {
     let id = volume.id;
     match (volume.state, &volume.owner) {
         (VolumeState::Detached, _) => Ok(()),
+        (VolumeState::Destroyed, _) if shred => Ok(()),
         (VolumeState::Destroyed, _) => Err(Error::not_found(format!("{id} is destroyed already"))),
         (VolumeState::Attached, owner) => {
             let by =
@@ -90,6 +95,13 @@ fn may_be_destroyed(volume: &VolumeSummary) -> Result<()> {
 }
 
 fn line(volume: &VolumeSummary) -> String {
+    if volume.encryption.as_ref().is_some_and(|encryption| encryption.shredded) {
+        let name = render::harmless(&volume.name);
+        return format!(
+            "Destroyed {} ({name}) and its keys: nothing can bring back what it held. Volumes forked from it keep what they have of it\n",
+            volume.id
+        );
+    }
     let until = volume.purge_after.map(|at| format!(" until {}", render::moment(at))).unwrap_or_default();
     let name = render::harmless(&volume.name);
     format!("Destroyed {} ({name}). It can be brought back{until}: varve volumes undelete {}\n", volume.id, volume.id)

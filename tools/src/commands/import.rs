@@ -30,6 +30,9 @@ pub struct Arguments {
     /// Region of the volume
     #[arg(long, value_parser = parse_name)]
     region: Option<String>,
+    /// Do not encrypt it
+    #[arg(long)]
+    no_encryption: bool,
     /// What FLUSH promises: 'local' survives power loss, 'store' loss of the host
     #[arg(long, default_value = "local", value_parser = render::parse_durability)]
     durability: Durability,
@@ -55,7 +58,11 @@ impl Command for Arguments {
             durability: self.durability,
             schedule: Some(SnapshotSchedule::default()),
             history_seconds: self.history,
+            encrypted: !self.no_encryption,
         };
+        if new.encrypted {
+            context.ready_key()?;
+        }
         let store = context.store_or_new().await?;
         let mut progress = Progress::new("importing");
         let made = store.import(new, image, &mut |at| progress.show(at), interrupted()).await;

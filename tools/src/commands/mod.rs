@@ -25,6 +25,7 @@ pub mod extend;
 pub mod fork;
 pub mod hydrate;
 pub mod import;
+pub mod keys;
 pub mod list;
 pub mod purge;
 pub mod rescue;

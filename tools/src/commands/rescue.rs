@@ -36,8 +36,9 @@ pub struct Rescued {
 impl Command for Arguments {
     type Output = Rescued;
 
-    async fn run(self, _context: &Context) -> Result<Rescued> {
-        let (content, damage) = export_log(&self.log, self.image.as_deref())?;
+    async fn run(self, context: &Context) -> Result<Rescued> {
+        let log = context.log(&self.log).await?;
+        let (content, damage) = export_log(&log, self.image.as_deref())?;
         Ok(Rescued { content, image: self.image, damage })
     }
 

@@ -85,6 +85,7 @@ fn block(shown: &Shown) -> String {
         .line("Name", &volume.name)
         .line("State", if volume.is_hydrating { "hydrating" } else { render::state(volume.state) })
         .line("Region", &volume.region)
+        .line("Encryption", render::encryption(volume.encryption.as_ref()))
         .line("Size", render::size(volume.size))
         .line("Stored", render::size(volume.stored_bytes))
         .line("Durability", render::durability(volume.durability))

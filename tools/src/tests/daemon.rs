@@ -125,6 +125,7 @@ impl Service for Daemon {
             id: VolumeId(u64::from(number) + 100),
             name: new.name.clone().unwrap_or_else(|| status.name.clone()),
             region: "default".into(),
+            encryption: None,
             state: VolumeState::Detached,
             size: status.size,
             stored_bytes: ByteLen(0),

@@ -61,6 +61,7 @@ impl Scratch {
     pub fn host(&self, name: &str) -> Host {
         Host {
             url: self.url.clone(),
+            config: self.folder.join("config"),
             state: self.folder.join(name),
             log: self.folder.join(format!("{name}.log")),
             control: self.sockets.join(format!("{name}.control")),
@@ -99,6 +100,7 @@ impl Scratch {
 #[derive(Clone)]
 pub struct Host {
     url: String,
+    config: PathBuf,
     state: PathBuf,
     log: PathBuf,
     control: PathBuf,
@@ -118,10 +120,12 @@ fn beside(name: &str) -> Result<PathBuf> {
 impl Host {
     fn command(&self, binary: &str) -> Result<Command> {
         let mut command = Command::new(beside(binary)?);
-        for name in ["VARVE_STORE", "VARVE_STATE", "VARVE_CONTROL", "VARVE_CONFIG", "LISTEN_FDS"] {
+        for name in ["VARVE_STORE", "VARVE_STATE", "VARVE_CONTROL", "VARVE_KEY", "VARVE_CONFIG", "LISTEN_FDS"] {
             command.env_remove(name);
         }
         command.arg("--store").arg(&self.url).arg("--state").arg(&self.state).arg("--control").arg(&self.control);
+        // A key of their own, which goes with the scratch space.
+        command.env("XDG_CONFIG_HOME", &self.config);
         command.stdin(Stdio::null());
         Ok(command)
     }

@@ -241,7 +241,7 @@ fn roll_back() {
 
 #[test]
 fn destroy() {
-    detached("destroy", &[], 2, async |admin, family| admin.destroy_volume(family.spare).await.map(drop));
+    detached("destroy", &[], 2, async |admin, family| admin.destroy_volume(family.spare, false).await.map(drop));
 }
 
 #[test]

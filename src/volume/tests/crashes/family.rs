@@ -52,7 +52,7 @@ impl Base {
             let (spare, gone) = (fork("spare").await, fork("gone").await);
             drop(volume);
             fleet.detach(disk, false).await.unwrap();
-            world.admin().destroy_volume(gone).await.unwrap();
+            world.admin().destroy_volume(gone, false).await.unwrap();
             Family { disk, past, spare, gone }
         });
         let objects = runtime().block_on(async {

@@ -1,0 +1,273 @@
+//! The keys that this process has opened, by volume.
+//!
+//! A volume is known to be sealed with a key, or known to be plain, once its manifest was shown to [`Keyring::unlock`]; of any other nothing can be
+//! read. Keys stay in memory as long as the keyring does.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+use zeroize::Zeroizing;
+
+use super::KeySource;
+use super::command::{self, Ask};
+use crate::clock;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::seal::{Bundle, Encryption, KEY_BYTES, Salt, VolumeKey, Wrapping};
+use crate::units::VolumeId;
+
+/// What Argon2id is asked for: the second choice of RFC 9106, section 4, on one lane.
+const PASSPHRASE_MEMORY_KIB: u32 = 64 << 10;
+const PASSPHRASE_PASSES: u32 = 3;
+/// No manifest makes us use more than this.
+const PASSPHRASE_MEMORY_KIB_MAX: u32 = 1 << 20;
+const PASSPHRASE_PASSES_MAX: u32 = 64;
+
+/// What opens the keys of a volume.
+#[derive(Clone)]
+enum Opener {
+    Key(Arc<VolumeKey>, Wrapping),
+    Command(String),
+}
+
+/// A volume whose keys were unwrapped.
+#[derive(Clone)]
+struct Opened {
+    encryption: Encryption,
+    bundle: Bundle,
+    opener: Opener,
+}
+
+/// Sources of keys, and what was opened with them.
+#[derive(Default)]
+pub struct Keyring {
+    sources: Vec<KeySource>,
+    /// The key of a volume; none if it is plain.
+    known: RwLock<HashMap<VolumeId, Option<Arc<VolumeKey>>>>,
+    opened: Mutex<HashMap<VolumeId, Opened>>,
+}
+
+impl Keyring {
+    /// With these sources; new volumes get their keys wrapped with the first.
+    pub fn new(sources: Vec<KeySource>) -> Self {
+        Keyring { sources, ..Keyring::default() }
+    }
+
+    /// The key by which the objects of a volume are sealed; `None` if they are not.
+    ///
+    /// # Errors
+    /// `Denied` if nobody has unlocked the volume, nor one that goes on from it.
+    pub fn key_of(&self, volume: VolumeId) -> Result<Option<Arc<VolumeKey>>> {
+        self.known.read().get(&volume).cloned().ok_or_else(|| {
+            let message = format!(
+                "an object of volume {volume} cannot be opened: it does not belong to a volume that is in use here"
+            );
+            Error::new(ErrorKind::Denied, message)
+        })
+    }
+
+    /// True if unlocking such a volume may take long: it is then done on a thread that may wait.
+    pub fn may_take_long(&self, encryption: &Encryption) -> bool {
+        !matches!(encryption.wrapping, Wrapping::Key { .. })
+    }
+
+    /// Opens the keys of a volume whose manifest says `encryption`, and that reads objects of `volumes`, itself among them.
+    ///
+    /// # Errors
+    /// `Denied` if no source has the right key, naming what was tried; `Damaged` if the manifest names volumes whose keys it does not have, or
+    /// says that a volume is plain that was not; `NotFound` if the keys were destroyed.
+    pub fn unlock(&self, volume: VolumeId, encryption: Option<&Encryption>, volumes: &[VolumeId]) -> Result<()> {
+        let Some(encryption) = encryption else { return self.note_plain(volumes) };
+        let known = self.opened.lock().get(&volume).cloned();
+        let opened = match known.filter(|opened| opened.encryption == *encryption) {
+            Some(opened) => opened,
+            None => self.open(volume, encryption)?,
+        };
+        if let Some(foreign) = volumes.iter().find(|named| !opened.bundle.keys.contains_key(named)) {
+            return Err(Error::damaged(format!(
+                "the manifest of {volume} is damaged: it names {foreign}, whose key it does not have"
+            )));
+        }
+        let mut known = self.known.write();
+        for (id, key) in &opened.bundle.keys {
+            known.insert(*id, Some(key.clone()));
+        }
+        drop(known);
+        self.opened.lock().insert(volume, opened);
+        Ok(())
+    }
+
+    fn note_plain(&self, volumes: &[VolumeId]) -> Result<()> {
+        let mut known = self.known.write();
+        for volume in volumes {
+            if known.get(volume).is_some_and(Option::is_some) {
+                return Err(Error::damaged(format!(
+                    "a manifest says that volume {volume} is not encrypted, but it was: somebody has put another in its place"
+                )));
+            }
+            known.insert(*volume, None);
+        }
+        Ok(())
+    }
+
+    /// A new key for a new volume, wrapped with the first source.
+    ///
+    /// # Errors
+    /// What the source says; `Invalid` if there is none.
+    pub fn create(&self, volume: VolumeId) -> Result<Encryption> {
+        let source =
+            self.sources.first().ok_or_else(|| Error::invalid("no key is set to encrypt a new volume with"))?;
+        let keys = BTreeMap::from([(volume, Arc::new(VolumeKey::of_words(clock::random_words())))]);
+        self.adopt(volume, Bundle { keys }, opener(source)?)
+    }
+
+    /// A new key for a volume whose history begins in `parent`, which is unlocked: wrapped as the parent's keys are, together with these.
+    ///
+    /// # Errors
+    /// `Denied` if the parent is not unlocked; what a command says.
+    pub fn create_fork(&self, volume: VolumeId, parent: VolumeId) -> Result<Encryption> {
+        let opened = self.opened_of(parent)?;
+        let mut keys = opened.bundle.keys;
+        keys.insert(volume, Arc::new(VolumeKey::of_words(clock::random_words())));
+        self.adopt(volume, Bundle { keys }, opened.opener)
+    }
+
+    /// The keys of a volume that is unlocked, wrapped anew: with another source, or without those of volumes that are not `kept`. Nothing is
+    /// taken over yet: the manifest must say so first.
+    ///
+    /// # Errors
+    /// `Denied` if it is not unlocked; what the source says.
+    pub fn rewrap(
+        &self,
+        volume: VolumeId,
+        with: Option<&KeySource>,
+        kept: impl Fn(VolumeId) -> bool,
+    ) -> Result<Encryption> {
+        let Opened { mut bundle, opener: old, .. } = self.opened_of(volume)?;
+        bundle.keys.retain(|id, _| *id == volume || kept(*id));
+        let opener = match with {
+            Some(source) => opener(source)?,
+            None => old,
+        };
+        wrap(volume, &bundle, &opener)
+    }
+
+    fn opened_of(&self, volume: VolumeId) -> Result<Opened> {
+        self.opened.lock().get(&volume).cloned().ok_or_else(|| {
+            Error::new(ErrorKind::Denied, format!("the keys of volume {volume} are not open in this process"))
+        })
+    }
+
+    fn adopt(&self, volume: VolumeId, bundle: Bundle, opener: Opener) -> Result<Encryption> {
+        let encryption = wrap(volume, &bundle, &opener)?;
+        self.known.write().extend(bundle.keys.iter().map(|(id, key)| (*id, Some(key.clone()))));
+        let opened = Opened { encryption: encryption.clone(), bundle, opener };
+        self.opened.lock().insert(volume, opened);
+        Ok(encryption)
+    }
+
+    fn open(&self, volume: VolumeId, encryption: &Encryption) -> Result<Opened> {
+        let wrapped = encryption.wrapped(volume)?;
+        let mut tried = Vec::new();
+        for source in &self.sources {
+            match try_open(source, volume, encryption, &wrapped) {
+                Ok(Some((bundle, opener))) if bundle.keys.contains_key(&volume) => {
+                    return Ok(Opened { encryption: encryption.clone(), bundle, opener });
+                }
+                Ok(Some(_)) => tried.push(format!("{source} (it opens the keys of another volume)")),
+                Ok(None) => tried.push(format!("{source} (another key)")),
+                Err(error) => tried.push(error.to_string()),
+            }
+        }
+        let wanted = match &encryption.wrapping {
+            Wrapping::Key { id } => format!("with the key {id}"),
+            Wrapping::Passphrase { id, .. } => format!("with a passphrase (key {id})"),
+            Wrapping::Command => "by a command".to_owned(),
+        };
+        let tried = if tried.is_empty() { "no key is set".to_owned() } else { tried.join("; ") };
+        Err(Error::new(
+            ErrorKind::Denied,
+            format!(
+                "volume {volume} is encrypted {wanted}, which is not at hand: {tried}. Name it with --key, for varve and for varved; nothing was changed"
+            ),
+        ))
+    }
+}
+
+/// What a new wrapping with this source needs.
+fn opener(source: &KeySource) -> Result<Opener> {
+    if let KeySource::Command(command) = source {
+        return Ok(Opener::Command(command.clone()));
+    }
+    if let Some(key) = source.key()? {
+        let wrapping = Wrapping::Key { id: key.fingerprint() };
+        return Ok(Opener::Key(Arc::new(key), wrapping));
+    }
+    let passphrase = source.passphrase()?;
+    let passphrase = passphrase.ok_or_else(|| Error::invalid(format!("{source} holds nothing to encrypt with")))?;
+    let salt = Salt(clock::random_token().0);
+    let key = derive(&passphrase, salt, PASSPHRASE_MEMORY_KIB, PASSPHRASE_PASSES)?;
+    let wrapping = Wrapping::Passphrase {
+        salt: salt.digits(),
+        memory_kib: PASSPHRASE_MEMORY_KIB,
+        passes: PASSPHRASE_PASSES,
+        id: key.fingerprint(),
+    };
+    Ok(Opener::Key(Arc::new(key), wrapping))
+}
+
+fn wrap(volume: VolumeId, bundle: &Bundle, opener: &Opener) -> Result<Encryption> {
+    match opener {
+        Opener::Key(key, wrapping) => {
+            let salt = Salt(clock::random_token().0);
+            Ok(Encryption::new(wrapping.clone(), &bundle.wrap(volume, key, salt)))
+        }
+        Opener::Command(command) => {
+            let wrapped = command::run(command, Ask::Wrap, volume, &bundle.encode())?;
+            Ok(Encryption::new(Wrapping::Command, &wrapped))
+        }
+    }
+}
+
+/// Unwraps with one source; `None` if it is for something else.
+fn try_open(
+    source: &KeySource,
+    volume: VolumeId,
+    encryption: &Encryption,
+    wrapped: &[u8],
+) -> Result<Option<(Bundle, Opener)>> {
+    let key = match (&encryption.wrapping, source) {
+        (Wrapping::Command, KeySource::Command(command)) => {
+            let bytes = command::run(command, Ask::Unwrap, volume, wrapped)?;
+            return Ok(Some((Bundle::decode(volume, &bytes)?, Opener::Command(command.clone()))));
+        }
+        (Wrapping::Command, _) | (_, KeySource::Command(_)) => return Ok(None),
+        (Wrapping::Key { .. }, source) => source.key()?,
+        (Wrapping::Passphrase { salt, memory_kib, passes, .. }, source) => {
+            let Some(passphrase) = source.passphrase()? else { return Ok(None) };
+            if *memory_kib > PASSPHRASE_MEMORY_KIB_MAX || *passes > PASSPHRASE_PASSES_MAX {
+                let message = format!(
+                    "the keys of {volume} ask for {memory_kib} KiB and {passes} passes of Argon2id, which makes no sense"
+                );
+                return Err(Error::damaged(message));
+            }
+            let salt = Salt::of_digits(salt);
+            let salt =
+                salt.ok_or_else(|| Error::damaged(format!("the keys in the manifest of {volume} have no salt")))?;
+            Some(derive(&passphrase, salt, *memory_kib, *passes)?)
+        }
+    };
+    let Some(key) = key else { return Ok(None) };
+    let opened = Bundle::unwrap(volume, &key, wrapped).context(|| source.to_string())?;
+    Ok(opened.map(|bundle| (bundle, Opener::Key(Arc::new(key), encryption.wrapping.clone()))))
+}
+
+/// The key that comes of a passphrase.
+fn derive(passphrase: &[u8], salt: Salt, memory_kib: u32, passes: u32) -> Result<VolumeKey> {
+    let failed = |error: argon2::Error| Error::invalid(format!("Argon2id cannot be used: {error}"));
+    let parameters = argon2::Params::new(memory_kib, passes, 1, Some(KEY_BYTES)).map_err(failed)?;
+    let argon2 = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, parameters);
+    let mut key = Zeroizing::new([0; KEY_BYTES]);
+    argon2.hash_password_into(passphrase, &salt.bytes(), &mut *key).map_err(failed)?;
+    Ok(VolumeKey::new(*key))
+}
