@@ -6,7 +6,8 @@
 use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rand::Rng;
+use rand::rngs::SysRng;
+use rand::{Rng, TryRng};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::units::{Token, UnixMillis};
@@ -36,9 +37,11 @@ fn machine_time(clock: ClockId) -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// 64 random bits that nobody can guess: of a generator that the operating system seeds.
+/// 64 random bits that nobody can guess, of the operating system: a generator of our own would say the same again in a machine that was
+/// set back or copied while it ran.
 pub fn random_u64() -> u64 {
-    simulated::random().unwrap_or_else(|| rand::rng().next_u64())
+    // The system cannot refuse once it is up; where it does, there is a generator that it has seeded.
+    simulated::random().unwrap_or_else(|| SysRng.try_next_u64().unwrap_or_else(|_| rand::rng().next_u64()))
 }
 
 /// A fresh token.

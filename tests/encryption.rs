@@ -21,9 +21,11 @@ both_stores!(
     nothing_readable_is_left_anywhere,
     the_wrong_key_opens_nothing_and_changes_nothing,
     keys_are_wrapped_anew_while_the_volume_is_in_use,
-    a_shredded_volume_is_gone_and_its_forks_are_not,
+    a_shredded_volume_is_gone,
     passphrases_and_commands_open_volumes,
     a_plain_object_is_not_believed_in_an_encrypted_volume,
+    a_manifest_that_was_made_up_is_refused,
+    an_older_manifest_that_was_put_back_is_noticed,
 );
 
 const SIZE: &str = "64MiB";
@@ -190,6 +192,8 @@ fn keys_are_wrapped_anew_while_the_volume_is_in_use(kind: StoreKind) {
     client.write(40960, &content(10)).unwrap();
     client.flush().unwrap();
     host.varve(&["volumes", "sync", &volume]).succeeded();
+    // The daemon has only the old key: it goes on with the volume, and makes no fork that the new one would not open.
+    host.varve(&["volumes", "fork", &volume]).refused(&["--key"]);
     drop(client);
     daemon.stop();
     let daemon = host.start();
@@ -205,7 +209,7 @@ fn keys_are_wrapped_anew_while_the_volume_is_in_use(kind: StoreKind) {
     daemon.stop();
 }
 
-fn a_shredded_volume_is_gone_and_its_forks_are_not(kind: StoreKind) {
+fn a_shredded_volume_is_gone(kind: StoreKind) {
     let world = World::new(kind);
     let host = world.host("a");
     let volume = host.create("disk", SIZE);
@@ -214,12 +218,17 @@ fn a_shredded_volume_is_gone_and_its_forks_are_not(kind: StoreKind) {
     let fork = id_in(&host.varve(&["volumes", "fork", &volume]).succeeded());
     host.varve(&["volumes", "destroy", &volume, "--yes", "--shred"]).refused(&["detach"]);
     host.varve(&["volumes", "detach", &volume]).succeeded();
+    // The fork has the keys too, as long as it reads what its origin has.
+    host.varve(&["volumes", "destroy", &volume, "--yes", "--shred"]).refused(&[&fork, "Hydrate"]);
+    host.varve(&["volumes", "attach", &fork]).succeeded();
+    host.varve(&["volumes", "hydrate", &fork, "--wait"]).succeeded();
     let text = host.varve(&["volumes", "destroy", &volume, "--yes", "--shred"]).succeeded();
     assert!(text.contains("nothing can bring back"), "{text}");
     host.varve(&["volumes", "undelete", &volume]).refused(&["keys", "destroyed"]);
     host.varve(&["check", &volume]).refused(&["keys", "destroyed"]);
+    host.varve(&["volumes", "usage"]).succeeded();
     assert!(Client::connect(&host.nbd(), &volume).is_err());
-    assert!(read(&host, &fork, 30 * 4096) == content(30), "the fork has keys of its own");
+    assert!(read(&host, &fork, 30 * 4096) == content(30), "the fork has all that it needs");
     let plain = id_in(&host.varve(&["volumes", "create", "plain", "--size", SIZE, "--no-encryption"]).succeeded());
     host.varve(&["volumes", "destroy", &plain, "--yes", "--shred"]).refused(&["not encrypted"]);
     // Destroyed first and shredded later is as good.
@@ -300,5 +309,83 @@ fn a_plain_object_is_not_believed_in_an_encrypted_volume(kind: StoreKind) {
     let mut client = Client::connect(&again.nbd(), &volume).unwrap();
     assert_eq!(client.ask(support::client::Command::Read, 0, 0, 4096, &[]).unwrap(), content(1));
     drop(client);
+    daemon.stop();
+}
+
+/// The manifest of a volume, changed by somebody who knows the format and has no key.
+fn forged(world: &World, volume: &str, change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+    let mut envelope: serde_json::Value =
+        serde_json::from_slice(&world.get(&format!("volumes/{volume}/manifest"))).unwrap();
+    change(&mut envelope["body"]);
+    let body = serde_json::to_string(&envelope["body"]).unwrap();
+    let sum = crc32c::crc32c(body.as_bytes());
+    format!(
+        "{{\"varve\":\"manifest\",\"version\":1,\"incompatible_features\":{},\"compatible_features\":0,\"crc32c\":\"{sum:08x}\",\"body\":{body}}}",
+        envelope["incompatible_features"]
+    )
+    .into_bytes()
+}
+
+fn put_manifest(world: &World, kind: StoreKind, volume: &str, bytes: &[u8]) {
+    let name = format!("volumes/{volume}/manifest");
+    match kind {
+        StoreKind::Directory => std::fs::write(world.path().join("store").join(name), bytes).unwrap(),
+        StoreKind::Minio => world.put(&name, bytes),
+    }
+}
+
+fn a_manifest_that_was_made_up_is_refused(kind: StoreKind) {
+    let world = World::new(kind);
+    let host = world.host("a");
+    let volume = host.create("disk", SIZE);
+    let daemon = host.start();
+    write(&host, &volume, 0, &content(20));
+    let snapshot = id_in(&host.varve(&["volumes", "snapshots", "create", &volume]).succeeded());
+    write(&host, &volume, 0, &content(7)[4096..]);
+    daemon.stop();
+    let true_one = world.get(&format!("volumes/{volume}/manifest"));
+    let forgeries: [(&str, fn(&mut serde_json::Value)); 4] = [
+        ("the size", |body| body["size"] = serde_json::json!(128 << 20)),
+        ("no checkpoint", |body| body["checkpoint"] = serde_json::Value::Null),
+        ("a mixture", |body| {
+            let volume = body["volume"].clone();
+            body["inherited"] = serde_json::json!([{"volume": volume, "epoch": 1, "first": 0, "count": 1}]);
+        }),
+        ("what a snapshot holds", |body| {
+            let sequence = body["pins"][0]["moment"]["sequence"].as_u64().unwrap();
+            body["pins"][0]["moment"]["sequence"] = serde_json::json!(sequence + 1);
+        }),
+    ];
+    for (what, forge) in forgeries {
+        put_manifest(&world, kind, &volume, &forged(&world, &volume, forge));
+        for command in [&["volumes", "fork", &volume][..], &["check", &volume], &["check", &snapshot]] {
+            let said = host.varve(command).refused(&["not written by one who has the key"]);
+            assert!(said.contains(&volume), "{what}: {said}");
+        }
+        put_manifest(&world, kind, &volume, &true_one);
+    }
+    // What needs no key is not sealed.
+    put_manifest(&world, kind, &volume, &forged(&world, &volume, |body| body["name"] = serde_json::json!("renamed")));
+    host.varve(&["check", &volume]).succeeded();
+}
+
+fn an_older_manifest_that_was_put_back_is_noticed(kind: StoreKind) {
+    let world = World::new(kind);
+    let host = world.host("a");
+    let volume = host.create("disk", SIZE);
+    let daemon = host.start();
+    write(&host, &volume, 0, &content(5));
+    daemon.stop();
+    let older = world.get(&format!("volumes/{volume}/manifest"));
+    let daemon = host.start();
+    write(&host, &volume, 0, &content(9));
+    daemon.stop();
+    let newest = world.get(&format!("volumes/{volume}/manifest"));
+    put_manifest(&world, kind, &volume, &older);
+    let fresh = world.host("fresh");
+    let daemon = fresh.start();
+    fresh.varve(&["volumes", "attach", &volume]).refused(&["put back to an older version"]);
+    put_manifest(&world, kind, &volume, &newest);
+    assert!(read(&fresh, &volume, 9 * 4096) == content(9));
     daemon.stop();
 }

@@ -35,6 +35,9 @@ fn host(world: &World, name: &str, own: &str, regions: &[String]) -> Host {
     let file = world.path().join(format!("{name}.toml"));
     std::fs::write(&file, format!("region = \"{own}\"\n{}", regions.concat())).unwrap();
     let host = world.host(name).with(&["--log-size", "128MiB", "--segment-age", "200ms"]);
+    // The same key in every region.
+    let host =
+        host.with_environment("VARVE_KEY", "env:KEY_OF_REGIONS").with_environment("KEY_OF_REGIONS", &"5a".repeat(32));
     host.with_environment("VARVE_CONFIG", &file.display().to_string())
 }
 
@@ -76,6 +79,13 @@ fn a_fork_in_another_region_is_usable_at_once_and_independent_in_the_end(kind: S
     let names = |world: &World, id: &str| world.names().iter().filter(|name| name.contains(id)).count();
     assert_eq!((names(&ams, &fork), names(&nyc, &fork) > 0), (0, true), "the fork is in the other store");
 
+    let keys = || {
+        let manifest = away.varve(&["dump", "manifest", &fork]).succeeded();
+        let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+        manifest["encryption"]["keys"].as_str().unwrap().len()
+    };
+    let keys_before = keys();
+
     // Usable at once, and while it copies; a death in between changes nothing.
     let shown = away.varve(&["volumes", "show", &fork]).succeeded();
     assert!(shown.contains("Hydration: goes on when it is attached"), "{shown}");
@@ -92,6 +102,7 @@ fn a_fork_in_another_region_is_usable_at_once_and_independent_in_the_end(kind: S
     let done = away.varve(&["volumes", "hydrate", &fork, "--wait"]).succeeded();
     assert!(done.contains("all that it needs is its own"), "{done}");
     assert!(hydration(&away, &fork).is_null());
+    assert!(keys() < keys_before, "the key of the origin is still among those of the fork");
     scribble(&mut forked, &mut old, &mut random, MIB);
     drop(forked);
     let mut copied = Client::connect(&away.nbd(), &copy).unwrap();

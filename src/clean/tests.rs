@@ -54,7 +54,7 @@ fn moment(number: u64, root: u64, replayed: &[u64]) -> Moment {
 
 fn pin(moment: Moment, fork: u64) -> Pin {
     let holder = PinHolder::Fork { volume: VolumeId(fork), created_at: UnixMillis(1), region: None };
-    Pin { moment, holders: vec![holder] }
+    Pin { moment, holders: vec![holder], seal: None }
 }
 
 fn segments(condemned: &Condemned) -> Vec<u64> {
@@ -107,12 +107,13 @@ fn a_pin_keeps_what_its_moment_leads_to_or_replays_and_nothing_else() {
 fn the_history_keeps_what_any_moment_since_its_beginning_leads_to() {
     let census = ten();
     for (begins, goes) in [(0, false), (4, false), (5, false), (6, true), (8, true)] {
-        let past = |number| PastMoment { at: UnixMillis(number), moment: moment(number, 0, &[]), is_jump: false };
+        let past =
+            |number| PastMoment { at: UnixMillis(number), moment: moment(number, 0, &[]), is_jump: false, seal: None };
         let history = vec![past(begins), past(9)];
         let goes_with = condemn(&census, &Manifest { history, ..manifest(9) }, &[]);
         assert_eq!(segments(&goes_with), if goes { vec![3] } else { vec![] }, "history from {begins}");
     }
-    let replays = PastMoment { at: UnixMillis(8), moment: moment(8, 0, &[2, 3]), is_jump: true };
+    let replays = PastMoment { at: UnixMillis(8), moment: moment(8, 0, &[2, 3]), is_jump: true, seal: None };
     let history = vec![replays];
     assert!(condemn(&census, &Manifest { history, ..manifest(9) }, &[]).is_empty(), "its first moment replays it");
 }

@@ -87,6 +87,9 @@ pub struct PastMoment {
     /// True if it does not follow from the one before it: the volume was rolled back to it.
     #[serde(default)]
     pub is_jump: bool,
+    /// Made with the key of the volume, if it has one: the moment is not made up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<String>,
 }
 
 /// What a snapshot says of itself, besides its moment.
@@ -136,6 +139,9 @@ pub struct Pin {
     pub moment: Moment,
     /// Who needs it; at least one.
     pub holders: Vec<PinHolder>,
+    /// Made with the key of the volume, if it has one: the moment is not made up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<String>,
 }
 
 /// The object of a snapshot: by its id alone it leads to everything.

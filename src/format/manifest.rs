@@ -82,6 +82,9 @@ pub struct Manifest {
     /// How its data is encrypted; `None` if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption: Option<Encryption>,
+    /// Made with the key of the volume, if it has one: what is said here of its content is not made up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<String>,
     /// Its region.
     pub region: String,
     /// Its size in bytes; a multiple of the block size.
@@ -163,6 +166,7 @@ impl Manifest {
             volume,
             name,
             encryption: None,
+            seal: None,
             region: "default".to_owned(),
             size,
             created_at,

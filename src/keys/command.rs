@@ -1,9 +1,12 @@
 //! Commands that wrap and unwrap keys: the way to a KMS, a vault, or a token.
 
 use std::io::{Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use zeroize::Zeroizing;
 
 use crate::clock;
@@ -33,6 +36,7 @@ pub(super) fn run(command: &str, ask: Ask, volume: VolumeId, input: &[u8]) -> Re
     let program = words.next().ok_or_else(|| Error::invalid("a key command needs a program"))?;
     let word = if ask == Ask::Wrap { "wrap" } else { "unwrap" };
     let doing = || format!("running '{program} ... {word}' for the keys of {volume}");
+    let deadline = clock::running() + PATIENCE;
     let mut child = Command::new(program)
         .args(words)
         .arg(word)
@@ -40,48 +44,60 @@ pub(super) fn run(command: &str, ask: Ask, volume: VolumeId, input: &[u8]) -> Re
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // A group of its own, so that what it has started ends with it.
+        .process_group(0)
         .spawn()
         .context(doing)?;
-    // Keys fit into a pipe, so this does not wait for a command that reads late; one that does not read says why it failed.
+    let (output, errors) = (collect(child.stdout.take()), collect(child.stderr.take()));
     if let Some(mut stdin) = child.stdin.take() {
-        let _ = stdin.write_all(input);
+        let input = Zeroizing::new(input.to_vec());
+        // One that does not read says why it failed.
+        std::thread::spawn(move || drop(stdin.write_all(&input)));
     }
-    let output = collect(child.stdout.take());
-    let errors = collect(child.stderr.take());
-    let status = wait(&mut child).context(doing)?;
-    let (output, errors) = (output.join().unwrap_or_default(), errors.join().unwrap_or_default());
+    let status = wait(&mut child, deadline).context(doing)?;
+    let left = deadline.saturating_sub(clock::running()).max(LOOK);
+    let said = errors.recv_timeout(LOOK).unwrap_or_default();
     let failed = |why: String| {
-        let said = String::from_utf8_lossy(&errors);
+        let said = String::from_utf8_lossy(&said);
         let said = said.trim().lines().last().unwrap_or_default().to_owned();
         Error::new(ErrorKind::Denied, format!("{}: {why}: {said:.200}", doing()))
     };
     match status {
         None => Err(failed(format!("it was stopped, for it did not end within {} s", PATIENCE.as_secs()))),
         Some(status) if !status.success() => Err(failed(status.to_string())),
-        Some(_) if output.is_empty() => Err(failed("it wrote nothing".to_owned())),
-        Some(_) => Ok(output),
+        Some(_) => match output.recv_timeout(left) {
+            Ok(output) if !output.is_empty() => Ok(output),
+            _ => Err(failed("it wrote nothing".to_owned())),
+        },
     }
 }
 
-fn collect(from: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<Zeroizing<Vec<u8>>> {
+/// Reads to the end, on a thread of its own: whoever started the command need not wait for those that it has left behind.
+fn collect(from: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Zeroizing<Vec<u8>>> {
+    let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         let mut bytes = Zeroizing::new(Vec::new());
         if let Some(from) = from {
             // What came before an error is what there is.
             let _ = from.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes);
         }
-        bytes
-    })
+        // Nobody may want it any more.
+        let _ = sender.send(bytes);
+    });
+    receiver
 }
 
-fn wait(child: &mut Child) -> std::io::Result<Option<std::process::ExitStatus>> {
-    let begun = clock::running();
+/// Waits until it has ended; one that has not by then is stopped with all that it has started.
+fn wait(child: &mut Child, deadline: Duration) -> std::io::Result<Option<ExitStatus>> {
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if clock::running().saturating_sub(begun) > PATIENCE {
-            child.kill()?;
+        if clock::running() > deadline {
+            let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+            if let Some(group) = group {
+                kill_process_group(group, Signal::KILL)?;
+            }
             child.wait()?;
             return Ok(None);
         }

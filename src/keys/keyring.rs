@@ -13,15 +13,17 @@ use super::KeySource;
 use super::command::{self, Ask};
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::seal::{Bundle, Encryption, KEY_BYTES, Salt, VolumeKey, Wrapping};
+use crate::seal::{Bundle, Encryption, KEY_BYTES, KEYS_MAX, Salt, VolumeKey, Wrapping};
 use crate::units::VolumeId;
 
 /// What Argon2id is asked for: the second choice of RFC 9106, section 4, on one lane.
 const PASSPHRASE_MEMORY_KIB: u32 = 64 << 10;
 const PASSPHRASE_PASSES: u32 = 3;
 /// No manifest makes us use more than this.
-const PASSPHRASE_MEMORY_KIB_MAX: u32 = 1 << 20;
-const PASSPHRASE_PASSES_MAX: u32 = 64;
+const PASSPHRASE_MEMORY_KIB_MAX: u32 = 256 << 10;
+const PASSPHRASE_PASSES_MAX: u32 = 16;
+/// One at a time: it takes memory, and whoever knocks can ask for it.
+static DERIVING: Mutex<()> = Mutex::new(());
 
 /// What opens the keys of a volume.
 #[derive(Clone)]
@@ -66,9 +68,9 @@ impl Keyring {
         })
     }
 
-    /// True if unlocking such a volume may take long: it is then done on a thread that may wait.
-    pub fn may_take_long(&self, encryption: &Encryption) -> bool {
-        !matches!(encryption.wrapping, Wrapping::Key { .. })
+    /// True if the keys that a manifest has are open already; else that may take long, for files, commands and passphrases do.
+    pub fn is_open(&self, volume: VolumeId, encryption: &Encryption) -> bool {
+        self.opened.lock().get(&volume).is_some_and(|opened| opened.encryption == *encryption)
     }
 
     /// Opens the keys of a volume whose manifest says `encryption`, and that reads objects of `volumes`, itself among them.
@@ -78,22 +80,22 @@ impl Keyring {
     /// says that a volume is plain that was not; `NotFound` if the keys were destroyed.
     pub fn unlock(&self, volume: VolumeId, encryption: Option<&Encryption>, volumes: &[VolumeId]) -> Result<()> {
         let Some(encryption) = encryption else { return self.note_plain(volumes) };
-        let known = self.opened.lock().get(&volume).cloned();
-        let opened = match known.filter(|opened| opened.encryption == *encryption) {
-            Some(opened) => opened,
-            None => self.open(volume, encryption)?,
-        };
+        let opened = self.opened_as(volume, encryption)?;
         if let Some(foreign) = volumes.iter().find(|named| !opened.bundle.keys.contains_key(named)) {
             return Err(Error::damaged(format!(
                 "the manifest of {volume} is damaged: it names {foreign}, whose key it does not have"
             )));
         }
         let mut known = self.known.write();
-        for (id, key) in &opened.bundle.keys {
-            known.insert(*id, Some(key.clone()));
+        let is_other = |id: &VolumeId, key: &Arc<VolumeKey>| {
+            known.get(id).and_then(Option::as_ref).is_some_and(|known| known != key)
+        };
+        if let Some((id, _)) = opened.bundle.keys.iter().find(|(id, key)| is_other(id, key)) {
+            return Err(Error::damaged(format!(
+                "the manifest of {volume} has another key of {id} than is known: keys never change, so somebody has put it there"
+            )));
         }
-        drop(known);
-        self.opened.lock().insert(volume, opened);
+        known.extend(opened.bundle.keys.iter().map(|(id, key)| (*id, Some(key.clone()))));
         Ok(())
     }
 
@@ -121,29 +123,31 @@ impl Keyring {
         self.adopt(volume, Bundle { keys }, opener(source)?)
     }
 
-    /// A new key for a volume whose history begins in `parent`, which is unlocked: wrapped as the parent's keys are, together with these.
+    /// A new key for a volume whose history begins in `parent`, of which this is in the manifest: wrapped as the parent's keys are now, together with
+    /// these.
     ///
     /// # Errors
-    /// `Denied` if the parent is not unlocked; what a command says.
-    pub fn create_fork(&self, volume: VolumeId, parent: VolumeId) -> Result<Encryption> {
-        let opened = self.opened_of(parent)?;
+    /// `Denied` if the parent's keys cannot be opened; `Invalid` for too many origins; what a command says.
+    pub fn create_fork(&self, volume: VolumeId, parent: VolumeId, encryption: &Encryption) -> Result<Encryption> {
+        let opened = self.opened_as(parent, encryption)?;
         let mut keys = opened.bundle.keys;
         keys.insert(volume, Arc::new(VolumeKey::of_words(clock::random_words())));
         self.adopt(volume, Bundle { keys }, opened.opener)
     }
 
-    /// The keys of a volume that is unlocked, wrapped anew: with another source, or without those of volumes that are not `kept`. Nothing is
-    /// taken over yet: the manifest must say so first.
+    /// The keys of a volume, of which this is in the manifest, wrapped anew: with another source, or without those of volumes that are not `kept`.
+    /// Nothing is taken over yet: the manifest must say so first.
     ///
     /// # Errors
-    /// `Denied` if it is not unlocked; what the source says.
+    /// `Denied` if the keys cannot be opened; what the source says.
     pub fn rewrap(
         &self,
         volume: VolumeId,
+        encryption: &Encryption,
         with: Option<&KeySource>,
         kept: impl Fn(VolumeId) -> bool,
     ) -> Result<Encryption> {
-        let Opened { mut bundle, opener: old, .. } = self.opened_of(volume)?;
+        let Opened { mut bundle, opener: old, .. } = self.opened_as(volume, encryption)?;
         bundle.keys.retain(|id, _| *id == volume || kept(*id));
         let opener = match with {
             Some(source) => opener(source)?,
@@ -152,10 +156,15 @@ impl Keyring {
         wrap(volume, &bundle, &opener)
     }
 
-    fn opened_of(&self, volume: VolumeId) -> Result<Opened> {
-        self.opened.lock().get(&volume).cloned().ok_or_else(|| {
-            Error::new(ErrorKind::Denied, format!("the keys of volume {volume} are not open in this process"))
-        })
+    /// The keys that a manifest has just now: those that are open already may be older, for somebody may have wrapped them anew meanwhile.
+    fn opened_as(&self, volume: VolumeId, encryption: &Encryption) -> Result<Opened> {
+        let known = self.opened.lock().get(&volume).cloned();
+        if let Some(opened) = known.filter(|opened| opened.encryption == *encryption) {
+            return Ok(opened);
+        }
+        let opened = self.open(volume, encryption)?;
+        self.opened.lock().insert(volume, opened.clone());
+        Ok(opened)
     }
 
     fn adopt(&self, volume: VolumeId, bundle: Bundle, opener: Opener) -> Result<Encryption> {
@@ -174,7 +183,7 @@ impl Keyring {
                 Ok(Some((bundle, opener))) if bundle.keys.contains_key(&volume) => {
                     return Ok(Opened { encryption: encryption.clone(), bundle, opener });
                 }
-                Ok(Some(_)) => tried.push(format!("{source} (it opens the keys of another volume)")),
+                Ok(Some(_)) => tried.push(format!("{source} (the keys lack that of the volume itself)")),
                 Ok(None) => tried.push(format!("{source} (another key)")),
                 Err(error) => tried.push(error.to_string()),
             }
@@ -217,13 +226,19 @@ fn opener(source: &KeySource) -> Result<Opener> {
 }
 
 fn wrap(volume: VolumeId, bundle: &Bundle, opener: &Opener) -> Result<Encryption> {
+    if bundle.keys.len() > KEYS_MAX {
+        let message = format!(
+            "volume {volume} would need the keys of more than {KEYS_MAX} volumes: hydrate the one that it begins with first"
+        );
+        return Err(Error::invalid(message));
+    }
     match opener {
         Opener::Key(key, wrapping) => {
             let salt = Salt(clock::random_token().0);
             Ok(Encryption::new(wrapping.clone(), &bundle.wrap(volume, key, salt)))
         }
         Opener::Command(command) => {
-            let wrapped = command::run(command, Ask::Wrap, volume, &bundle.encode())?;
+            let wrapped = command::run(command, Ask::Wrap, volume, &bundle.encode(volume))?;
             Ok(Encryption::new(Wrapping::Command, &wrapped))
         }
     }
@@ -267,6 +282,7 @@ fn derive(passphrase: &[u8], salt: Salt, memory_kib: u32, passes: u32) -> Result
     let failed = |error: argon2::Error| Error::invalid(format!("Argon2id cannot be used: {error}"));
     let parameters = argon2::Params::new(memory_kib, passes, 1, Some(KEY_BYTES)).map_err(failed)?;
     let argon2 = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, parameters);
+    let _one_at_a_time = DERIVING.lock();
     let mut key = Zeroizing::new([0; KEY_BYTES]);
     argon2.hash_password_into(passphrase, &salt.bytes(), &mut *key).map_err(failed)?;
     Ok(VolumeKey::new(*key))

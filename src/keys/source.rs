@@ -153,17 +153,23 @@ pub fn create_key_file(path: &Path) -> Result<String> {
     let key = VolumeKey::of_words(clock::random_words());
     let mut digits = key.digits();
     digits.push('\n');
+    // Under another name first, so that nobody ever finds half a key.
+    let draft = PathBuf::from(format!("{shown}.{:x}", clock::random_u64()));
     let mut options = std::fs::OpenOptions::new();
-    let file = options.write(true).create_new(true).mode(0o600).open(path);
-    let mut file = file.map_err(|error| match error.kind() {
+    let file = options.write(true).create_new(true).mode(0o600).open(&draft);
+    let mut file = file.context(|| format!("cannot create {}", draft.display()))?;
+    let written = file.write_all(digits.as_bytes()).and_then(|()| file.sync_all());
+    // A link never takes the place of what is there.
+    let named = written.and_then(|()| std::fs::hard_link(&draft, path));
+    let removed = std::fs::remove_file(&draft);
+    named.map_err(|error| match error.kind() {
         IoErrorKind::AlreadyExists => Error::new(
             crate::error::ErrorKind::Conflict,
             format!("there is a file {shown} already, and a key is never overwritten"),
         ),
-        _ => Error::io(format_args!("cannot create {shown}"), &error),
+        _ => Error::io(format_args!("cannot write {shown}"), &error),
     })?;
-    let written = file.write_all(digits.as_bytes()).and_then(|()| file.sync_all());
-    written.context(|| format!("cannot write {shown}"))?;
+    removed.context(|| format!("cannot remove {}", draft.display()))?;
     let synced = std::fs::File::open(directory).and_then(|directory| directory.sync_all());
     synced.context(|| format!("cannot sync {}", directory.display()))?;
     Ok(key.fingerprint())

@@ -108,13 +108,13 @@ fn the_wrong_key_opens_nothing_and_the_message_names_the_right_one() {
 #[test]
 fn a_fork_opens_its_origin_until_it_forgets_it() {
     let keyring = Keyring::new(vec![given(1)]);
-    keyring.create(VOLUME).unwrap();
-    let fork = keyring.create_fork(FORK, VOLUME).unwrap();
+    let parent = keyring.create(VOLUME).unwrap();
+    let fork = keyring.create_fork(FORK, VOLUME, &parent).unwrap();
     let other = Keyring::new(vec![given(1)]);
     other.unlock(FORK, Some(&fork), &[FORK, VOLUME]).unwrap();
     assert_eq!(other.key_of(VOLUME).unwrap(), keyring.key_of(VOLUME).unwrap());
     assert_ne!(other.key_of(FORK).unwrap(), other.key_of(VOLUME).unwrap(), "it writes with its own");
-    let hydrated = other.rewrap(FORK, None, |_| false).unwrap();
+    let hydrated = other.rewrap(FORK, &fork, None, |_| false).unwrap();
     let third = Keyring::new(vec![given(1)]);
     let error = third.unlock(FORK, Some(&hydrated), &[FORK, VOLUME]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged, "a volume is named whose key is not there");
@@ -126,7 +126,7 @@ fn a_fork_opens_its_origin_until_it_forgets_it() {
 fn keys_are_wrapped_anew_without_changing() {
     let keyring = Keyring::new(vec![given(1)]);
     let old = keyring.create(VOLUME).unwrap();
-    let new = keyring.rewrap(VOLUME, Some(&given(2)), |_| true).unwrap();
+    let new = keyring.rewrap(VOLUME, &old, Some(&given(2)), |_| true).unwrap();
     let reader = Keyring::new(vec![given(2)]);
     assert!(reader.unlock(VOLUME, Some(&old), &[VOLUME]).is_err());
     reader.unlock(VOLUME, Some(&new), &[VOLUME]).unwrap();
@@ -155,4 +155,31 @@ fn a_manifest_cannot_ask_for_all_memory() {
     let error = Keyring::new(vec![format!("passphrase-file:{path}").parse().unwrap()]);
     let error = error.unlock(VOLUME, Some(&encryption), &[VOLUME]).unwrap_err();
     assert!(error.message().contains("makes no sense"), "{error}");
+}
+
+#[test]
+fn what_was_wrapped_anew_elsewhere_is_not_undone() {
+    let keyring = Keyring::new(vec![given(1), given(2)]);
+    let old = keyring.create(VOLUME).unwrap();
+    let elsewhere = Keyring::new(vec![given(1)]);
+    let new = elsewhere.rewrap(VOLUME, &old, Some(&given(2)), |_| true).unwrap();
+    // This process still has the old one open, and looks at what the manifest says now.
+    let only_new = Keyring::new(vec![given(2)]);
+    let fork = keyring.create_fork(FORK, VOLUME, &new).unwrap();
+    only_new.unlock(FORK, Some(&fork), &[FORK, VOLUME]).unwrap();
+    let again = keyring.rewrap(VOLUME, &new, None, |_| true).unwrap();
+    only_new.unlock(VOLUME, Some(&again), &[VOLUME]).unwrap();
+    // Without the new key it cannot, and says so.
+    let blind = Keyring::new(vec![given(1)]);
+    blind.unlock(VOLUME, Some(&old), &[VOLUME]).unwrap();
+    assert_eq!(blind.create_fork(FORK, VOLUME, &new).unwrap_err().kind(), ErrorKind::Denied);
+}
+
+#[test]
+fn the_key_of_a_volume_never_changes() {
+    let keyring = Keyring::new(vec![given(1)]);
+    keyring.create(VOLUME).unwrap();
+    let forged = Keyring::new(vec![given(1)]).create(VOLUME).unwrap();
+    let error = keyring.unlock(VOLUME, Some(&forged), &[VOLUME]).unwrap_err();
+    assert!(error.kind() == ErrorKind::Damaged && error.message().contains("keys never change"), "{error}");
 }

@@ -112,7 +112,10 @@ pub async fn create_forks(
     });
     let mut manifests: Vec<Manifest> = manifests.collect();
     for fork in &mut manifests {
-        ownership::encrypt_fork(store, parent, fork).await?;
+        if let Err(error) = ownership::encrypt_fork(store, parent, fork).await {
+            unpin(store, parent, forks).await;
+            return Err(error);
+        }
     }
     if clock::now().0.saturating_sub(forks.created_at.0) > PATIENCE.as_millis() as u64 {
         let message = format!("making forks of {} took so long that it was given up: try again", parent.volume);
@@ -136,6 +139,20 @@ pub async fn create_forks(
             let ids: Vec<String> = made.iter().map(|manifest| manifest.volume.to_string()).collect();
             Err(Error::new(error.kind(), format!("{error}; made before that: {}", ids.join(", "))))
         }
+    }
+}
+
+/// Takes back what was noted in the parent's manifest of forks of which none was made.
+async fn unpin(store: &dyn Store, parent: &Manifest, forks: &ForksToMake) {
+    let released = ownership::change(store, parent.volume, |manifest| {
+        for fork in &forks.ids {
+            pins::release_fork(manifest, *fork);
+        }
+        Ok(())
+    });
+    // It is put right as what a crash leaves behind then.
+    if let Err(error) = released.await {
+        tracing::warn!(volume = %parent.volume, %error, "forks that were not made are still noted in their origin");
     }
 }
 

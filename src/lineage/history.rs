@@ -40,7 +40,7 @@ fn note(manifest: &mut Manifest, now: UnixMillis, is_jump: bool) {
     let moment = manifest.moment();
     let is_new = manifest.history.last().is_none_or(|last| last.moment.position < moment.position);
     if is_new && manifest.history_seconds > 0 {
-        manifest.history.push(PastMoment { at: now, moment, is_jump });
+        manifest.history.push(PastMoment { at: now, moment, is_jump, seal: None });
     }
     forget_past(manifest, now);
     while manifest.history.len() > PAST_MOMENTS_MAX {

@@ -11,7 +11,8 @@ use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::lineage::{Moment, Pin, PinHolder, SnapshotObject, SnapshotRecord};
 use crate::format::manifest::Manifest;
-use crate::lineage::{pins, snapshots, traces};
+use crate::format::trace::{TRACE_BYTES_MAX, Trace};
+use crate::lineage::{pins, snapshots};
 use crate::ownership;
 use crate::store::{ByteRange, ObjectKey, Store, list_all};
 use crate::units::{SnapshotId, UnixMillis, VolumeId};
@@ -125,7 +126,7 @@ pub async fn remnants(
         {
             found.push(Remnant::Unmade { volume: manifest.volume, since });
         }
-        for Pin { moment, holders } in &manifest.pins {
+        for Pin { moment, holders, .. } in &manifest.pins {
             for holder in holders {
                 match holder {
                     PinHolder::Snapshot(record) => {
@@ -183,11 +184,9 @@ async fn volume_of(store: &dyn Store, id: SnapshotId) -> Result<Option<VolumeId>
 
 /// The volume that a trace names, if it can be read.
 async fn volume_of_trace(store: &dyn Store, id: SnapshotId) -> Result<Option<VolumeId>> {
-    match traces::trace(store, id).await {
-        Ok(trace) => Ok(Some(trace.volume)),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged | ErrorKind::Unsupported) => {
-            Ok(None)
-        }
+    match store.get(&ObjectKey::trace(id), ByteRange::Suffix(TRACE_BYTES_MAX)).await.map_err(Error::from) {
+        Ok(fetched) => Ok(Trace::peek(id, &fetched.bytes).ok().map(|(volume, _)| volume)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }

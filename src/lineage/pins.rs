@@ -25,7 +25,7 @@ pub fn pin(manifest: &mut Manifest, moment: &Moment, holder: PinHolder) {
         }
         return;
     }
-    manifest.pins.push(Pin { moment: moment.clone(), holders: vec![holder] });
+    manifest.pins.push(Pin { moment: moment.clone(), holders: vec![holder], seal: None });
 }
 
 /// The snapshots whose time is over, oldest first.

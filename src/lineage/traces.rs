@@ -10,7 +10,7 @@ use crate::lineage::pins;
 use crate::ownership;
 use crate::seal::Salt;
 use crate::store::{ByteRange, Condition, ObjectKey, Store, StoreErrorKind};
-use crate::units::{Sequence, SnapshotId};
+use crate::units::{Sequence, SnapshotId, VolumeId};
 
 /// Snapshots of a volume that are asked for their trace, at most: those that were taken while nobody had the volume have none.
 const TRIES: usize = 4;
@@ -34,9 +34,14 @@ pub async fn put_trace(store: &dyn Store, trace: &Trace) -> Result<()> {
 /// # Errors
 /// `NotFound` if there is none; `Damaged`, `Unsupported`, and what the store says.
 pub async fn trace(store: &dyn Store, id: SnapshotId) -> Result<Trace> {
+    trace_of(store, id, None).await
+}
+
+/// As [`trace`]; if it is known which volume the snapshot is of, it must be that one's.
+async fn trace_of(store: &dyn Store, id: SnapshotId, of: Option<VolumeId>) -> Result<Trace> {
     // What is longer than any trace does not begin as one then.
     match store.get(&ObjectKey::trace(id), ByteRange::Suffix(TRACE_BYTES_MAX)).await {
-        Ok(fetched) => open(store, id, &fetched.bytes).await,
+        Ok(fetched) => open(store, id, of, &fetched.bytes).await,
         Err(error) if error.kind == StoreErrorKind::NotFound => Err(Error::not_found(format!(
             "there is no trace of {id} in {}: one is kept when a snapshot is taken of a volume that was read since it was attached",
             store.address()
@@ -46,8 +51,11 @@ pub async fn trace(store: &dyn Store, id: SnapshotId) -> Result<Trace> {
 }
 
 /// Reads a trace, which may be that of any volume: its keys are looked for.
-async fn open(store: &dyn Store, id: SnapshotId, bytes: &[u8]) -> Result<Trace> {
+async fn open(store: &dyn Store, id: SnapshotId, of: Option<VolumeId>, bytes: &[u8]) -> Result<Trace> {
     let (volume, sealed) = Trace::peek(id, bytes)?;
+    if of.is_some_and(|of| of != volume) {
+        return Err(Error::damaged(format!("the trace of {id} is damaged: it is of another volume, {volume}")));
+    }
     if store.key_of(volume).is_err() {
         ownership::unlock(store, &ownership::load(store, volume).await?.manifest).await?;
     }
@@ -83,7 +91,7 @@ pub async fn trace_for(store: &dyn Store, manifest: &Manifest) -> Result<Option<
 async fn newest_trace(store: &dyn Store, manifest: &Manifest, up_to: Sequence) -> Result<Option<Trace>> {
     let snapshots = pins::snapshots(manifest).into_iter().rev();
     for (record, _) in snapshots.filter(|(_, moment)| moment.sequence <= up_to).take(TRIES) {
-        match trace(store, record.id).await {
+        match trace_of(store, record.id, Some(manifest.volume)).await {
             Ok(trace) => return Ok(Some(trace)),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Unsupported) => {

@@ -69,6 +69,11 @@ pub(super) fn record_at(window: &mut Window, offset: LogOffset) -> Result<Found>
     if !header_verifies(bytes) {
         return Ok(Found::Claim(header));
     }
+    let changes = matches!(header.kind, RecordKind::Write | RecordKind::Zero);
+    if changes && header.sealed != ring.sealing.is_some() {
+        // No log writes both: it is something else that looks like a record, in what a client wrote, say.
+        return Ok(Found::Nothing);
+    }
     let fence = if header.kind == RecordKind::Fence { fence_body(bytes) } else { None };
     let header = opened(&ring, header, bytes)?;
     Ok(Found::Record(header, fence))

@@ -146,6 +146,27 @@ fn lost(id: SegmentId, error: Error) -> Error {
     ))
 }
 
+/// Refuses an epoch that was just claimed if somebody has written in it: then the manifest that it was claimed in is an older one that was put
+/// back. One request, which finds nothing otherwise.
+///
+/// # Errors
+/// `Damaged`; `Fenced` if another host has ended the epoch already; what the store says.
+pub async fn only_unused(store: &dyn Store, volume: VolumeId, epoch: Epoch) -> Result<()> {
+    let first = SegmentId { volume, epoch, number: SegmentNumber(0) };
+    match fetch_index(store, first).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(index) if index.header.seal => {
+            let message = format!("volume {volume} was taken over by another host while it was attached here");
+            Err(Error::new(ErrorKind::Fenced, message))
+        }
+        Ok(_) => Err(Error::damaged(format!(
+            "the manifest of {volume} was put back to an older version: epoch {epoch} is new by it, and has segments. Put the newest version back, \
+             then attach again"
+        ))),
+    }
+}
+
 /// How an attempt to seal ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sealing {

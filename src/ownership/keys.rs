@@ -6,14 +6,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::Manifest;
 use crate::keys::{KeySource, Keyring};
 use crate::ownership::manifests::{Loaded, load, update};
-use crate::seal::Encryption;
+use crate::ownership::seals;
+use crate::seal::{Encryption, Wrapping};
 use crate::store::Store;
 use crate::units::VolumeId;
 
 /// Opens the keys of a volume, so that its objects, and those of its origins, can be read. No request to the store.
 ///
 /// # Errors
-/// `Denied` without the right key; `Damaged` if the manifest names volumes whose keys it does not have; `NotFound` if its keys were destroyed.
+/// `Denied` without the right key; `Damaged` if the manifest names volumes whose keys it does not have, or says what one without
+/// the key made up; `NotFound` if its keys were destroyed.
 pub async fn unlock(store: &dyn Store, manifest: &Manifest) -> Result<()> {
     let volume = manifest.volume;
     let Some(keyring) = store.keyring().cloned() else {
@@ -25,8 +27,12 @@ pub async fn unlock(store: &dyn Store, manifest: &Manifest) -> Result<()> {
         };
     };
     let (encryption, volumes) = (manifest.encryption.clone(), manifest.volumes_read());
-    let is_long = encryption.as_ref().is_some_and(|encryption| keyring.may_take_long(encryption));
-    at_leisure(keyring, is_long, move |keyring| keyring.unlock(volume, encryption.as_ref(), &volumes)).await
+    let is_long = encryption.as_ref().is_some_and(|encryption| !keyring.is_open(volume, encryption));
+    at_leisure(keyring, is_long, move |keyring| keyring.unlock(volume, encryption.as_ref(), &volumes)).await?;
+    match store.key_of(volume)? {
+        Some(key) => seals::verify(manifest, &key),
+        None => Ok(()),
+    }
 }
 
 /// Reads the manifest of a volume and opens its keys.
@@ -77,12 +83,13 @@ pub async fn prepare_new(store: &dyn Store, manifest: &mut Manifest, encrypted: 
 /// # Errors
 /// `Denied` if the parent was not unlocked; what a key command says.
 pub async fn encrypt_fork(store: &dyn Store, parent: &Manifest, fork: &mut Manifest) -> Result<()> {
-    let Some(encryption) = &parent.encryption else { return Ok(()) };
+    let Some(encryption) = parent.encryption.clone() else { return Ok(()) };
     let (volume, origin) = (fork.volume, parent.volume);
     let keyring = keyring_of(store, volume)?;
-    // The key that comes of a passphrase is known already: only a command takes long.
-    let is_long = keyring.may_take_long(encryption);
-    fork.encryption = Some(at_leisure(keyring, is_long, move |keyring| keyring.create_fork(volume, origin)).await?);
+    // Else only a command takes long.
+    let is_long = encryption.wrapping == Wrapping::Command || !keyring.is_open(origin, &encryption);
+    fork.encryption =
+        Some(at_leisure(keyring, is_long, move |keyring| keyring.create_fork(volume, origin, &encryption)).await?);
     Ok(())
 }
 
@@ -91,11 +98,11 @@ pub async fn encrypt_fork(store: &dyn Store, parent: &Manifest, fork: &mut Manif
 /// # Errors
 /// `Denied` if it was not unlocked; what a key command says.
 pub async fn without_origins(store: &dyn Store, manifest: &Manifest) -> Result<Option<Encryption>> {
-    let Some(encryption) = &manifest.encryption else { return Ok(None) };
+    let Some(encryption) = manifest.encryption.clone() else { return Ok(None) };
     let (volume, kept) = (manifest.volume, manifest.volumes_read());
     let keyring = keyring_of(store, volume)?;
-    let is_long = keyring.may_take_long(encryption);
-    let wrapped = at_leisure(keyring, is_long, move |keyring| keyring.rewrap(volume, None, |id| kept.contains(&id)));
+    let rewrap = move |keyring: &Keyring| keyring.rewrap(volume, &encryption, None, |id| kept.contains(&id));
+    let wrapped = at_leisure(keyring, true, rewrap);
     wrapped.await.map(Some)
 }
 
@@ -106,13 +113,14 @@ pub async fn without_origins(store: &dyn Store, manifest: &Manifest) -> Result<O
 pub async fn rotate(store: &dyn Store, volume: VolumeId, to: &KeySource) -> Result<Loaded> {
     loop {
         let loaded = load_unlocked(store, volume).await?;
-        if loaded.manifest.encryption.is_none() {
+        let Some(encryption) = loaded.manifest.encryption.clone() else {
             return Err(Error::invalid(format!("volume {volume} is not encrypted: there is no key to wrap anew")));
-        }
+        };
         let keyring = keyring_of(store, volume)?;
         let (to, kept) = (to.clone(), loaded.manifest.volumes_read());
-        let wrapped =
-            at_leisure(keyring, true, move |keyring| keyring.rewrap(volume, Some(&to), |id| kept.contains(&id)));
+        let wrapped = at_leisure(keyring, true, move |keyring| {
+            keyring.rewrap(volume, &encryption, Some(&to), |id| kept.contains(&id))
+        });
         let wrapped = wrapped.await?;
         match update(store, &loaded, |manifest| manifest.encryption = Some(wrapped)).await {
             Err(error) if error.kind() == ErrorKind::Conflict => {}

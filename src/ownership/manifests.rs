@@ -1,11 +1,15 @@
 //! Loading, creating and changing manifests. Nothing else writes one.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::manifest::Manifest;
+use crate::ownership::seals;
+use crate::seal::VolumeKey;
 use crate::store::{ByteRange, Condition, ETag, ObjectKey, Store};
 use crate::units::VolumeId;
 
@@ -45,7 +49,10 @@ pub async fn load(store: &dyn Store, volume: VolumeId) -> Result<Loaded> {
 ///
 /// # Errors
 /// `Conflict` if the id is taken, and what the store says.
-pub async fn create(store: &dyn Store, manifest: Manifest) -> Result<Loaded> {
+pub async fn create(store: &dyn Store, mut manifest: Manifest) -> Result<Loaded> {
+    if let Some(key) = key_at_hand(store, &manifest) {
+        seals::renew(&mut manifest, &key)?;
+    }
     let key = ObjectKey::manifest(manifest.volume);
     let body = Bytes::from(manifest.encode()?);
     let etag = store
@@ -56,13 +63,28 @@ pub async fn create(store: &dyn Store, manifest: Manifest) -> Result<Loaded> {
     Ok(Loaded { manifest, etag })
 }
 
+/// The key of an encrypted volume, if this process has opened it.
+fn key_at_hand(store: &dyn Store, manifest: &Manifest) -> Option<Arc<VolumeKey>> {
+    manifest.encryption.as_ref()?;
+    store.key_of(manifest.volume).ok().flatten()
+}
+
 /// Swaps in a changed manifest if nobody else changed it since it was loaded.
 ///
 /// # Errors
-/// `Conflict` if somebody did; what the store says. After an error other than `Conflict` the change may have had effect.
+/// `Conflict` if somebody did; `Denied` for a change of what an encrypted volume holds or keeps, without its key; what the store says. After an error other than `Conflict` the change may have had effect.
 pub async fn update(store: &dyn Store, loaded: &Loaded, change: impl FnOnce(&mut Manifest)) -> Result<Loaded> {
     let mut manifest = loaded.manifest.clone();
     change(&mut manifest);
+    match key_at_hand(store, &loaded.manifest) {
+        Some(key) => {
+            // What somebody made up must not get our seal.
+            seals::verify(&loaded.manifest, &key)?;
+            seals::renew(&mut manifest, &key)?;
+        }
+        None if manifest.encryption.is_some() => seals::only_without_content(&loaded.manifest, &manifest)?,
+        None => {}
+    }
     manifest.generation += 1;
     manifest.nonce = clock::random_token();
     let key = ObjectKey::manifest(manifest.volume);

@@ -15,8 +15,9 @@ use crate::units::VolumeId;
 
 const VERSION: u8 = 1;
 const ENTRY_BYTES: usize = 8 + KEY_BYTES;
+const HEADER_BYTES: usize = 11;
 /// Keys of one volume: its own, and those of its origins.
-const KEYS_MAX: usize = 4096;
+pub const KEYS_MAX: usize = 4096;
 
 /// How the data of a volume is sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,11 +90,12 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// The keys as bytes, not wrapped yet.
-    pub fn encode(&self) -> Zeroizing<Vec<u8>> {
-        let mut bytes = Zeroizing::new(Vec::with_capacity(3 + self.keys.len() * ENTRY_BYTES));
+    /// The keys of `volume` as bytes, not wrapped yet.
+    pub fn encode(&self, volume: VolumeId) -> Zeroizing<Vec<u8>> {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(HEADER_BYTES + self.keys.len() * ENTRY_BYTES));
         bytes.push(VERSION);
-        // There are far fewer origins than a word counts.
+        bytes.extend_from_slice(&volume.0.to_le_bytes());
+        // Whoever adds keys bounds them.
         bytes.extend_from_slice(&(self.keys.len() as u16).to_le_bytes());
         for (volume, key) in &self.keys {
             bytes.extend_from_slice(&volume.0.to_le_bytes());
@@ -113,6 +115,10 @@ impl Bundle {
                 format!("the keys of volume {volume} have version {version}: use the newer varve that wrote them");
             return Err(Error::new(crate::error::ErrorKind::Unsupported, message));
         }
+        let (of, rest) = rest.split_first_chunk::<8>().ok_or_else(|| damaged(volume))?;
+        if VolumeId(u64::from_le_bytes(*of)) != volume {
+            return Err(Error::damaged(format!("the manifest of {volume} has the keys of another volume")));
+        }
         let (count, entries) = rest.split_first_chunk::<2>().ok_or_else(|| damaged(volume))?;
         let count = usize::from(u16::from_le_bytes(*count));
         if count > KEYS_MAX || entries.len() != count * ENTRY_BYTES {
@@ -130,7 +136,7 @@ impl Bundle {
 
     /// The keys of `volume`, wrapped with a key.
     pub fn wrap(&self, volume: VolumeId, with: &VolumeKey, salt: Salt) -> Vec<u8> {
-        with.seal_item(ItemPlace::Keys(volume), salt, &self.encode())
+        with.seal_item(ItemPlace::Keys(volume), salt, &self.encode(volume))
     }
 
     /// Unwraps the keys of `volume`; `None` if they were wrapped with another key, for another volume, or changed.
@@ -168,7 +174,8 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        let bytes = bundle().encode();
+        let bytes = bundle().encode(VolumeId(1));
+        assert!(Bundle::decode(VolumeId(2), &bytes).unwrap_err().message().contains("of another volume"));
         for end in 0..bytes.len() {
             assert!(Bundle::decode(VolumeId(1), &bytes[..end]).is_err(), "cut at {end}");
         }

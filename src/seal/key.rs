@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, Tag, UnboundKey};
-use ring::{digest, hkdf};
+use ring::{digest, hkdf, hmac};
 use zeroize::Zeroizing;
 
 use crate::units::SegmentId;
@@ -117,6 +119,26 @@ impl VolumeKey {
             Ok(key) => LessSafeKey::new(key),
             // HKDF refuses only keys that are longer than 255 digests.
             Err(_) => unreachable!("{} bytes are fewer than {}", KEY_BYTES, 255 * digest::SHA256_OUTPUT_LEN),
+        }
+    }
+
+    /// A seal of bytes that are not secret: nobody without the key can make one. In base64.
+    pub fn authenticate(&self, bytes: &[u8]) -> String {
+        STANDARD_NO_PAD.encode(hmac::sign(&self.authenticator(), bytes))
+    }
+
+    /// True if this is the seal of these bytes.
+    pub fn is_authentic(&self, bytes: &[u8], seal: &str) -> bool {
+        let seal = STANDARD_NO_PAD.decode(seal);
+        seal.is_ok_and(|seal| hmac::verify(&self.authenticator(), bytes, &seal).is_ok())
+    }
+
+    fn authenticator(&self) -> hmac::Key {
+        let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"varve authenticator").extract(&*self.0);
+        match prk.expand(&[b"varve 1 manifest"], hmac::HMAC_SHA256).map(hmac::Key::from) {
+            Ok(key) => key,
+            // HKDF refuses only keys that are longer than 255 digests.
+            Err(_) => unreachable!("a digest is shorter than 255 of them"),
         }
     }
 
@@ -236,6 +258,15 @@ mod tests {
             flipped[at] ^= 1;
             assert!(!key.segment(id(3), Salt(9)).open_frame(4, tag, &mut flipped), "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_seal_is_of_its_bytes_and_key() {
+        let key = VolumeKey::new([7; KEY_BYTES]);
+        let seal = key.authenticate(b"a manifest");
+        assert!(key.is_authentic(b"a manifest", &seal));
+        assert!(!key.is_authentic(b"a Manifest", &seal) && !key.is_authentic(b"a manifest", "?"));
+        assert!(!VolumeKey::new([8; KEY_BYTES]).is_authentic(b"a manifest", &seal));
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod item;
 mod key;
 mod log;
 
-pub use bundle::{Bundle, Cipher, Encryption, Wrapping};
+pub use bundle::{Bundle, Cipher, Encryption, KEYS_MAX, Wrapping};
 pub use item::{ITEM_OVERHEAD_BYTES, ItemPlace};
 pub use key::{FrameSeal, KEY_BYTES, ObjectSealer, Salt, TAG_BYTES, VolumeKey};
 pub use log::LogSealer;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::lineage::PinHolder;
 use crate::format::manifest::Manifest;
 use crate::keys::KeySource;
 use crate::lineage;
@@ -222,6 +223,20 @@ pub(super) fn new_manifest(new: NewVolume) -> Manifest {
 /// Destroys the keys of a volume.
 fn shred(manifest: &mut Manifest) -> Result<()> {
     let id = manifest.volume;
+    let forks = manifest.pins.iter().flat_map(|pin| &pin.holders).filter_map(|holder| match holder {
+        PinHolder::Fork { volume, .. } => Some(volume.to_string()),
+        PinHolder::Snapshot(_) => None,
+    });
+    let forks: Vec<String> = forks.collect();
+    if !forks.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Busy,
+            format!(
+                "the keys of volume {id} are not destroyed: they are also with {}, which were forked from it. Hydrate or shred these first",
+                forks.join(", ")
+            ),
+        ));
+    }
     let Some(encryption) = &mut manifest.encryption else {
         return Err(Error::invalid(format!(
             "volume {id} is not encrypted, so there is no key to destroy: without --shred it is destroyed, and its objects are deleted a day later"

@@ -17,7 +17,7 @@ impl Admin {
     /// # Errors
     /// `Busy` if somebody owns it; `Invalid` for a smaller size; what the store says.
     pub async fn update_volume(&self, id: VolumeId, change: VolumeChange) -> Result<VolumeSummary> {
-        let changed = ownership::change(&*self.store, id, |manifest| {
+        let changed = ownership::change_unlocked(&*self.store, id, |manifest| {
             only_if_free(manifest, "change")?;
             apply_change(manifest, &change)
         });
@@ -30,7 +30,7 @@ impl Admin {
     /// `Busy` if somebody owns it; what the store says.
     pub async fn snapshot(&self, id: VolumeId, new: NewSnapshot) -> Result<SnapshotSummary> {
         loop {
-            let loaded = ownership::load(&*self.store, id).await?;
+            let loaded = ownership::load_unlocked(&*self.store, id).await?;
             match self.snapshot_loaded(&loaded, &new).await {
                 Err(error) if error.kind() == ErrorKind::Conflict => {}
                 other => return other.map(|(summary, _)| summary),
@@ -230,7 +230,7 @@ impl Admin {
         let name = Some(format!("before the restore to {to}"));
         let new = NewSnapshot { name, retention_seconds: None };
         loop {
-            let loaded = ownership::load(&*self.store, id).await?;
+            let loaded = ownership::load_unlocked(&*self.store, id).await?;
             only_if_detached(&loaded.manifest)?;
             if lineage::find_snapshot(&loaded.manifest, to, clock::now()).is_none() {
                 return Err(Error::not_found(format!("snapshot {to} was destroyed meanwhile")));

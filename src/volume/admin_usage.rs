@@ -74,6 +74,10 @@ impl Admin {
         let mut counter = UsageCounter::default();
         let mut counted: Vec<Counted<'_>> = Vec::new();
         for &manifest in family {
+            // Nobody can tell any more what a shredded one holds; its objects are counted.
+            if manifest.encryption.as_ref().is_some_and(|encryption| encryption.keys.is_none()) {
+                continue;
+            }
             ownership::unlock(&*self.store, manifest).await?;
             let moment = lineage::current_moment(&*self.store, manifest).await?;
             counted.push(Counted { manifest, snapshot: None, moment });

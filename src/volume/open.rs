@@ -22,7 +22,6 @@ use crate::lineage;
 use crate::log::{self, Ending, LogIdentity, RecordKind, Recovered, WriteLog};
 use crate::map::{LogOverlay, LogPlace, OverlayPlace};
 use crate::ownership::{self, Attachment, History, Permit};
-use crate::seal::VolumeKey;
 use crate::service::AttachReport;
 use crate::units::{LogOffset, SegmentNumber, Sequence, Token, VolumeId};
 use crate::volume::claims;
@@ -114,7 +113,8 @@ async fn complete(
         manifest.sequence,
     );
     let inherited = lineage::replayed_indexes(&*shared.store, &manifest.inherited);
-    let (base, inherited, history) = tokio::try_join!(root, inherited, history)?;
+    let unused = ownership::only_unused(&*shared.store, id, attachment.epoch);
+    let (base, inherited, history, ()) = tokio::try_join!(root, inherited, history, unused)?;
     let newest = newest_moment(&attachment, &history);
     let behind_checkpoint: Vec<Arc<SegmentIndex>> =
         inherited.into_iter().map(Arc::new).chain(history.segments.iter().cloned()).collect();
@@ -124,8 +124,7 @@ async fn complete(
     let replayed_records = replay.records;
     let resumed = replay.last.max(history.last);
     let books = Books::open(&attachment.loaded.manifest, &history);
-    let key = shared.store.key_of(id)?;
-    let volume = assemble(shared, attachment, key, pages, books, log, replay, newest);
+    let volume = assemble(shared, attachment, pages, books, log, replay, newest);
     if taken_over {
         tracing::warn!(volume = %id, epoch = %volume.epoch, %resumed, "took the volume over from another owner");
     }
@@ -366,7 +365,6 @@ fn replay_log(recovered: &Recovered, stored: Sequence) -> Result<Replay> {
 fn assemble(
     shared: &Arc<Shared>,
     attachment: Attachment,
-    key: Option<Arc<VolumeKey>>,
     pages: PageTable,
     books: Books,
     log: WriteLog,
@@ -389,7 +387,7 @@ fn assemble(
         name: Mutex::new(manifest.name.clone()),
         size: AtomicU64::new(manifest.size.0),
         shared: shared.clone(),
-        key,
+        key: pages.key(),
         gate: Gate::new(),
         writer: Mutex::new(log.appender),
         log: log.reader,

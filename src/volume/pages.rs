@@ -65,8 +65,13 @@ impl PageTable {
         PageTable { volume, key, index, budget, base: RwLock::new(base), residents: Mutex::new(Residents::default()) }
     }
 
+    /// The key of the volume, if it has one.
+    pub fn key(&self) -> Option<Arc<VolumeKey>> {
+        self.key.clone()
+    }
+
     /// A page as a row of RocksDB.
-    fn to_row(&self, index: PageIndex, page: &MapPage) -> Vec<u8> {
+    fn row_of(&self, index: PageIndex, page: &MapPage) -> Vec<u8> {
         let row = row_of_page(page);
         match &self.key {
             Some(key) => key.seal_item(ItemPlace::LocalPage(self.volume, index.0), Salt(clock::random_token().0), &row),
@@ -78,7 +83,7 @@ impl PageTable {
     ///
     /// # Errors
     /// `Damaged`.
-    fn from_row(&self, index: PageIndex, row: &[u8]) -> Result<MapPage> {
+    fn page_in(&self, index: PageIndex, row: &[u8]) -> Result<MapPage> {
         match &self.key {
             Some(key) => {
                 let opened = key.open_item(ItemPlace::LocalPage(self.volume, index.0), row);

@@ -10,6 +10,7 @@ use futures_util::stream::{self, StreamExt};
 use varve::block_device::BlockDevice;
 use varve::disk::host::HostDisk;
 use varve::error::{Error, ErrorKind};
+use varve::format::log::write_span;
 use varve::store::Store;
 use varve::volume::{Fleet, VolumeDevice};
 
@@ -175,8 +176,8 @@ pub async fn damage_log() -> Found {
     fleet.detach(world.id, true).await.unwrap();
     let log = Path::new("volumes").join(world.id.to_string()).join("log");
     let mut found = Found::default();
-    let record = 64 + 4096;
-    let places = (0..WRITES).flat_map(|write| [9, 50, 63, 2000].map(|at| 8192 + write * record + at));
+    let record = write_span(1, true);
+    let places = (0..WRITES).flat_map(|write| [9, 50, 63, 90, 2000].map(|at| 8192 + write * record + at));
     let superblocks = [0, 8, 40, 90, 130, 2000, 4096, 4200];
     let all = places.chain(superblocks).chain([8192 + WRITES * record, 8192 + WRITES * record + 99_999]);
     let runs = all.map(|at| {

@@ -230,6 +230,7 @@ fn full_manifest() -> Manifest {
         volume: VOLUME,
         name: "disk".into(),
         encryption: Some(Encryption::new(Wrapping::Key { id: "0123456789abcdef".into() }, &[7; 83])),
+        seal: Some("c2VhbA".into()),
         region: "local".into(),
         size: ByteLen(1 << 30),
         created_at: UnixMillis(1_700_000_000_000),
@@ -250,7 +251,7 @@ fn full_manifest() -> Manifest {
         snapshotted: Sequence(44),
         scheduled_at: Some(UnixMillis(1_700_000_000_000)),
         origins: vec![origin],
-        pins: vec![Pin { moment: moment(), holders: vec![PinHolder::Snapshot(record()), fork] }],
+        pins: vec![Pin { moment: moment(), holders: vec![PinHolder::Snapshot(record()), fork], seal: None }],
         census: Some(vec![reference(1, 140)]),
         condemned: Condemned {
             segments: vec![ObjectRun { epoch: Epoch(1), first: 3, count: 2 }],
@@ -264,7 +265,12 @@ fn full_manifest() -> Manifest {
             region: None,
         }),
         history_seconds: 86_400,
-        history: vec![PastMoment { at: UnixMillis(1_700_000_000_000), moment: moment(), is_jump: true }],
+        history: vec![PastMoment {
+            at: UnixMillis(1_700_000_000_000),
+            moment: moment(),
+            is_jump: true,
+            seal: Some("c2VhbA".into()),
+        }],
     }
 }
 
@@ -301,7 +307,7 @@ pub fn sealed() -> Vec<Vec<u8>> {
         builder.finish().unwrap().bytes.to_vec(),
         trace.encode_sealed(&key, Salt(1)).unwrap(),
         bundle.wrap(VOLUME, &key, Salt(2)),
-        bundle.encode().to_vec(),
+        bundle.encode(VOLUME).to_vec(),
         b"passphrase-file:/etc/varve/passphrase".to_vec(),
     ]
 }

@@ -7,7 +7,7 @@ use tokio::sync::OnceCell;
 use varve::control::client::Client;
 use varve::disk::host::HostDisk;
 use varve::error::{ErrorKind, Result};
-use varve::keys::create_key_file;
+use varve::keys::{KeySource, create_key_file};
 use varve::log::{self, Recovered};
 use varve::settings::SharedSettings;
 use varve::units::UnixMillis;
@@ -92,7 +92,9 @@ impl Context {
             command += &format!(" --control {}", quoted(&control.display().to_string()));
         }
         if default_key.is_none() {
-            keys.iter().for_each(|key| command += &format!(" --key {}", quoted(key)));
+            // As a source shows itself: without what may be secret in it.
+            let sources = keys.iter().filter_map(|key| key.parse::<KeySource>().ok());
+            sources.for_each(|source| command += &format!(" --key {}", quoted(&source.to_string())));
         }
         command
     }

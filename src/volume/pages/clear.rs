@@ -154,7 +154,7 @@ impl PageTable {
                     continue;
                 }
                 // A damaged one counts as unseen: it is about to go.
-                if let Ok(page) = self.from_row(*index, row) {
+                if let Ok(page) = self.page_in(*index, row) {
                     seen.insert(*index);
                     gone(Gone::Blocks(*index, index.range(), &page));
                 }

@@ -114,7 +114,7 @@ impl PageTable {
     fn write_back_batch(&self, residents: &mut Residents, batch: &[PageIndex]) -> Result<()> {
         residents.only_if_open(self.volume)?;
         let rows =
-            batch.iter().filter_map(|index| residents.pages.get(index).map(|r| (*index, self.to_row(*index, &r.page))));
+            batch.iter().filter_map(|index| residents.pages.get(index).map(|r| (*index, self.row_of(*index, &r.page))));
         self.index.put_pages(self.volume, rows)?;
         for index in batch {
             if let Some(resident) = residents.pages.get_mut(index) {
@@ -167,7 +167,7 @@ impl PageTable {
         let Some(bytes) = self.index.page(self.volume, index)? else {
             return Ok(None);
         };
-        let page = Arc::new(self.from_row(index, &bytes)?);
+        let page = Arc::new(self.page_in(index, &bytes)?);
         self.insert(&mut residents, index, page.clone(), false);
         self.evict(&mut residents)?;
         Ok(Some(page))
@@ -193,7 +193,7 @@ impl PageTable {
                 continue;
             }
             if !page.is_empty() {
-                fresh.push((index, self.to_row(index, &page)));
+                fresh.push((index, self.row_of(index, &page)));
             }
             let was_completed = residents.complete(index, &mut page);
             let page = Arc::new(page);

@@ -12,8 +12,8 @@ use varve::format::map_object::{self, MapObjectId, PageRef};
 use varve::format::page::{decode_page, encode_page, page_of_row, row_of_page};
 use varve::format::segment::{self as segments, HEADER_BYTES, IndexSeal, SegmentIndex};
 use varve::format::trace::Trace;
-use varve::map::{MapPage, PageIndex};
 use varve::keys::KeySource;
+use varve::map::{MapPage, PageIndex};
 use varve::seal::{Bundle, KEY_BYTES, VolumeKey};
 use varve::segment::{apply_entry, open_frame, parse_object_tail};
 use varve::settings::{FileSettings, parse_log_size, parse_name, parse_size, parse_transfer_size, parse_volume_size};
@@ -172,7 +172,7 @@ pub fn sealed(bytes: &[u8]) {
     }
     let _ = Bundle::unwrap(VOLUME, &key, bytes);
     if let Ok(bundle) = Bundle::decode(VOLUME, bytes) {
-        assert_eq!(Bundle::decode(VOLUME, &bundle.encode()).unwrap(), bundle);
+        assert_eq!(Bundle::decode(VOLUME, &bundle.encode(VOLUME)).unwrap(), bundle);
     }
     if let Ok(text) = std::str::from_utf8(bytes) {
         let _ = text.parse::<KeySource>().map(|source| source.to_string());

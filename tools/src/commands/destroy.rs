@@ -97,10 +97,7 @@ fn may_be_destroyed(volume: &VolumeSummary, shred: bool) -> Result<()> {
 fn line(volume: &VolumeSummary) -> String {
     if volume.encryption.as_ref().is_some_and(|encryption| encryption.shredded) {
         let name = render::harmless(&volume.name);
-        return format!(
-            "Destroyed {} ({name}) and its keys: nothing can bring back what it held. Volumes forked from it keep what they have of it\n",
-            volume.id
-        );
+        return format!("Destroyed {} ({name}) and its keys: nothing can bring back what it held\n", volume.id);
     }
     let until = volume.purge_after.map(|at| format!(" until {}", render::moment(at))).unwrap_or_default();
     let name = render::harmless(&volume.name);
