@@ -344,7 +344,8 @@ fn a_manifest_that_was_made_up_is_refused(kind: StoreKind) {
     write(&host, &volume, 0, &content(7)[4096..]);
     daemon.stop();
     let true_one = world.get(&format!("volumes/{volume}/manifest"));
-    let forgeries: [(&str, fn(&mut serde_json::Value)); 4] = [
+    type Forgery = fn(&mut serde_json::Value);
+    let forgeries: [(&str, Forgery); 4] = [
         ("the size", |body| body["size"] = serde_json::json!(128 << 20)),
         ("no checkpoint", |body| body["checkpoint"] = serde_json::Value::Null),
         ("a mixture", |body| {

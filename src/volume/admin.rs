@@ -248,7 +248,8 @@ fn shred(manifest: &mut Manifest) -> Result<()> {
     Ok(())
 }
 
-fn is_shredded(manifest: &Manifest) -> bool {
+/// True if the keys of a volume were destroyed.
+pub(super) fn is_shredded(manifest: &Manifest) -> bool {
     manifest.encryption.as_ref().is_some_and(|encryption| encryption.keys.is_none())
 }
 

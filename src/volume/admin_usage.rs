@@ -13,7 +13,7 @@ use crate::ownership;
 use crate::service::{DiskUsageSummary, UsageReport};
 use crate::store::{self, ObjectKey};
 use crate::units::{ByteLen, SegmentId, VolumeId};
-use crate::volume::admin::Admin;
+use crate::volume::admin::{Admin, is_shredded};
 
 /// A disk to be counted.
 struct Counted<'a> {
@@ -74,8 +74,8 @@ impl Admin {
         let mut counter = UsageCounter::default();
         let mut counted: Vec<Counted<'_>> = Vec::new();
         for &manifest in family {
-            // Nobody can tell any more what a shredded one holds; its objects are counted.
-            if manifest.encryption.as_ref().is_some_and(|encryption| encryption.keys.is_none()) {
+            // Nobody can tell any more what it holds; its objects are counted.
+            if is_shredded(manifest) {
                 continue;
             }
             ownership::unlock(&*self.store, manifest).await?;
@@ -140,7 +140,8 @@ impl Admin {
 impl Admin {
     /// Bytes of a volume's segments that only its history needs, as far as its newest checkpoint tells.
     async fn history_bytes(&self, manifest: &Manifest) -> Result<u64> {
-        let Some(parts) = manifest.census.as_ref().filter(|_| !manifest.history.is_empty()) else { return Ok(0) };
+        let is_readable = !manifest.history.is_empty() && !is_shredded(manifest);
+        let Some(parts) = manifest.census.as_ref().filter(|_| is_readable) else { return Ok(0) };
         let census = Census::from_rows(checkpoint::read_census(&*self.store, parts).await?.0);
         let without = Manifest { history: Vec::new(), ..manifest.clone() };
         let (all, others) = (clean::condemnable_bytes(&census, &without), clean::condemnable_bytes(&census, manifest));
