@@ -53,6 +53,10 @@ fn content(blocks: usize) -> Vec<u8> {
     data
 }
 
+fn create_plain(host: &Host, name: &str) -> String {
+    id_in(&host.varve(&["volumes", "create", name, "--size", SIZE, "--no-encryption"]).succeeded())
+}
+
 fn write(host: &Host, export: &str, offset: u64, data: &[u8]) {
     let mut client = Client::connect(&host.nbd(), export).unwrap();
     client.write(offset, data).unwrap();
@@ -78,10 +82,13 @@ fn readable_objects(world: &World, kind: StoreKind) -> Vec<String> {
     if kind == StoreKind::Directory {
         return readable_in(&world.path().join("store"));
     }
-    // Every name is relative to the bucket, and begins with the store's prefix.
-    let names = world.names().into_iter().filter_map(|name| name.strip_prefix("disks/").map(str::to_owned));
     let is_readable = |name: &String| world.get(name).windows(PATTERN.len()).any(|window| window == PATTERN);
-    names.filter(is_readable).collect()
+    objects(world).filter(is_readable).collect()
+}
+
+/// The objects in a bucket, relative to the store's prefix.
+fn objects(world: &World) -> impl Iterator<Item = String> {
+    world.names().into_iter().filter_map(|name| name.strip_prefix("disks/").map(str::to_owned))
 }
 
 fn nothing_readable_is_left_anywhere(kind: StoreKind) {
@@ -90,7 +97,7 @@ fn nothing_readable_is_left_anywhere(kind: StoreKind) {
         let host = world.host("a");
         let volume = match encrypted {
             true => host.create("disk", SIZE),
-            false => id_in(&host.varve(&["volumes", "create", "disk", "--size", SIZE, "--no-encryption"]).succeeded()),
+            false => create_plain(&host, "disk"),
         };
         let mut daemon = host.start();
         let data = content(700);
@@ -125,8 +132,7 @@ fn everything(world: &World, kind: StoreKind) -> Vec<String> {
         let sums = process::shell("cd \"$1\" && find . -type f -exec sha256sum {} + | sort", &[&store]);
         return sums.succeeded().lines().map(str::to_owned).collect();
     }
-    let names = world.names().into_iter().filter_map(|name| name.strip_prefix("disks/").map(str::to_owned));
-    names.map(|name| format!("{name} {}", crc(&world.get(&name)))).collect()
+    objects(world).map(|name| format!("{name} {}", crc(&world.get(&name)))).collect()
 }
 
 fn crc(bytes: &[u8]) -> u64 {
@@ -229,7 +235,7 @@ fn a_shredded_volume_is_gone(kind: StoreKind) {
     host.varve(&["volumes", "usage"]).succeeded();
     assert!(Client::connect(&host.nbd(), &volume).is_err());
     assert!(read(&host, &fork, 30 * 4096) == content(30), "the fork has all that it needs");
-    let plain = id_in(&host.varve(&["volumes", "create", "plain", "--size", SIZE, "--no-encryption"]).succeeded());
+    let plain = create_plain(&host, "plain");
     host.varve(&["volumes", "destroy", &plain, "--yes", "--shred"]).refused(&["not encrypted"]);
     // Destroyed first and shredded later is as good.
     let later = host.create("later", SIZE);
@@ -270,12 +276,20 @@ fn passphrases_and_commands_open_volumes(kind: StoreKind) {
     }
 }
 
+/// Puts bytes in the place of an object, as who can write the bucket can.
+fn put(world: &World, kind: StoreKind, name: &str, bytes: &[u8]) {
+    match kind {
+        StoreKind::Directory => std::fs::write(world.path().join("store").join(name), bytes).unwrap(),
+        StoreKind::Minio => world.put(name, bytes),
+    }
+}
+
 /// One volume's objects in the place of another's: whoever can write the bucket can do that.
 fn a_plain_object_is_not_believed_in_an_encrypted_volume(kind: StoreKind) {
     let world = World::new(kind);
     let host = world.host("a");
     let volume = host.create("disk", SIZE);
-    let plain = id_in(&host.varve(&["volumes", "create", "plain", "--size", SIZE, "--no-encryption"]).succeeded());
+    let plain = create_plain(&host, "plain");
     let daemon = host.start();
     for disk in [&volume, &plain] {
         write(&host, disk, 0, &content(20));
@@ -289,10 +303,7 @@ fn a_plain_object_is_not_believed_in_an_encrypted_volume(kind: StoreKind) {
     forged[36..52].copy_from_slice(&target[36..52]);
     let sum = crc32c::crc32c(&forged[..92]).to_le_bytes();
     forged[92..96].copy_from_slice(&sum);
-    let put = |bytes: &[u8]| match kind {
-        StoreKind::Directory => std::fs::write(world.path().join("store").join(name(&volume)), bytes).unwrap(),
-        StoreKind::Minio => world.put(&name(&volume), bytes),
-    };
+    let put = |bytes: &[u8]| put(&world, kind, &name(&volume), bytes);
     put(&forged);
     // Nothing local: all comes from the store.
     let fresh = world.host("fresh");
@@ -327,11 +338,7 @@ fn forged(world: &World, volume: &str, change: impl FnOnce(&mut serde_json::Valu
 }
 
 fn put_manifest(world: &World, kind: StoreKind, volume: &str, bytes: &[u8]) {
-    let name = format!("volumes/{volume}/manifest");
-    match kind {
-        StoreKind::Directory => std::fs::write(world.path().join("store").join(name), bytes).unwrap(),
-        StoreKind::Minio => world.put(&name, bytes),
-    }
+    put(world, kind, &format!("volumes/{volume}/manifest"), bytes);
 }
 
 fn a_manifest_that_was_made_up_is_refused(kind: StoreKind) {

@@ -3,7 +3,8 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 
 use super::*;
-use crate::format::segment::{Codec, EntryKind, IndexSeal, SegmentHeader};
+use crate::error::Result;
+use crate::format::segment::{Codec, EntryKind, IndexSeal, SegmentHeader, SegmentIndex};
 use crate::map::SegmentPlace;
 use crate::seal::test_key as key;
 use crate::units::*;
@@ -28,6 +29,11 @@ fn content(lba: u64, random: bool) -> Vec<u8> {
         block.fill(lba as u8);
     }
     block
+}
+
+/// Reads the index of an object with the key that these tests seal with.
+fn parse(id: SegmentId, object: &[u8]) -> Result<SegmentIndex> {
+    parse_object_tail(id, object, object.len() as u64, IndexSeal::of(key().as_deref()))
 }
 
 fn build(runs: &[(u64, u64, bool)]) -> BuiltSegment {
@@ -66,13 +72,7 @@ fn read_block(segment: &BuiltSegment, lba: u64) -> Option<Vec<u8>> {
 fn what_was_packed_is_read_back() {
     let runs = [(3, 1, false), (10, 37, true), (100, 80, false), (4000, 9, true)];
     let segment = build(&runs);
-    let parsed = parse_object_tail(
-        header(false).id,
-        &segment.bytes,
-        segment.bytes.len() as u64,
-        IndexSeal::of(key().as_deref()),
-    )
-    .unwrap();
+    let parsed = parse(header(false).id, &segment.bytes).unwrap();
     assert_eq!(parsed, segment.index);
     for (start, count, random) in runs {
         for lba in start..start + count {
@@ -86,8 +86,7 @@ fn what_was_packed_is_read_back() {
 #[test]
 fn a_seal_is_an_empty_segment() {
     let bytes = build_seal(header(true), key().as_deref()).unwrap();
-    let index =
-        parse_object_tail(header(true).id, &bytes, bytes.len() as u64, IndexSeal::of(key().as_deref())).unwrap();
+    let index = parse(header(true).id, &bytes).unwrap();
     assert!(index.header.seal && index.frames.is_empty() && index.entries.is_empty());
     assert_eq!(index.header.last, Sequence(180));
 }
@@ -103,13 +102,7 @@ fn moved_entries_keep_the_old_place() {
         })
         .unwrap();
     let segment = builder.finish().unwrap();
-    let parsed = parse_object_tail(
-        header(false).id,
-        &segment.bytes,
-        segment.bytes.len() as u64,
-        IndexSeal::of(key().as_deref()),
-    )
-    .unwrap();
+    let parsed = parse(header(false).id, &segment.bytes).unwrap();
     assert_eq!(parsed.entries[0].kind, EntryKind::Moved { block: 0, old });
 }
 
@@ -121,10 +114,9 @@ fn every_flipped_bit_is_noticed_or_harmless() {
     for position in 0..segment.bytes.len() {
         let mut bytes = segment.bytes.to_vec();
         bytes[position] ^= 1 << random.random_range(0..8);
-        let length = bytes.len() as u64;
         let damaged = Bytes::from(bytes);
         let frames_end = segment.index.frames.last().map(|f| (f.offset + f.stored_length) as usize).unwrap();
-        match parse_object_tail(id, &damaged, length, IndexSeal::of(key().as_deref())) {
+        match parse(id, &damaged) {
             Err(_) => assert!(position >= frames_end),
             Ok(index) => {
                 assert!(position < frames_end);
@@ -160,11 +152,9 @@ fn hostile_bytes_are_refused_without_great_allocations() {
             }
         }
         let changed = bytes != segment.bytes;
-        let parsed = parse_object_tail(id, &bytes, bytes.len() as u64, IndexSeal::of(key().as_deref()));
+        let parsed = parse(id, &bytes);
         assert!(!changed || parsed.is_err() || parsed.is_ok_and(|index| index == segment.index));
     }
     let other = SegmentId { number: SegmentNumber(6), ..id };
-    assert!(
-        parse_object_tail(other, &segment.bytes, segment.bytes.len() as u64, IndexSeal::of(key().as_deref())).is_err()
-    );
+    assert!(parse(other, &segment.bytes).is_err());
 }
