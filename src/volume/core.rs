@@ -73,6 +73,8 @@ pub struct Volume {
     /// Those who wait for log space take turns.
     pub(super) space_turn: tokio::sync::Mutex<()>,
     pub(super) space_waiters: AtomicU64,
+    /// An append found no room: the log gives back more than it would by itself.
+    pub(super) wants_room: AtomicBool,
     /// Tells those who wait on a doubtful gate that it was decided.
     pub(super) gate_wake: Notify,
     pub(super) manifest: tokio::sync::Mutex<Loaded>,

@@ -23,6 +23,10 @@ use crate::volume::schedule::LOOK;
 use crate::volume::shared::Shared;
 use crate::work::Task;
 
+/// Clients that end may be seen to leave a moment later; whoever detaches waits so long for them, and looks so often.
+const LEAVING_MAX: Duration = Duration::from_secs(1);
+const LEAVING_LOOK: Duration = Duration::from_millis(10);
+
 /// An attached volume and the task that uploads for it.
 struct Attached {
     volume: Arc<Volume>,
@@ -151,7 +155,8 @@ impl Fleet {
         }
     }
 
-    /// Uploads what is left of a volume and hands it back. Unless `force`, it stays if a client is there. One that was put out is let go of:
+    /// Uploads what is left of a volume and hands it back. Unless `force`, it stays if a client is there and does not leave in
+    /// [`LEAVING_MAX`]. One that was put out is let go of:
     /// it is not ours to hand back.
     ///
     /// # Errors
@@ -162,7 +167,7 @@ impl Fleet {
         // What takes long is done before the lock is taken and while clients are still served.
         let volume = slot.shown.lock().clone().ok_or_else(not_attached)?;
         if !force {
-            refuse_if_used(&volume)?;
+            wait_until_unused(&volume).await?;
         }
         if volume.gate.closed().is_none() {
             volume.sync().await?;
@@ -269,6 +274,17 @@ async fn end_warming(warmer: Option<Task<()>>) {
 
 fn not_handed_back(id: VolumeId) -> String {
     format!("volume {id} was not handed back, and what is not in the store is in its log here")
+}
+
+/// Gives clients that are leaving the time for it.
+async fn wait_until_unused(volume: &Volume) -> Result<()> {
+    let deadline = clock::uptime() + LEAVING_MAX;
+    loop {
+        match refuse_if_used(volume) {
+            Err(_) if clock::uptime() < deadline => clock::sleep(LEAVING_LOOK).await,
+            decided => return decided,
+        }
+    }
 }
 
 fn refuse_if_used(volume: &Volume) -> Result<()> {

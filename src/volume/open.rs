@@ -411,6 +411,7 @@ fn assemble(
         space_wake,
         space_turn: tokio::sync::Mutex::new(()),
         space_waiters: AtomicU64::new(0),
+        wants_room: AtomicBool::new(false),
         gate_wake: Notify::new(),
         durability: AtomicU8::new(manifest.durability as u8),
         next_segment: AtomicU64::new(0),

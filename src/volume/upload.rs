@@ -69,6 +69,14 @@ impl Volume {
         ByteLen((length / 8).max(longest))
     }
 
+    /// Whether what is written is to be stored, and given back by the log, sooner than it would be for its age: the log or memory has little
+    /// room, or somebody waits for more.
+    pub(super) fn is_tight(&self) -> bool {
+        self.committer.free() < self.release_below()
+            || self.shared.places.is_pressed()
+            || self.wants_room.load(Ordering::Acquire)
+    }
+
     /// Runs until the volume fails or stops.
     ///
     /// # Errors
@@ -153,8 +161,7 @@ impl Volume {
 
     fn next_run(&self) -> Option<Run> {
         let stopping = self.stopping.load(Ordering::Acquire);
-        let tight = self.committer.free() < self.release_below() || self.shared.places.is_pressed();
-        let age = if stopping || tight { Duration::ZERO } else { self.shared.settings.segment_age };
+        let age = if stopping || self.is_tight() { Duration::ZERO } else { self.shared.settings.segment_age };
         self.progress.lock().next_run(clock::uptime(), age)
     }
 
@@ -280,7 +287,7 @@ impl Volume {
         }
     }
 
-    /// Gives back log space that is stored already, as long as little is free or its places take too much memory.
+    /// Gives back log space that is stored already, as long as little is free, its places take too much memory, or somebody waits for room.
     pub(super) fn release_log(&self) -> Result<()> {
         if self.gate.closed().is_some() {
             return Ok(());
@@ -289,8 +296,13 @@ impl Volume {
             let stored = self.progress.lock().stored();
             let from = LogOffset(self.released.load(Ordering::Acquire));
             let free = self.committer.length().0 - (self.log_head().0 - from.0);
+            if from >= stored.end {
+                return Ok(());
+            }
             let keeps = free >= self.release_below().0 && !self.shared.places.is_pressed();
-            if keeps || from >= stored.end {
+            // For whoever waits for room a step is made in any case: a record that does not fit behind the newest, before the end of the
+            // ring, may need more than what is kept free.
+            if !self.wants_room.swap(false, Ordering::AcqRel) && keeps {
                 return Ok(());
             }
             let mut to = Mark { sequence: stored.sequence, end: from };

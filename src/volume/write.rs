@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::block_device::{Attempt, Change};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::{RECORD_BYTES_MAX, REQUEST_BYTES_MAX};
+use crate::limits::REQUEST_BYTES_MAX;
 use crate::log::{Appender, LogPlace as Appended, NewRecord};
 use crate::map::{LogPlace, OverlayPlace};
 use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, Lba};
@@ -35,6 +35,14 @@ struct Merged {
 enum Part {
     Data { lba: Lba, data: Vec<u8> },
     Zero(BlockRange),
+}
+
+/// What came of a try to append a merged change.
+enum AppendMerged {
+    Done,
+    /// Somebody changed a merged block meanwhile.
+    Outdated,
+    NoRoom,
 }
 
 impl Part {
@@ -186,8 +194,12 @@ impl Volume {
             drop(overlay);
             self.note_accepted(&records[..fitted], &places);
         }
-        let tight = self.committer.free() < self.release_below() || self.shared.places.is_pressed();
-        if fitted < records.len() || tight {
+        // Whoever found no room tries again when some came free, and then asks again.
+        let is_refused = fitted < records.len();
+        if is_refused {
+            self.wants_room.store(true, Ordering::Release);
+        }
+        if is_refused || self.is_tight() {
             self.upload_wake.notify_one();
         }
         Ok(fitted)
@@ -246,8 +258,8 @@ impl Volume {
         }
         fill_in(change, &mut merged.parts);
         match self.append_merged(&merged) {
-            Ok(true) => Attempt::Done,
-            Ok(false) => Attempt::WouldBlock,
+            Ok(AppendMerged::Done) => Attempt::Done,
+            Ok(AppendMerged::Outdated | AppendMerged::NoRoom) => Attempt::WouldBlock,
             Err(error) => Attempt::Failed(error),
         }
     }
@@ -262,14 +274,13 @@ impl Volume {
         let woken = self.space_wake.notified();
         tokio::pin!(woken);
         woken.as_mut().enable();
-        if self.append_merged(&merged)? {
-            return Ok(true);
-        }
-        // Either somebody changed a merged block meanwhile, or the log is full: wait for room if it may be that.
-        if self.committer.free().0 < 2 * RECORD_BYTES_MAX || self.shared.places.is_full() {
-            self.upload_wake.notify_one();
+        match self.append_merged(&merged)? {
+            AppendMerged::Done => return Ok(true),
+            AppendMerged::Outdated => {}
             // Bounded, since other writers may take the room that came free without another wake-up.
-            let _ = clock::timeout(FULL_LOG_LOOK, woken).await;
+            AppendMerged::NoRoom => {
+                let _ = clock::timeout(FULL_LOG_LOOK, woken).await;
+            }
         }
         Ok(false)
     }
@@ -311,7 +322,7 @@ impl Volume {
     }
 
     /// Appends a merged change if the blocks it was merged with are still where they were read.
-    fn append_merged(&self, merged: &Merged) -> Result<bool> {
+    fn append_merged(&self, merged: &Merged) -> Result<AppendMerged> {
         let mut writer = self.writer.lock();
         let unchanged = {
             let overlay = self.overlay.read();
@@ -319,11 +330,12 @@ impl Volume {
                 && merged.seen.iter().all(|(lba, place)| overlay.block(*lba) == *place)
         };
         if !unchanged {
-            return Ok(false);
+            return Ok(AppendMerged::Outdated);
         }
         let records: Vec<NewRecord<'_>> = merged.parts.iter().map(Part::record).collect();
         // If only some find room, the whole change is made again: it is the same content.
-        Ok(self.append(&mut writer, &records)? == records.len())
+        let is_done = self.append(&mut writer, &records)? == records.len();
+        Ok(if is_done { AppendMerged::Done } else { AppendMerged::NoRoom })
     }
 }
 

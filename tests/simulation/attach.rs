@@ -20,6 +20,8 @@ use super::world::{Attached, World};
 /// Attempts to attach until the world gives up, and after how many it becomes calm.
 const ATTEMPTS: usize = 60;
 const ATTEMPTS_STIRRED: usize = 3;
+/// How long changes may take once the world is calm.
+const CALM_SECONDS: u64 = 200;
 const PATIENCE: Duration = Duration::from_secs(400);
 
 impl World {
@@ -102,12 +104,19 @@ impl World {
             return;
         }
         self.calm(number);
-        for _ in 0..200 {
+        for _ in 0..CALM_SECONDS {
             if self.subjects[which].record.lock().unwrap().under_way() == 0 {
                 return;
             }
             clock::sleep(Duration::from_secs(1)).await;
         }
+        // Those of an attachment elsewhere may wait for that host.
+        let life = self.hosts[number as usize - 1].id;
+        let is_attached_here = self.subjects[which].attached.as_ref().is_some_and(|attached| attached.life == life);
+        assert!(
+            !is_attached_here,
+            "changes of volume {which} on host {number} wait for more than {CALM_SECONDS} s although all is well"
+        );
     }
 
     /// What this world knows of an attachment on this host is over.

@@ -31,6 +31,14 @@ pub const KEPT: &[(u64, &str)] = &[
     (38701, "the same"),
     (41915, "rot is found by a later attachment"),
     (45500, "rot concerns clients of before, too"),
+    (302848, "a change that needed more room than the log keeps free waited for ever"),
+    (301090, "an owner that was put out took what the next one had deleted for damage when it cleaned"),
+    (302179, "the same"),
+    (302884, "the same"),
+    (303007, "the same, and asked for it again and again"),
+    (303924, "the same"),
+    (306409, "the same"),
+    (306505, "the same"),
 ];
 
 /// Which histories are to be run.

@@ -146,6 +146,7 @@ impl Volume {
             match gathered {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::Damaged => {
+                    self.confirm_ownership().await?;
                     tracing::error!(volume = %self.id, %error, "blocks of an origin cannot be copied, and stay there");
                     damaged += places.iter().map(|(range, _)| range.count.0).sum::<u64>();
                 }

@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 
 use crate::clean::{self, Goal, condemnable_bytes};
 use crate::clock;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::census::{Condemned, ObjectAt};
 use crate::limits::SEGMENT_BYTES_TARGET;
 use crate::lineage;
@@ -102,14 +102,20 @@ impl Volume {
                     Ok(Step::Clean) => self.hydrate_step().await,
                     other => other,
                 };
+                let step = self.unless_put_out(step).await;
                 self.press(matches!(step, Ok(Step::Pressing)));
                 match step {
                     Ok(Step::Clean) => break,
                     Ok(Step::More) => clock::sleep(BREATH).await,
                     Ok(Step::Urgent | Step::Pressing) => {}
+                    Err(error) if error.kind() == ErrorKind::Fenced => return,
                     Err(error) => {
                         tracing::warn!(volume = %self.id, %error, "cleaning is put off");
                         clock::sleep(RETRY).await;
+                        if is_damage(&error) {
+                            // That does not heal by itself: it is looked at again when something was written.
+                            break;
+                        }
                     }
                 }
             }
@@ -127,9 +133,14 @@ impl Volume {
     /// Cleans all that is worth it now, and waits until what is dead is deleted, unless a pin needs it.
     ///
     /// # Errors
-    /// `Damaged`; what the store says.
+    /// `Damaged`; `Fenced`; what the store says.
     pub(in crate::volume) async fn clean_now(&self) -> Result<CleanReport> {
         self.pass_gate().await?;
+        let cleaned = self.clean_thoroughly().await;
+        self.unless_put_out(cleaned).await
+    }
+
+    async fn clean_thoroughly(&self) -> Result<CleanReport> {
         let before = self.newest.lock().stored_bytes.0;
         while self.clean_step(THOROUGH).await? != Step::Clean {}
         self.ask_for_checkpoint().await?;
@@ -142,6 +153,18 @@ impl Volume {
             live: ByteLen(totals.live),
             pinned: ByteLen(totals.dead),
         })
+    }
+
+    /// Whoever meets damage, or misses an object, may be an owner that was put out and has not noticed: the next one has deleted what it
+    /// needs no more. Then that is the failure, and the attachment ends.
+    async fn unless_put_out<T>(&self, done: Result<T>) -> Result<T> {
+        match done {
+            Err(error) if is_damage(&error) => {
+                self.confirm_ownership().await.context(|| &error)?;
+                Err(error)
+            }
+            done => done,
+        }
     }
 
     async fn clean_step(&self, goal: Goal) -> Result<Step> {
@@ -179,6 +202,7 @@ impl Volume {
             match self.gather_live(at, &mut relocation).await {
                 Ok(()) => emptied.push(at),
                 Err(error) if error.kind() == ErrorKind::Damaged => {
+                    self.confirm_ownership().await?;
                     tracing::error!(volume = %self.id, %error, "a segment cannot be emptied, and stays as it is");
                     self.books.lock().stuck.insert(at);
                 }
@@ -218,6 +242,7 @@ impl Volume {
             let before = self.books.lock().census.segment(at).map(|counted| counted.live);
             let index = match segment_index(&self.shared, self.own_segment(at)).await {
                 Err(error) if error.kind() == ErrorKind::Damaged => {
+                    self.confirm_ownership().await?;
                     self.books.lock().stuck.insert(at);
                     continue;
                 }
@@ -289,4 +314,9 @@ impl Volume {
         }
         Ok(())
     }
+}
+
+/// Whether something that must be in the store is not, or cannot be read.
+fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound)
 }

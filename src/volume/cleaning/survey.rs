@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::format::census::ObjectAt;
 use crate::format::map_object::PageRef;
 use crate::limits::DIRECTORY_PAGES;
@@ -13,6 +13,7 @@ use crate::map::PageIndex;
 use crate::segment::fetch_index;
 use crate::store::{ObjectKey, list_all};
 use crate::units::{BLOCK_SIZE, Epoch, SegmentId};
+use crate::volume::cleaning::is_damage;
 use crate::volume::core::Volume;
 
 /// Map objects may take so many times what of them is in use, and so many bytes more, before they are written anew.
@@ -87,7 +88,8 @@ impl Volume {
                     *seal = (*seal).min(at.number);
                 }
                 Ok(_) => {}
-                Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
+                Err(error) if is_damage(&error) => {
+                    self.confirm_ownership().await?;
                     tracing::warn!(volume = %self.id, %error, "an object without anything live cannot be read, and stays");
                     unreadable.insert(*at);
                 }

@@ -25,6 +25,7 @@ mod frozen;
 mod handing_back;
 mod manifest;
 mod purge;
+mod room;
 
 const LOG_BYTES: ByteLen = ByteLen(4 << 20);
 
