@@ -8,6 +8,7 @@
 //! | 0 words | [`units`] [`limits`] [`error`] [`block_device`] [`service`] [`clock`] [`work`] [`settings`] | quantities, bounds, errors, the seams to the doors, time and chance, tasks and threads, settings |
 //! | 1 pure | [`map`] | where a block's newest content is: extents, pages, places |
 //! | 1 pure | [`seal`] | keys of volumes, sealing and opening |
+//! | 1 edge | [`tls`] | what a TLS server needs, from files |
 //! | 2 pure | [`format`] | bytes to values and back, nothing else |
 //! | 2 edge | [`keys`] | key files, passphrases and key commands; the keys that are open |
 //! | 3 edges | [`disk`] | files, syncs, the simulated and the failing disk |
@@ -21,7 +22,7 @@
 //! | 5 keepers | [`clean`] | what a volume has in the store, what of it is in use, what may go |
 //! | 6 family | [`lineage`] | snapshots, forks and pins: what volumes share |
 //! | 7 owner | [`volume`] | one attached volume, and the fleet of them |
-//! | 8 doors | [`nbd`] [`control`] | the NBD server and the control socket |
+//! | 8 doors | [`nbd`] [`control`] | the NBD server; the control socket, and the control door over TCP |
 //!
 //! # A write
 //! ```text
@@ -61,6 +62,7 @@ pub mod segment;
 pub mod service;
 pub mod settings;
 pub mod store;
+pub mod tls;
 pub mod units;
 pub mod volume;
 pub mod work;

@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use varve::clean::Goal;
-use varve::control::{self, ControlSocket};
+use varve::control::{self, ControlSocket, RemoteDoor};
 use varve::error::{Context, Error, Result};
 use varve::nbd::{self, NbdSettings, Server};
 use varve::settings::{DaemonArguments, Places, Prefetch, Settings, SharedSettings, SpaceTarget};
@@ -73,7 +73,7 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
             SpaceTarget::Percent(percent) => Goal { percent: u64::from(percent), ..CLEANING },
         },
         prefetch: settings.prefetch == Prefetch::On,
-        control: shared_settings.control.display().to_string(),
+        control: settings.control_socket.display().to_string(),
     };
     let state = StateSettings {
         path: shared_settings.state.clone(),
@@ -83,19 +83,28 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
     };
     let (shared, lock) = state_directory::open(state, opened.store.clone(), root.store, runtime.handle().clone())?;
     let _guard = runtime.enter();
-    let socket = ControlSocket::bind(&shared_settings.control)?;
+    let socket = ControlSocket::bind(&settings.control_socket)?;
+    let door = settings.control_door.as_ref().map(RemoteDoor::bind).transpose()?;
+    let control_tcp = door.as_ref().map(|door| format!("https://{}", door.address()));
     let timer = PurgeTimer::default();
     let fleet = Fleet::start(shared, settings.detach_after, timer.clone());
     let purging = runtime.spawn(timer.run(opened.store.clone()));
     let nbd = Server::start(nbd_settings(settings), Arc::new(FleetExports(fleet.clone())), runtime.handle().clone())?;
     let addresses = nbd.addresses();
-    let service = FleetService { fleet: fleet.clone(), counts: opened.counts.clone(), nbd: addresses.clone() };
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let control = runtime.spawn(control::serve(socket, Arc::new(service), async move {
-        // An error means that the sender is gone, which is the same news.
-        let _ = stopped.await;
-    }));
-    tracing::info!(store = opened.store.address(), nbd = ?addresses, control = %shared_settings.control.display(), "varved is ready");
+    let (nbd_addresses, counts) = (addresses.clone(), opened.counts.clone());
+    let service = FleetService { fleet: fleet.clone(), counts, nbd: nbd_addresses, control_tcp: control_tcp.clone() };
+    let service: Arc<FleetService> = Arc::new(service);
+    let (stop, stopped) = tokio::sync::watch::channel(());
+    let until_stopped = || {
+        let mut stopped = stopped.clone();
+        async move {
+            // An error means that the sender is gone, which is the same news.
+            let _ = stopped.changed().await;
+        }
+    };
+    let control = runtime.spawn(control::serve(socket, service.clone(), until_stopped()));
+    let door = door.map(|door| runtime.spawn(door.serve(service, until_stopped())));
+    tracing::info!(store = opened.store.address(), nbd = ?addresses, control = %settings.control_socket.display(), control_tcp, "varved is ready");
     runtime.block_on(wait_for_signal())?;
     tracing::info!("stopping");
     let cut_off = nbd.stop(CLIENTS_LEAVE);
@@ -106,6 +115,11 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
     purging.abort();
     let left = runtime.block_on(fleet.detach_all(UPLOADS_END));
     drop(stop);
+    if let Some(door) = door
+        && let Err(error) = runtime.block_on(door)
+    {
+        tracing::error!(%error, "the control door over TCP failed");
+    }
     runtime.block_on(control).map_err(|error| Error::invalid(format!("the control socket failed: {error}")))??;
     drop(lock);
     if left.is_empty() {

@@ -1,34 +1,40 @@
-//! The client of the control socket.
+//! The client of a daemon: on its control socket, or at its control door over TCP.
 //!
 //! Looking takes a few seconds at most. What changes something may take as long as an upload takes, and has no time limit: the person
 //! who waits decides.
 
 use std::error::Error as _;
 use std::fmt;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::{self, Read};
 use std::time::Duration;
 
-use reqwest::{Method, RequestBuilder};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::{Certificate, ClientBuilder, Method, RequestBuilder};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::wire::{AttachBody, DetachBody, ErrorBody};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::service::{
     AttachReport, AttachedStatus, CleanReport, DaemonStatus, NewForks, NewSnapshot, SnapshotSummary, VolumeChange,
     VolumeSummary, WarmReport, WarmRequest,
 };
+use crate::settings::{ControlAddress, RemoteControl, TokenSource};
 use crate::units::VolumeId;
 
 /// How long a daemon may take to say how it is.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a connection over TCP may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest token that is read.
+const TOKEN_BYTES_MAX: u64 = 4096;
 
 /// Why a call did not succeed.
 #[derive(Clone, Debug)]
 pub enum CallError {
-    /// No daemon listens at this path.
-    NoDaemon(PathBuf),
+    /// No daemon listens at this path or address.
+    NoDaemon(String),
     /// The daemon, or the way to it, failed.
     Failed(Error),
 }
@@ -43,7 +49,7 @@ impl CallError {
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            CallError::NoDaemon(path) => write!(f, "no daemon listens at {}", path.display()),
+            CallError::NoDaemon(place) => write!(f, "no daemon listens at {place}"),
             CallError::Failed(error) => error.fmt(f),
         }
     }
@@ -60,31 +66,36 @@ impl From<CallError> for Error {
     }
 }
 
-/// A client of the daemon whose control socket is at one path.
+/// A client of one daemon.
 #[derive(Clone, Debug)]
 pub struct Client {
     http: reqwest::Client,
-    path: PathBuf,
+    /// What requests begin with. On a socket the host is for the form only: the socket decides who answers.
+    base: String,
+    /// As people know it.
+    place: String,
+    is_remote: bool,
 }
 
 impl Client {
-    /// A client for the socket at `path`; nothing is connected yet.
+    /// A client for the daemon at `address`; nothing is connected yet. A token is read.
     ///
     /// # Errors
-    /// `Io` if the HTTP client cannot be set up.
-    pub fn new(path: &Path) -> Result<Self> {
-        let http = reqwest::Client::builder()
-            .unix_socket(path.to_owned())
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
+    /// `Io` if the HTTP client cannot be set up; what is wrong with the token or the authority.
+    pub fn new(address: &ControlAddress) -> Result<Self> {
+        // An error means that it was done before. A client without TLS wants it, too.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let builder = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
+        let (builder, base) = match address {
+            // Whom the system trusts need not be read for a socket.
+            ControlAddress::Socket(path) => (builder.unix_socket(path.clone()).tls_certs_only([]), "http://varved"),
+            ControlAddress::Remote(remote) => (over_tls(builder, remote)?, remote.url.as_str()),
+        };
+        let http = builder
             .build()
-            .map_err(|error| Error::new(ErrorKind::Io, format!("control client: {error}")))?;
-        Ok(Client { http, path: path.to_owned() })
-    }
-
-    /// The path of the socket.
-    pub fn path(&self) -> &Path {
-        &self.path
+            .map_err(|error| Error::new(ErrorKind::Io, format!("control client: {}", innermost(&error))))?;
+        let is_remote = address.socket().is_none();
+        Ok(Client { http, base: base.to_owned(), place: address.to_string(), is_remote })
     }
 
     /// How the daemon is.
@@ -185,8 +196,7 @@ impl Client {
     }
 
     fn request(&self, method: Method, resource: &str) -> RequestBuilder {
-        // The host is for the form only: the socket decides who answers.
-        self.http.request(method, format!("http://varved/v1/{resource}"))
+        self.http.request(method, format!("{}/v1/{resource}", self.base))
     }
 
     fn with_body<T: Serialize>(&self, method: Method, resource: &str, body: &T) -> Result<RequestBuilder, CallError> {
@@ -216,7 +226,8 @@ impl Client {
     }
 
     fn failed(&self, kind: ErrorKind, what: &str) -> CallError {
-        CallError::Failed(Error::new(kind, format!("control socket {}: {what}", self.path.display())))
+        let door = if self.is_remote { "daemon at" } else { "control socket" };
+        CallError::Failed(Error::new(kind, format!("{door} {}: {what}", self.place)))
     }
 
     fn unreached(&self, error: &reqwest::Error) -> CallError {
@@ -232,7 +243,7 @@ impl Client {
             innermost = source.to_string();
             match source.downcast_ref::<io::Error>().map(io::Error::kind) {
                 Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) if error.is_connect() => {
-                    return CallError::NoDaemon(self.path.clone());
+                    return CallError::NoDaemon(self.place.clone());
                 }
                 Some(io::ErrorKind::PermissionDenied) => {
                     return self
@@ -248,4 +259,51 @@ impl Client {
         };
         self.failed(ErrorKind::Unavailable, &what)
     }
+}
+
+/// A client that believes only a daemon with a certificate of the authority, and shows it the token.
+fn over_tls(builder: ClientBuilder, remote: &RemoteControl) -> Result<ClientBuilder> {
+    let mut token = HeaderValue::try_from(format!("Bearer {}", read_token(&remote.token)?))
+        .map_err(|_| Error::invalid(format!("{} holds no token", remote.token)))?;
+    token.set_sensitive(true);
+    let builder = builder
+        .https_only(true)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .default_headers(HeaderMap::from_iter([(AUTHORIZATION, token)]));
+    let Some(path) = &remote.authority else { return Ok(builder) };
+    let pem = std::fs::read(path).context(|| path.display())?;
+    let certificates = Certificate::from_pem_bundle(&pem).ok().filter(|found| !found.is_empty());
+    let certificates =
+        certificates.ok_or_else(|| Error::invalid(format!("{}: no certificate in PEM form", path.display())))?;
+    Ok(builder.tls_certs_only(certificates))
+}
+
+fn read_token(source: &TokenSource) -> Result<String> {
+    let text = match source {
+        TokenSource::Environment(name) => {
+            std::env::var(name).map_err(|_| Error::not_found(format!("there is no token at {source}")))?
+        }
+        TokenSource::File(path) => {
+            let file = File::open(path).context(|| format!("cannot read the token at {source}"))?;
+            let mut text = String::new();
+            file.take(TOKEN_BYTES_MAX)
+                .read_to_string(&mut text)
+                .context(|| format!("cannot read the token at {source}"))?;
+            text
+        }
+    };
+    let token = text.trim();
+    if token.is_empty() {
+        return Err(Error::invalid(format!("{source} holds no token")));
+    }
+    Ok(token.to_owned())
+}
+
+/// What is at the bottom of an error.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
 }

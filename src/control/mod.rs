@@ -1,4 +1,4 @@
-//! The control socket: how a person, through `varve`, reaches a running daemon. An HTTP API with JSON bodies over a Unix socket.
+//! How a person, through `varve`, reaches a running daemon: an HTTP API with JSON bodies, over a Unix socket, and over TCP if the settings say so.
 //!
 //! | request | body | answer |
 //! | --- | --- | --- |
@@ -18,22 +18,28 @@
 //! | file | what |
 //! | --- | --- |
 //! | `listen` | the socket file: who may connect, stale files, removal |
+//! | `remote` | the door over TCP: TLS, tokens, bounds |
+//! | `tokens` | the file of tokens: who has one, and what it may do |
 //! | `server` | requests to calls of a [`Service`](crate::service::Service) |
 //! | `client` | the same from the other end |
 //! | `wire` | bodies, and errors as JSON and HTTP status |
 //!
-//! Guarantees: only the user who runs the daemon (and root) can connect: the socket has mode 0600 from its first moment on. The socket
-//! file of a living daemon is never replaced. An operation that has begun is finished even if the client goes away meanwhile. No
+//! Guarantees: on the socket, only the user who runs the daemon (and root) can connect: the socket has mode 0600 from its first moment on. The socket
+//! file of a living daemon is never replaced. Over TCP, only who shows a token that is good now is answered, within TLS. An operation that has begun is finished even if the client goes away meanwhile. No
 //! request is retried here, by neither end.
 //!
 //! After a crash the socket file is left behind; the next daemon finds that nobody answers on it, and replaces it.
 
 pub mod client;
 mod listen;
+mod remote;
 mod server;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod wire;
 
 pub use listen::ControlSocket;
+pub use remote::RemoteDoor;
 pub use server::serve;
+pub use tokens::{Scope, Token, TokenFile};

@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Serialize;
@@ -21,7 +21,7 @@ use crate::service::{AttachedStatus, NewForks, NewSnapshot, Service, VolumeChang
 use crate::units::VolumeId;
 
 /// How long requests that are under way may go on after the shutdown began.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+pub(super) const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// Answers on the socket until `shutdown` resolves; then accepts no more, gives requests under way five seconds, and
 /// removes the socket's file.
@@ -58,7 +58,7 @@ pub async fn serve(
     result
 }
 
-fn router(service: Arc<dyn Service>) -> Router {
+pub(super) fn router(service: Arc<dyn Service>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/volumes", get(volumes))
@@ -212,6 +212,15 @@ fn answer<T: Serialize>(result: Result<T>) -> Response {
 fn failure(error: &Error) -> Response {
     let status = StatusCode::from_u16(http_status(error.kind())).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     json(status, &ErrorBody::from(error))
+}
+
+/// The answer to who may not ask.
+pub(super) fn refusal(status: StatusCode, error: &Error) -> Response {
+    let mut response = json(status, &ErrorBody::from(error));
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
 }
 
 fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {

@@ -19,12 +19,17 @@ use crate::service::{
     AttachReport, AttachedStatus, CleanReport, DaemonStatus, Durability, Lag, NewForks, NewSnapshot, Service,
     SnapshotStatus, SnapshotSummary, StoreCounts, VolumeChange, VolumeSummary, WarmReport, WarmRequest,
 };
+use crate::settings::ControlAddress;
 use crate::units::{ByteLen, Epoch, Sequence, SnapshotId, UnixMillis, VolumeId};
 
 const KNOWN: VolumeId = VolumeId(7);
 /// A test that waits longer has failed.
 const DEADLINE: Duration = Duration::from_secs(10);
 const OWNED_ELSEWHERE: VolumeId = VolumeId(8);
+
+fn client_at(path: &Path) -> Result<Client> {
+    Client::new(&ControlAddress::Socket(path.to_owned()))
+}
 
 /// A daemon with one volume.
 #[derive(Default)]
@@ -64,6 +69,7 @@ impl Service for Small {
             pid: 42,
             store: "file:///store".into(),
             nbd: vec!["nbd://127.0.0.1:10809".into()],
+            control_tcp: None,
             store_counts: StoreCounts { gets: 5, ..StoreCounts::default() },
         }
     }
@@ -172,7 +178,7 @@ impl Running {
         let socket = ControlSocket::bind(&path).unwrap();
         let serving = serve(socket, service.clone(), async move { stopped.await.unwrap_or_default() });
         let server = tokio::spawn(serving);
-        Running { client: Client::new(&path).unwrap(), directory, service, stop, server }
+        Running { client: client_at(&path).unwrap(), directory, service, stop, server }
     }
 
     fn path(&self) -> PathBuf {
@@ -301,9 +307,10 @@ async fn the_socket_is_private_and_goes_with_the_daemon() {
     assert!(matches!(client.status().await, Err(CallError::NoDaemon(at)) if at == path));
     assert!(!path.exists());
 
-    let other = Client::new(&directory.path().join("never.sock")).unwrap();
+    let other = client_at(&directory.path().join("never.sock")).unwrap();
     let error = other.sync(KNOWN).await.unwrap_err();
-    assert_eq!(error.to_string(), format!("no daemon listens at {}", other.path().display()));
+    let path = directory.path().join("never.sock");
+    assert_eq!(error.to_string(), format!("no daemon listens at {}", path.display()));
 }
 
 #[tokio::test]
@@ -313,7 +320,7 @@ async fn a_stale_socket_is_replaced_and_nothing_else() {
     // What a daemon that was killed leaves behind.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     assert!(path.exists());
-    let client = Client::new(&path).unwrap();
+    let client = client_at(&path).unwrap();
     assert!(matches!(client.status().await, Err(CallError::NoDaemon(_))));
     let first = ControlSocket::bind(&path).unwrap();
 
@@ -347,7 +354,7 @@ async fn something_else_behind_the_socket_is_told_apart() {
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });
-    let client = Client::new(&path).unwrap();
+    let client = client_at(&path).unwrap();
     assert_eq!(failed(client.status().await).kind(), ErrorKind::Unsupported);
     assert!(failed(client.status().await).message().contains("no varved"));
     let gone = failed(client.status().await);

@@ -151,6 +151,9 @@ pub struct DaemonStatus {
     pub store: String,
     /// Where NBD clients connect, as URIs without an export name.
     pub nbd: Vec<String>,
+    /// Where it can be asked over TCP, if it can.
+    #[serde(default)]
+    pub control_tcp: Option<String>,
     /// Store requests so far.
     pub store_counts: StoreCounts,
 }

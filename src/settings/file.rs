@@ -10,8 +10,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::{
-    Prefetch, RegionSettings, SpaceTarget, TlsMode, parse_address, parse_connections, parse_duration, parse_log_size,
-    parse_size, parse_space_target, parse_transfer_size,
+    Prefetch, RegionSettings, SpaceTarget, TlsMode, TokenSource, parse_address, parse_connections, parse_duration,
+    parse_log_size, parse_size, parse_space_target, parse_transfer_size,
 };
 use crate::error::{Error, Result};
 use crate::units::ByteLen;
@@ -27,7 +27,13 @@ pub struct FileSettings {
     pub(super) region: Option<String>,
     pub(super) regions: BTreeMap<String, RegionSettings>,
     pub(super) state: Option<PathBuf>,
-    pub(super) control: Option<PathBuf>,
+    pub(super) control: Option<String>,
+    pub(super) control_ca: Option<PathBuf>,
+    #[serde(deserialize_with = "token_source")]
+    pub(super) control_token: Option<TokenSource>,
+    #[serde(deserialize_with = "address")]
+    pub(super) control_tcp: Option<SocketAddr>,
+    pub(super) control_tokens: Option<PathBuf>,
     pub(super) key: Vec<String>,
     #[serde(deserialize_with = "addresses")]
     pub(super) nbd: Vec<SocketAddr>,
@@ -154,6 +160,14 @@ fn connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>
 
 fn space_target<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SpaceTarget>, D::Error> {
     scalar(deserializer, parse_space_target)
+}
+
+fn token_source<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TokenSource>, D::Error> {
+    scalar(deserializer, str::parse)
+}
+
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    scalar(deserializer, parse_address)
 }
 
 /// The table of clients. A name that is empty means nobody, and whoever wrote it meant something else.

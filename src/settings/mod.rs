@@ -1,5 +1,5 @@
-//! Settings of both binaries: from flags, then the environment (`VARVE_STORE`, `VARVE_STATE`, `VARVE_CONTROL`, `VARVE_KEY`,
-//! `VARVE_CONFIG`), then the settings file (TOML), then defaults.
+//! Settings of both binaries: from flags, then the environment (`VARVE_STORE`, `VARVE_STATE`, `VARVE_CONTROL`, `VARVE_CONTROL_CA`,
+//! `VARVE_CONTROL_TOKEN`, `VARVE_KEY`, `VARVE_CONFIG`), then the settings file (TOML), then defaults.
 //!
 //! | key | default | what |
 //! | --- | --- | --- |
@@ -7,7 +7,9 @@
 //! | `region` | none | what other regions call the one of the store: the name of a table `[regions.NAME]`, say, whose `store` is then the default |
 //! | `[regions.NAME]` | none | another region: `store`, and `endpoint`, `aws-region`, `profile` where they differ from what the environment says |
 //! | `state` | `DATA/varve/state` | local directory: write logs, map, read cache |
-//! | `control` | `STATE/control.sock` | the control socket |
+//! | `control` | `STATE/control.sock` | the control socket; for `varve` also `https://host:port`, the control door of a daemon elsewhere |
+//! | `control-ca`, `control-token` | those of the system; none | for `https://`: PEM file with the authority of the daemon's certificate; where the token is kept, `file:PATH` or `env:NAME` |
+//! | `control-tcp`, `control-tokens` | none | address of the daemon's control door over TCP, which shows `tls-certificate`; the file of the tokens that open it (`varve tokens`) |
 //! | `key` | `file:CONFIG/varve/key` | where the keys are kept that volumes are encrypted with, the first for new ones: `file:PATH`, `env:NAME`, `passphrase-file:PATH`, `passphrase-env:NAME`, `command:PROGRAM` |
 //! | `nbd` | `127.0.0.1:10809` | TCP addresses for NBD clients; the default holds if no address and no Unix socket is given |
 //! | `nbd-unix` | none | Unix socket for NBD clients |
@@ -43,12 +45,14 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::units::ByteLen;
 
+mod control;
 mod file;
 mod regions;
 mod size;
 #[cfg(test)]
 mod tests;
 
+pub use control::{ControlAddress, ControlDoor, RemoteControl, TokenSource};
 pub use file::FileSettings;
 pub use regions::{RegionSettings, Regions};
 pub use size::{parse_log_size, parse_name, parse_size, parse_transfer_size, parse_volume_size};
@@ -76,9 +80,15 @@ pub struct SharedArguments {
     /// Local directory of the daemon: write logs, map, read cache
     #[arg(long, value_name = "DIR", env = "VARVE_STATE", hide_env_values = true, global = true)]
     pub state: Option<PathBuf>,
-    /// Control socket of the daemon [default: control.sock in the state directory]
+    /// Control socket of the daemon [default: control.sock in the state directory]; varve also takes https://host:port
     #[arg(long, value_name = "PATH", env = "VARVE_CONTROL", hide_env_values = true, global = true)]
-    pub control: Option<PathBuf>,
+    pub control: Option<String>,
+    /// For https://: authority that the daemon's certificate must come from (PEM) [default: those of the system]
+    #[arg(long, value_name = "FILE", env = "VARVE_CONTROL_CA", hide_env_values = true, global = true)]
+    pub control_ca: Option<PathBuf>,
+    /// For https://: where the token is kept that the daemon wants: file:PATH or env:NAME
+    #[arg(long, value_name = "SOURCE", env = "VARVE_CONTROL_TOKEN", hide_env_values = true, global = true)]
+    pub control_token: Option<TokenSource>,
     /// Where a key is kept that volumes are encrypted with: file:PATH, env:NAME, passphrase-file:PATH, passphrase-env:NAME or command:PROGRAM; may be repeated [default: file:.config/varve/key]
     #[arg(long, value_name = "SOURCE", env = "VARVE_KEY", hide_env_values = true, global = true)]
     pub key: Vec<String>,
@@ -130,6 +140,12 @@ struct OwnArguments {
     /// TLS for NBD over TCP [default: off]
     #[arg(long, value_enum, value_name = "MODE")]
     tls: Option<TlsMode>,
+    /// Let the daemon be asked over TCP as on its control socket, by who has a token; shows the certificate
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
+    control_tcp: Option<SocketAddr>,
+    /// File of the tokens that open it, made with varve tokens
+    #[arg(long, value_name = "FILE")]
+    control_tokens: Option<PathBuf>,
     /// Certificate chain (PEM)
     #[arg(long, value_name = "FILE")]
     tls_certificate: Option<PathBuf>,
@@ -212,8 +228,8 @@ pub struct SharedSettings {
     pub store: String,
     /// Local directory of the daemon.
     pub state: PathBuf,
-    /// Path of the control socket.
-    pub control: PathBuf,
+    /// Where the daemon is asked.
+    pub control: ControlAddress,
     /// The region of the store, and the stores of others.
     pub regions: Regions,
     /// Where keys are kept, as text; the first for new volumes.
@@ -227,6 +243,10 @@ pub struct SharedSettings {
 pub struct Settings {
     /// What both binaries know.
     pub shared: SharedSettings,
+    /// Path of the control socket.
+    pub control_socket: PathBuf,
+    /// The control door over TCP, if there is to be one.
+    pub control_door: Option<ControlDoor>,
     /// TCP addresses for NBD clients.
     pub nbd: Vec<SocketAddr>,
     /// True if nobody named an address or socket, and `nbd` is the default.
@@ -328,7 +348,12 @@ impl SharedArguments {
         let state =
             state.map_or_else(|| Ok(places.data("--state")?.join("state")), |path| absolute(path, "--state"))?;
         let control = self.control.clone().or_else(|| file.control.clone());
-        let control = control.map_or_else(|| Ok(state.join("control.sock")), |path| absolute(path, "--control"))?;
+        let authority = self.control_ca.clone().or_else(|| file.control_ca.clone());
+        let token = self.control_token.clone().or_else(|| file.control_token.clone());
+        let control = match control {
+            Some(given) => ControlAddress::new(&given, authority, token)?,
+            None => ControlAddress::Socket(state.join("control.sock")),
+        };
         let named = if self.key.is_empty() { &file.key } else { &self.key };
         let default_key = named.is_empty().then(|| places.key_file());
         let keys = default_key.as_ref().map_or_else(|| named.clone(), |path| vec![format!("file:{}", path.display())]);
@@ -351,8 +376,13 @@ impl DaemonArguments {
         let nbd_is_default = given_nbd.is_empty() && nbd_unix.is_none();
         let connections_max = own.connections_max.or(file.connections_max).unwrap_or(CONNECTIONS_DEFAULT);
         let client_connections_max = own.client_connections_max.or(file.client_connections_max);
+        let control_socket = shared.control.socket().map(PathBuf::from).ok_or_else(|| {
+            Error::invalid("--control is the path of a socket for varved: it listens on TCP with --control-tcp")
+        })?;
+        let control_door = control_door(own, &file)?;
         Ok(Settings {
             shared,
+            control_socket,
             nbd: if nbd_is_default { vec![NBD_DEFAULT] } else { given_nbd.clone() },
             nbd_is_default,
             nbd_unix,
@@ -363,7 +393,8 @@ impl DaemonArguments {
             segment_age: own.segment_age.or(file.segment_age).unwrap_or(SEGMENT_AGE_DEFAULT),
             space_target: own.space_target.or(file.space_target).unwrap_or(SPACE_TARGET_DEFAULT),
             prefetch: own.prefetch.or(file.prefetch).unwrap_or_default(),
-            tls: tls_settings(own, &file)?,
+            tls: tls_settings(own, &file, control_door.is_some())?,
+            control_door,
             allow_insecure_tcp: own.allow_insecure_tcp || file.allow_insecure_tcp,
             clients: file.clients.clone(),
             connections_max,
@@ -375,14 +406,31 @@ impl DaemonArguments {
     }
 }
 
-fn tls_settings(own: &OwnArguments, file: &FileSettings) -> Result<Option<TlsSettings>> {
+fn control_door(own: &OwnArguments, file: &FileSettings) -> Result<Option<ControlDoor>> {
+    let tokens = own.control_tokens.clone().or(file.control_tokens.clone());
+    let Some(address) = own.control_tcp.or(file.control_tcp) else {
+        return match tokens {
+            Some(_) => Err(Error::invalid("--control-tokens is given, but no --control-tcp: name an address")),
+            None => Ok(None),
+        };
+    };
+    let certificate = own.tls_certificate.clone().or(file.tls_certificate.clone());
+    let key = own.tls_key.clone().or(file.tls_key.clone());
+    match (certificate, key, tokens) {
+        (Some(certificate), Some(key), Some(tokens)) => Ok(Some(ControlDoor { address, certificate, key, tokens })),
+        _ => Err(Error::invalid("--control-tcp needs --tls-certificate, --tls-key and --control-tokens")),
+    }
+}
+
+/// `has_door`: the certificate serves the control door in any case.
+fn tls_settings(own: &OwnArguments, file: &FileSettings, has_door: bool) -> Result<Option<TlsSettings>> {
     let mode = own.tls.or(file.tls).unwrap_or_default();
     let certificate = own.tls_certificate.clone().or(file.tls_certificate.clone());
     let key = own.tls_key.clone().or(file.tls_key.clone());
     let client_ca = own.tls_client_ca.clone().or(file.tls_client_ca.clone());
     let required = match mode {
         // Somebody who names a certificate expects encryption; serving without it must be asked for.
-        TlsMode::Off if certificate.is_some() || key.is_some() || client_ca.is_some() => {
+        TlsMode::Off if client_ca.is_some() || (!has_door && (certificate.is_some() || key.is_some())) => {
             return Err(Error::invalid(
                 "TLS files are given, but tls is off: add --tls allow or --tls require, or leave them out",
             ));

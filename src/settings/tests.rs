@@ -1,6 +1,6 @@
 //! Tests of settings.
 
-use clap::{CommandFactory, Parser};
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
 
 use super::*;
 
@@ -89,7 +89,7 @@ fn defaults_serve() {
     let settings = daemon(&[]).unwrap();
     assert_eq!(settings.shared.store, "file:///home/ada/.local/share/varve/store");
     assert_eq!(settings.shared.state, PathBuf::from("/home/ada/.local/share/varve/state"));
-    assert_eq!(settings.shared.control, PathBuf::from("/home/ada/.local/share/varve/state/control.sock"));
+    assert_eq!(settings.control_socket, PathBuf::from("/home/ada/.local/share/varve/state/control.sock"));
     assert_eq!(settings.nbd, ["127.0.0.1:10809".parse().unwrap()]);
     assert!(settings.nbd_is_default);
     assert_eq!(settings.segment_age, Duration::from_secs(3));
@@ -97,8 +97,8 @@ fn defaults_serve() {
 
     let here = std::env::current_dir().unwrap();
     let relative = daemon(&["--state", "s/t", "--control", "./c.sock"]).unwrap().shared;
-    assert_eq!((relative.state, relative.control), (here.join("s/t"), here.join("c.sock")));
-    assert_eq!(daemon(&["--state", "s"]).unwrap().shared.control, here.join("s/control.sock"));
+    assert_eq!((relative.state, relative.control.socket()), (here.join("s/t"), Some(here.join("c.sock").as_path())));
+    assert_eq!(daemon(&["--state", "s"]).unwrap().control_socket, here.join("s/control.sock"));
 
     let elsewhere = Places { data_home: Some("/data".into()), ..places() };
     let shared = SharedArguments::default().resolve(&elsewhere).unwrap();
@@ -116,7 +116,7 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
     let settings =
         daemon(&["--config", file.path().to_str().unwrap(), "--cache-size", "512MiB", "--detach-after", "1h"]).unwrap();
     assert_eq!(settings.shared.store, "s3://bucket/prefix");
-    assert_eq!(settings.shared.control, PathBuf::from("/srv/varve/control.sock"));
+    assert_eq!(settings.control_socket, PathBuf::from("/srv/varve/control.sock"));
     assert_eq!(settings.nbd.len(), 2);
     assert!(!settings.nbd_is_default);
     assert_eq!(settings.cache_size, ByteLen(512 << 20));
@@ -181,6 +181,52 @@ fn doors_are_set_in_the_file() {
     let settings = daemon(&[]).unwrap();
     assert!(!settings.allow_insecure_tcp && settings.clients.is_none() && settings.idle_time.is_none());
     assert_eq!(settings.client_connections_max, 128);
+}
+
+#[test]
+fn a_daemon_elsewhere_is_asked_over_tls_with_a_token() {
+    let resolve = |flags: &[&str]| {
+        let matches = SharedArguments::augment_args(clap::Command::new("varve"))
+            .try_get_matches_from(std::iter::once(&"varve").chain(flags));
+        SharedArguments::from_arg_matches(&matches.unwrap()).unwrap().resolve(&places())
+    };
+    let full = ["--control", "https://db1:10810/", "--control-ca", "/ca.pem", "--control-token", "env:TOKEN"];
+    let expected = RemoteControl {
+        url: "https://db1:10810".into(),
+        authority: Some("/ca.pem".into()),
+        token: TokenSource::Environment("TOKEN".into()),
+    };
+    assert_eq!(resolve(&full).unwrap().control, ControlAddress::Remote(expected));
+    for (flags, expected) in [
+        (&full[..4], "--control-token"),
+        (&["--control", "http://db1:1"], "nothing else is encrypted"),
+        (&["--control", "https://", "--control-token", "env:T"], "is not an address"),
+        (&["--control", "https://a:b@c", "--control-token", "env:T"], "is not an address"),
+        (&["--control", "https://a/v1", "--control-token", "env:T"], "is not an address"),
+    ] {
+        let error = resolve(flags).unwrap_err();
+        assert!(error.message().contains(expected), "{flags:?}: {error}");
+    }
+    assert!(daemon(&full).is_err_and(|error| error.message().contains("--control-tcp")));
+    let secret = "sesame".parse::<TokenSource>().unwrap_err();
+    assert!(secret.message().contains("never an argument") && !secret.message().contains("sesame"), "{secret}");
+}
+
+#[test]
+fn the_control_door_has_all_it_needs_or_is_not_there() {
+    assert!(daemon(&["--control-tcp", "[::]:1"]).is_err_and(|error| error.message().contains("--control-tokens")));
+    assert!(daemon(&["--control-tokens", "t"]).is_err_and(|error| error.message().contains("--control-tcp")));
+    let file = settings_file(
+        "control-tcp = '[::]:1'\ncontrol-tokens = 't'\ntls-certificate = 'c'\ntls-key = 'k'\ncontrol-token = 'file:x'\n",
+    );
+    let settings = daemon(&["--config", file.path().to_str().unwrap()]).unwrap();
+    let expected = ControlDoor {
+        address: "[::]:1".parse().unwrap(),
+        certificate: "c".into(),
+        key: "k".into(),
+        tokens: "t".into(),
+    };
+    assert_eq!((settings.control_door, settings.tls), (Some(expected), None));
 }
 
 #[test]

@@ -151,6 +151,8 @@ pub struct FleetService {
     pub counts: Arc<Counts>,
     /// Where NBD clients connect.
     pub nbd: Vec<String>,
+    /// Where the daemon can be asked over TCP, if it can.
+    pub control_tcp: Option<String>,
 }
 
 impl FleetService {
@@ -172,6 +174,7 @@ impl Service for FleetService {
             pid: std::process::id(),
             store: self.fleet.shared.store.address().to_owned(),
             nbd: self.nbd.clone(),
+            control_tcp: self.control_tcp.clone(),
             store_counts: self.counts.snapshot(),
         }
     }

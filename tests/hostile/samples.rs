@@ -412,7 +412,7 @@ pub fn buckets() -> Vec<Vec<u8>> {
 }
 
 fn service(fleet: &Arc<Fleet>) -> FleetService {
-    FleetService { fleet: fleet.clone(), counts: Arc::default(), nbd: Vec::new() }
+    FleetService { fleet: fleet.clone(), counts: Arc::default(), nbd: Vec::new(), control_tcp: None }
 }
 
 /// All that a store holds, the indexes of segments not compressed.

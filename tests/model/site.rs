@@ -91,7 +91,12 @@ impl Host {
     }
 
     fn of(fleet: Arc<Fleet>, runtime: Runtime) -> Host {
-        let service = FleetService { fleet: fleet.clone(), counts: Arc::new(Counts::default()), nbd: Vec::new() };
+        let service = FleetService {
+            fleet: fleet.clone(),
+            counts: Arc::new(Counts::default()),
+            nbd: Vec::new(),
+            control_tcp: None,
+        };
         Host { service, exports: FleetExports(fleet), runtime }
     }
 

@@ -220,6 +220,9 @@ impl World {
         let (service, family) = (self.host(host).service().await, self.family.clone());
         let id = self.subjects[which].id;
         Some(self.hosts[host as usize - 1].run(async move {
+            if let Err(error) = client.past_doubt().await {
+                return client.met("a snapshot", &error);
+            }
             let (expected, to) = {
                 let record = client.record.lock().unwrap();
                 (record.moment(), record.now())
@@ -250,6 +253,9 @@ impl World {
         let (service, family) = (self.host(host).service().await, self.family.clone());
         let (id, sectors_max) = (self.subjects[which].id, self.subjects[which].sectors_max.clone());
         Some(self.hosts[host as usize - 1].run(async move {
+            if let Err(error) = client.past_doubt().await {
+                return client.met("a fork", &error);
+            }
             // The host may have been paused before it came to ask, and the volume may have been made to grow meanwhile.
             let (expected, sectors_max) = (client.record.lock().unwrap().moment(), sectors_max.load(Ordering::SeqCst));
             let asked = Fork { id: None, expected, sectors_max };

@@ -3,10 +3,12 @@
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use varve::block_device::{Attempt, BlockDevice, Change};
+use varve::clock;
 use varve::error::{Error, ErrorKind, Result};
 use varve::service::Durability;
 use varve::volume::{Volume, VolumeDevice};
@@ -175,6 +177,25 @@ impl Witness {
 }
 
 impl Client {
+    /// Waits while the volume is in doubt whose it is. What is asked of it meanwhile is done at the end of the doubt, and what the disk is then
+    /// cannot be told beforehand.
+    ///
+    /// # Errors
+    /// Why the volume takes no requests any more.
+    pub async fn past_doubt(&self) -> Result<()> {
+        loop {
+            let mut outcomes = Vec::new();
+            // It changes nothing, and is refused; in doubt it is not even looked at.
+            self.device().try_change(&[Change::Zero { offset: 0, length: 0 }], &mut outcomes);
+            match outcomes.pop() {
+                Some(Attempt::WouldBlock) => {}
+                Some(Attempt::Failed(error)) if error.kind() != ErrorKind::Invalid => return Err(error),
+                _ => return Ok(()),
+            }
+            clock::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     fn device(&self) -> VolumeDevice {
         VolumeDevice::new(self.volume.clone())
     }

@@ -121,7 +121,7 @@ impl Host {
 
     pub async fn service(&mut self) -> Arc<FleetService> {
         let fleet = self.fleet().await;
-        Arc::new(FleetService { fleet, counts: Arc::default(), nbd: Vec::new() })
+        Arc::new(FleetService { fleet, counts: Arc::default(), nbd: Vec::new(), control_tcp: None })
     }
 
     /// The daemon is killed; with `kept` the host loses power, too.

@@ -4,7 +4,7 @@
 /// Rooms by floor. A room may import from the floors below its own. The words of floor 0 know one another.
 pub const FLOORS: &[&[&str]] = &[
     &["units", "limits", "error", "block_device", "service", "clock", "work", "settings"],
-    &["map", "seal"],
+    &["map", "seal", "tls"],
     &["format", "keys"],
     &["disk", "store"],
     &["log", "segment", "cache", "index"],

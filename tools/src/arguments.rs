@@ -9,7 +9,8 @@ use varve::settings::SharedArguments;
 
 use crate::commands::{
     Command as _, attach, check, clean, create, destroy, detach, diff, dump, export, extend, fork, hydrate, import,
-    keys, list, purge, rescue, restore, show, snapshots, status, sweep, sync, torture, undelete, update, usage, warm,
+    keys, list, purge, rescue, restore, show, snapshots, status, sweep, sync, tokens, torture, undelete, update, usage,
+    warm,
 };
 use crate::context::Context;
 use crate::render::Report;
@@ -65,6 +66,9 @@ commands! {
         /// Make keys that volumes are encrypted with, and put others in their place
         #[command(subcommand, visible_alias = "key")]
         Keys(KeysCommand),
+        /// Say who may ask a daemon over TCP
+        #[command(subcommand, visible_alias = "token")]
+        Tokens(TokensCommand),
         /// Look after the store as a whole
         #[command(subcommand)]
         Store(StoreCommand),
@@ -138,6 +142,18 @@ commands! {
         Create(keys::create::Arguments),
         /// Wrap the keys of a volume with another key, passphrase or command; its data stays as it is
         Rotate(keys::rotate::Arguments),
+    }
+}
+
+commands! {
+    /// What is done with the file of tokens that a daemon reads.
+    TokensCommand {
+        /// Make a token, and print it: it is kept nowhere else
+        Create(tokens::create::Arguments),
+        /// List who has one
+        List(tokens::list::Arguments),
+        /// Take one away; no restart of the daemon is needed
+        Revoke(tokens::revoke::Arguments),
     }
 }
 

@@ -88,8 +88,8 @@ impl Context {
     pub fn start_command(&self) -> String {
         let SharedSettings { store, state, control, regions: _, keys, default_key } = &self.settings;
         let mut command = format!("varved --store {} --state {}", quoted(store), quoted(&state.display().to_string()));
-        if *control != state.join("control.sock") {
-            command += &format!(" --control {}", quoted(&control.display().to_string()));
+        if let Some(path) = control.socket().filter(|path| **path != state.join("control.sock")) {
+            command += &format!(" --control {}", quoted(&path.display().to_string()));
         }
         if default_key.is_none() {
             // As a source shows itself: without what may be secret in it.

@@ -12,6 +12,10 @@ use crate::render;
 /// The error of a call, and how to start a daemon if there is none.
 pub fn no_daemon(context: &Context, error: &CallError) -> Error {
     match error {
+        CallError::NoDaemon(_) if context.settings.control.socket().is_none() => Error::new(
+            ErrorKind::Unavailable,
+            format!("{error}: is varved running there, with --control-tcp, and may this machine connect to it?"),
+        ),
         CallError::NoDaemon(_) => {
             Error::new(ErrorKind::Unavailable, format!("{error}: start one with: {}", context.start_command()))
         }
@@ -92,9 +96,10 @@ async fn only_if_detached(context: &Context, id: VolumeId, error: CallError, ver
         (VolumeState::Attached, None) => {
             Err(Error::new(ErrorKind::Busy, format!("{error}, and {id} is attached by somebody unknown")))
         }
-        (VolumeState::Attached, Some(owner)) => {
-            Err(Error::new(ErrorKind::Busy, elsewhere(context, id, owner, &error, verb, this_host().as_deref())))
-        }
+        (VolumeState::Attached, Some(owner)) => Err(Error::new(
+            ErrorKind::Busy,
+            elsewhere(context, id, owner, &error, verb, asked_host(context).as_deref()),
+        )),
     }
 }
 
@@ -110,7 +115,7 @@ fn elsewhere(
     let since = render::moment(owner.attached_at);
     let who = render::harmless(&format!("{id} has been attached by {} since {since}", render::owner(owner)));
     let same_host = host == Some(owner.host.as_str());
-    let same_socket = owner.control == context.settings.control.display().to_string();
+    let same_socket = owner.control == context.settings.control.to_string();
     let takeover = format!("varve volumes attach {id} --takeover (what only its write log holds is lost)");
     match error {
         _ if same_host && !same_socket => {
@@ -133,8 +138,9 @@ fn elsewhere(
     }
 }
 
-/// The name of this host as its kernel knows it.
-fn this_host() -> Option<String> {
+/// The name of the host whose daemon is asked, as its kernel knows it; none for one that is asked over TCP.
+fn asked_host(context: &Context) -> Option<String> {
+    context.settings.control.socket()?;
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
     Some(name.trim_end().to_owned())
 }

@@ -14,6 +14,7 @@ use varve::format::manifest::{Manifest, Owner, Position};
 use varve::format::map_object::{CheckpointRef, MapObjectId, PageRef};
 use varve::ownership;
 use varve::service::VolumeState;
+use varve::settings::ControlAddress;
 use varve::settings::{Regions, SharedSettings};
 use varve::store::{Effect, Faults, Matching, Operation, Store, StoreErrorKind};
 use varve::units::{ByteLen, Epoch, SegmentNumber, Token, UnixMillis, VolumeId};
@@ -67,7 +68,7 @@ impl Place {
     async fn new(state: &Path, volumes: Vec<Manifest>) -> Place {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("file://{}", directory.path().display());
-        let (control, regions) = (state.join("control.sock"), Regions::default());
+        let (control, regions) = (ControlAddress::Socket(state.join("control.sock")), Regions::default());
         let key = directory.path().join("key");
         let keys = vec![format!("file:{}", key.display())];
         let state = state.to_owned();

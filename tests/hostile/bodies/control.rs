@@ -34,6 +34,7 @@ impl Service for Idle {
             pid: 1,
             store: "memory:".into(),
             nbd: Vec::new(),
+            control_tcp: None,
             store_counts: StoreCounts::default(),
         }
     }

@@ -35,6 +35,7 @@ pub mod snapshots;
 pub mod status;
 pub mod sweep;
 pub mod sync;
+pub mod tokens;
 pub mod torture;
 pub mod undelete;
 pub mod update;

@@ -41,6 +41,7 @@ impl Command for Arguments {
             .line("Process", daemon.pid)
             .line("Store", &daemon.store)
             .line("NBD", daemon.nbd.join(", "))
+            .line("Control", daemon.control_tcp.as_deref().unwrap_or("on its socket only"))
             .line("Fetched", format!("{} in {} requests", render::size(ByteLen(counts.get_bytes)), counts.gets))
             .line("Uploaded", format!("{} in {} requests", render::size(ByteLen(counts.put_bytes)), counts.puts))
             .line(

@@ -45,7 +45,14 @@ impl Service for Daemon {
         let store_counts =
             StoreCounts { gets: 3, get_bytes: 1 << 20, puts: 2, put_bytes: 3 << 20, deletes: 1, lists: 0, retries: 4 };
         let nbd = vec!["nbd://127.0.0.1:10809".into()];
-        DaemonStatus { version: "1.2.3".into(), pid: 42, store: "file:///store".into(), nbd, store_counts }
+        DaemonStatus {
+            version: "1.2.3".into(),
+            pid: 42,
+            store: "file:///store".into(),
+            nbd,
+            control_tcp: None,
+            store_counts,
+        }
     }
     fn attached(&self) -> Vec<AttachedStatus> {
         vec![status()]

@@ -1,0 +1,293 @@
+//! The tokens that open the control door over TCP: a file that says of each who has it and what it may do.
+//!
+//! A line is `NAME SCOPE DIGEST`: `SCOPE` is `all` or `read`, `DIGEST` the SHA-256 of the token in 64 hexadecimal digits. Lines that are empty or
+//! begin with `#` say nothing. A token has 256 random bits, so that its digest tells nothing of it, and may be read by anybody: who reads
+//! the file gets in nowhere. Who may write it may let anybody in: a file that others may write is refused.
+//!
+//! The daemon reads the file for each request, so that a token that is taken out of it is worth nothing from then on.
+
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+
+use crate::clock;
+use crate::error::{Context, Error, ErrorKind, Result};
+
+/// Longest file that is read.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Longest name of a token.
+const NAME_BYTES_MAX: usize = 64;
+/// What a token begins with, so that whoever finds one knows what it is.
+const PREFIX: &str = "varve-token-";
+
+/// What the bearer of a token may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Whatever the socket allows.
+    All,
+    /// Look.
+    Read,
+}
+
+/// A token as the daemon knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Who has it.
+    pub name: String,
+    /// What it may do.
+    pub scope: Scope,
+    digest: [u8; SHA256_OUTPUT_LEN],
+}
+
+impl Scope {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scope::All => "all",
+            Scope::Read => "read",
+        }
+    }
+}
+
+/// The file of tokens.
+#[derive(Clone, Debug)]
+pub struct TokenFile(PathBuf);
+
+impl TokenFile {
+    /// The file at `path`, which need not be there yet.
+    pub fn new(path: &Path) -> Self {
+        TokenFile(path.to_owned())
+    }
+
+    /// What is in it.
+    ///
+    /// # Errors
+    /// `NotFound`; `Denied` if somebody else may write it; `Invalid`, with the line; `Io`.
+    pub fn read(&self) -> Result<Vec<Token>> {
+        let shown = || format!("the token file {}", self.0.display());
+        let file = File::open(&self.0).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::not_found(format!(
+                "there is no {}: make it with: varve tokens create {} NAME",
+                shown().trim_start_matches("the "),
+                self.0.display()
+            )),
+            _ => Error::io(shown(), &error),
+        })?;
+        let about = file.metadata().context(shown)?;
+        let is_ours = about.uid() == 0 || about.uid() == rustix::process::geteuid().as_raw();
+        if !is_ours || about.mode() & 0o022 != 0 {
+            let message = format!("{} can be written by others, who could let anybody in: chmod 644, chown", shown());
+            return Err(Error::new(ErrorKind::Denied, message));
+        }
+        if about.len() > FILE_BYTES_MAX {
+            return Err(Error::invalid(format!("{} is too long: {} bytes", shown(), about.len())));
+        }
+        parse(&fs::read_to_string(&self.0).context(shown)?).context(shown)
+    }
+
+    /// Whose token this is, and what it may do; none if it is nobody's.
+    ///
+    /// # Errors
+    /// What [`TokenFile::read`] says.
+    pub fn find(&self, token: &str) -> Result<Option<Token>> {
+        let presented = digest(&SHA256, token.as_bytes());
+        // How far two digests agree tells nothing of a token, so that the time this takes does not matter.
+        Ok(self.read()?.into_iter().find(|token| token.digest == presented.as_ref()))
+    }
+
+    /// Makes a token for `name`, and returns it: it is kept nowhere else. Makes the file if there is none.
+    ///
+    /// # Errors
+    /// `Invalid` for what cannot be a name; `Conflict` if somebody of that name has one; what [`TokenFile::read`] says; `Io`.
+    pub fn create(&self, name: &str, scope: Scope) -> Result<String> {
+        check_name(name)?;
+        let mut tokens = self.read_if_there()?;
+        if tokens.iter().any(|token| token.name == name) {
+            let message = format!("{name} has a token in {} already: revoke it first", self.0.display());
+            return Err(Error::new(ErrorKind::Conflict, message));
+        }
+        let secret = clock::random_words().iter().fold(PREFIX.to_owned(), |mut text, word| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{word:016x}");
+            text
+        });
+        let mut bytes = [0; SHA256_OUTPUT_LEN];
+        bytes.copy_from_slice(digest(&SHA256, secret.as_bytes()).as_ref());
+        tokens.push(Token { name: name.to_owned(), scope, digest: bytes });
+        self.write(&tokens)?;
+        Ok(secret)
+    }
+
+    /// Takes the token of `name` out: from now on it opens nothing.
+    ///
+    /// # Errors
+    /// `NotFound` if nobody of that name has one; what [`TokenFile::read`] says; `Io`.
+    pub fn revoke(&self, name: &str) -> Result<()> {
+        let mut tokens = self.read()?;
+        let before = tokens.len();
+        tokens.retain(|token| token.name != name);
+        if tokens.len() == before {
+            return Err(Error::not_found(format!("nobody named '{}' has a token there", name.escape_debug())));
+        }
+        self.write(&tokens)
+    }
+
+    fn read_if_there(&self) -> Result<Vec<Token>> {
+        match self.read() {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    /// Puts another file in its place, so that nobody ever reads half of one.
+    fn write(&self, tokens: &[Token]) -> Result<()> {
+        let shown = || format!("cannot write the token file {}", self.0.display());
+        let draft = PathBuf::from(format!("{}.{:x}", self.0.display(), clock::random_u64()));
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&draft);
+        let written = made.and_then(|mut file| {
+            file.write_all(text_of(tokens).as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&draft, &self.0)
+        });
+        if written.is_err() {
+            // What matters is why it could not be written.
+            let _ = fs::remove_file(&draft);
+        }
+        written.context(shown)?;
+        let directory = self.0.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(directory).and_then(|directory| directory.sync_all()).context(shown)
+    }
+}
+
+fn text_of(tokens: &[Token]) -> String {
+    let mut text = "# Tokens for the control door of varved: name, what it may do, SHA-256 of the token.\n".to_owned();
+    for token in tokens {
+        // As above.
+        let _ = write!(text, "{} {} ", token.name, token.scope.name());
+        token.digest.iter().for_each(|byte| _ = write!(text, "{byte:02x}"));
+        text.push('\n');
+    }
+    text
+}
+
+fn parse(text: &str) -> Result<Vec<Token>> {
+    let mut tokens: Vec<Token> = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        // The line is not repeated: somebody may have put a token into it.
+        let refuse = |why: &str| Err(Error::invalid(format!("line {}: {why}", number + 1)));
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let &[name, scope, digits] = words.as_slice() else {
+            return refuse("it is not a name, a scope and a digest");
+        };
+        if let Err(error) = check_name(name) {
+            return refuse(error.message());
+        }
+        let scope = match scope {
+            "all" => Scope::All,
+            "read" => Scope::Read,
+            _ => return refuse("its scope is neither 'all' nor 'read'"),
+        };
+        let Some(digest) = parse_digest(digits) else {
+            return refuse("its digest is not 64 hexadecimal digits: 'varve tokens create' writes such lines");
+        };
+        if tokens.iter().any(|token| token.name == name) {
+            return refuse("its name has a token already");
+        }
+        tokens.push(Token { name: name.to_owned(), scope, digest });
+    }
+    Ok(tokens)
+}
+
+fn parse_digest(digits: &str) -> Option<[u8; SHA256_OUTPUT_LEN]> {
+    if digits.len() != 2 * SHA256_OUTPUT_LEN || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut digest = [0; SHA256_OUTPUT_LEN];
+    for (byte, pair) in digest.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(digest)
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte));
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !is_plain {
+        return Err(Error::invalid(format!(
+            "the name of a token has 1 to {NAME_BYTES_MAX} letters, digits, '-', '_', '.' and '@'"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_token_opens_until_it_is_revoked_and_is_kept_nowhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tokens");
+        let file = TokenFile::new(&path);
+        assert_eq!(file.read().unwrap_err().kind(), ErrorKind::NotFound);
+        let all = file.create("ada", Scope::All).unwrap();
+        let read = file.create("build-7@ci.example", Scope::Read).unwrap();
+        assert!(all.starts_with(PREFIX) && all.len() == PREFIX.len() + 64 && all != read);
+        let found = file.find(&all).unwrap().unwrap();
+        assert_eq!((found.name.as_str(), found.scope), ("ada", Scope::All));
+        assert_eq!(file.find(&read).unwrap().unwrap().scope, Scope::Read);
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(!text.contains(&all) && !text.contains(&all[PREFIX.len()..]), "{text}");
+        assert_eq!(file.create("ada", Scope::Read).unwrap_err().kind(), ErrorKind::Conflict);
+        file.revoke("ada").unwrap();
+        assert_eq!(file.find(&all).unwrap(), None);
+        assert_eq!(file.revoke("ada").unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(file.find(&read).unwrap().unwrap().name, "build-7@ci.example");
+        for nobody in ["", " ", &read[1..], &read[..read.len() - 1], &read.to_uppercase()] {
+            assert_eq!(file.find(nobody).unwrap(), None, "{nobody}");
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "a draft is left");
+    }
+
+    #[test]
+    fn a_file_that_others_may_write_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tokens");
+        let file = TokenFile::new(&path);
+        let token = file.create("ada", Scope::All).unwrap();
+        for mode in [0o664, 0o646] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(file.find(&token).unwrap_err().kind(), ErrorKind::Denied, "{mode:o}");
+            assert_eq!(file.create("eve", Scope::All).unwrap_err().kind(), ErrorKind::Denied, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_line_is_named_and_not_repeated() {
+        let digest = "0f".repeat(SHA256_OUTPUT_LEN);
+        let good = parse(&format!("# who\n\n ada all {digest}\nbob\tread {}\n", digest.to_uppercase())).unwrap();
+        assert_eq!((good.len(), good[0].digest, good[1].digest), (2, [0x0f; 32], [0x0f; 32]));
+        for (line, expected) in [
+            (format!("ada {digest}"), "line 2: it is not a name"),
+            (format!("ada all {digest} secret"), "line 2: it is not a name"),
+            (format!("ada some {digest}"), "line 2: its scope"),
+            (format!("ada all {}", &digest[1..]), "line 2: its digest"),
+            (format!("ada all {}secret", &digest[6..]), "line 2: its digest"),
+            (format!("ad/a all {digest}"), "line 2: the name of a token"),
+            (format!("{} all {digest}", "a".repeat(65)), "line 2: the name of a token"),
+            (format!("ada all {digest}\nada read {digest}"), "line 3: its name has a token already"),
+        ] {
+            let error = parse(&format!("\n{line}\n")).unwrap_err();
+            assert!(error.message().contains(expected) && !error.message().contains("secret"), "{line}: {error}");
+        }
+    }
+}
