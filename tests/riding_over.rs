@@ -4,6 +4,7 @@
 
 #[allow(dead_code, reason = "each test file uses a part of the support")]
 mod support {
+    pub mod bridged;
     pub mod client;
     pub mod daemon;
     pub mod disk;
@@ -17,8 +18,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use support::daemon::{Daemon, Host, StoreKind, World, both_stores};
-use support::disk::{BlockDisk, Bridge, FileSystem, Mount};
+use support::bridged::Bridged;
+use support::daemon::{StoreKind, both_stores};
+use support::disk::FileSystem;
 use support::exerciser::Exerciser;
 use support::process::{self, shell, text_of};
 
@@ -41,52 +43,9 @@ fn files_on_btrfs(kind: StoreKind) {
     files_ride_over(kind, FileSystem::Btrfs);
 }
 
-/// A volume behind the reconnecting client, mounted.
-struct Site {
-    host: Host,
-    daemon: Daemon,
-    system: FileSystem,
-    // In the order in which they are let go.
-    disk: BlockDisk,
-    bridge: Bridge,
-    world: World,
-}
-
-impl Site {
-    fn make(kind: StoreKind, system: FileSystem) -> Site {
-        let world = World::new(kind);
-        let host = world.host("a");
-        let volume = host.create("disk", "1GiB");
-        let daemon = host.start();
-        let bridge = Bridge::start(&host.nbd(), &volume);
-        let disk = BlockDisk::attach(&bridge.uri());
-        disk.make(system);
-        Site { host, daemon, system, disk, bridge, world }
-    }
-
-    fn kill(&mut self) {
-        self.daemon.kill9();
-        self.daemon = self.host.start();
-    }
-
-    /// Unmounts, checks the file system, and mounts it again.
-    fn check(&self, mount: Mount) -> Mount {
-        mount.unmount();
-        self.disk.check(self.system);
-        self.disk.mount()
-    }
-
-    fn end(self, mount: Mount) {
-        mount.unmount();
-        self.disk.detach();
-        drop(self.bridge);
-        self.daemon.stop();
-        drop(self.world);
-    }
-}
-
 fn files_ride_over(kind: StoreKind, system: FileSystem) {
-    let mut site = Site::make(kind, system);
+    let mut site = Bridged::new(kind);
+    site.disk.make(system);
     let mount = site.disk.mount();
     let path = mount.path.join("exercised");
     let mut exerciser = Exerciser::new(&path, 71);
@@ -111,9 +70,10 @@ fn files_ride_over(kind: StoreKind, system: FileSystem) {
     exerciser.check();
     let wanted = exerciser.content().to_vec();
     drop(exerciser);
-    let mount = site.check(mount);
+    let mount = site.check(system, mount);
     assert!(std::fs::read(&path).unwrap() == wanted, "the file is not what was written to it");
-    site.end(mount);
+    mount.unmount();
+    site.end();
 }
 
 /// Transactions of each of the four clients of pgbench.
@@ -186,7 +146,8 @@ impl Drop for Postgres {
 }
 
 fn postgresql_keeps_every_transaction(kind: StoreKind) {
-    let mut site = Site::make(kind, FileSystem::Ext4);
+    let mut site = Bridged::new(kind);
+    site.disk.make(FileSystem::Ext4);
     let mount = site.disk.mount();
     let log = site.world.path().join("postgres.log");
     let data = mount.path.join("data");
@@ -215,7 +176,7 @@ fn postgresql_keeps_every_transaction(kind: StoreKind) {
     postgres.stop(&data);
 
     // From the disk, by a server that has none of it in memory.
-    let mount = site.check(mount);
+    let mount = site.check(FileSystem::Ext4, mount);
     let postgres = Postgres::start(&mount.path, &log);
     assert_eq!(history_of(&postgres), CLIENTS * TRANSACTIONS, "transactions are missing");
     let sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history) \
@@ -223,7 +184,8 @@ fn postgresql_keeps_every_transaction(kind: StoreKind) {
     assert_eq!(postgres.query(sums), "t", "balances do not add up");
     process::run(&mut postgres.client("pg_amcheck", &["--heapallindexed", "--parent-check", "postgres"])).succeeded();
     postgres.stop(&data);
-    site.end(mount);
+    mount.unmount();
+    site.end();
 }
 
 fn history_of(postgres: &Postgres) -> u64 {
