@@ -7,6 +7,8 @@ use std::error::Error as _;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
@@ -66,36 +68,35 @@ impl From<CallError> for Error {
     }
 }
 
-/// A client of one daemon.
+/// A client of one daemon. Nothing is read or connected before the first call.
 #[derive(Clone, Debug)]
 pub struct Client {
-    http: reqwest::Client,
-    /// What requests begin with. On a socket the host is for the form only: the socket decides who answers.
-    base: String,
-    /// As people know it.
-    place: String,
-    is_remote: bool,
+    address: ControlAddress,
+    http: OnceLock<reqwest::Client>,
 }
 
 impl Client {
-    /// A client for the daemon at `address`; nothing is connected yet. A token is read.
-    ///
-    /// # Errors
-    /// `Io` if the HTTP client cannot be set up; what is wrong with the token or the authority.
-    pub fn new(address: &ControlAddress) -> Result<Self> {
+    /// A client for the daemon at `address`.
+    pub fn new(address: &ControlAddress) -> Self {
+        Client { address: address.clone(), http: OnceLock::new() }
+    }
+
+    fn http(&self) -> Result<&reqwest::Client> {
+        if let Some(http) = self.http.get() {
+            return Ok(http);
+        }
         // An error means that it was done before. A client without TLS wants it, too.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
-        let (builder, base) = match address {
+        let builder = match &self.address {
             // Whom the system trusts need not be read for a socket.
-            ControlAddress::Socket(path) => (builder.unix_socket(path.clone()).tls_certs_only([]), "http://varved"),
-            ControlAddress::Remote(remote) => (over_tls(builder, remote)?, remote.url.as_str()),
+            ControlAddress::Socket(path) => builder.unix_socket(path.clone()).tls_certs_only([]),
+            ControlAddress::Remote(remote) => over_tls(builder, remote)?,
         };
-        let http = builder
-            .build()
-            .map_err(|error| Error::new(ErrorKind::Io, format!("control client: {}", innermost(&error))))?;
-        let is_remote = address.socket().is_none();
-        Ok(Client { http, base: base.to_owned(), place: address.to_string(), is_remote })
+        let built = builder.build();
+        let http =
+            built.map_err(|error| Error::new(ErrorKind::Io, format!("control client: {}", innermost(&error))))?;
+        Ok(self.http.get_or_init(|| http))
     }
 
     /// How the daemon is.
@@ -103,7 +104,7 @@ impl Client {
     /// # Errors
     /// `NoDaemon`, or what went wrong.
     pub async fn status(&self) -> Result<DaemonStatus, CallError> {
-        self.call(self.request(Method::GET, "status").timeout(LOOK_TIMEOUT)).await
+        self.call(self.request(Method::GET, "status")?.timeout(LOOK_TIMEOUT)).await
     }
 
     /// The volumes attached there.
@@ -111,7 +112,7 @@ impl Client {
     /// # Errors
     /// `NoDaemon`, or what went wrong.
     pub async fn volumes(&self) -> Result<Vec<AttachedStatus>, CallError> {
-        self.call(self.request(Method::GET, "volumes").timeout(LOOK_TIMEOUT)).await
+        self.call(self.request(Method::GET, "volumes")?.timeout(LOOK_TIMEOUT)).await
     }
 
     /// One volume attached there.
@@ -119,7 +120,7 @@ impl Client {
     /// # Errors
     /// `NoDaemon`; `NotFound` if it is not attached there; or what went wrong.
     pub async fn volume(&self, id: VolumeId) -> Result<AttachedStatus, CallError> {
-        self.call(self.request(Method::GET, &format!("volumes/{id}")).timeout(LOOK_TIMEOUT)).await
+        self.call(self.request(Method::GET, &format!("volumes/{id}"))?.timeout(LOOK_TIMEOUT)).await
     }
 
     /// Attaches a volume there. Takes as long as it takes.
@@ -144,7 +145,7 @@ impl Client {
     /// # Errors
     /// `NoDaemon`, or what [`Service::sync`](crate::service::Service::sync) says.
     pub async fn sync(&self, id: VolumeId) -> Result<AttachedStatus, CallError> {
-        self.call(self.request(Method::POST, &format!("volumes/{id}/sync"))).await
+        self.call(self.request(Method::POST, &format!("volumes/{id}/sync"))?).await
     }
 
     /// Has a volume copy what it has of its origins, in the background.
@@ -152,7 +153,7 @@ impl Client {
     /// # Errors
     /// `NoDaemon`, or what [`Service::hydrate`](crate::service::Service::hydrate) says.
     pub async fn hydrate(&self, id: VolumeId) -> Result<AttachedStatus, CallError> {
-        self.call(self.request(Method::POST, &format!("volumes/{id}/hydrate"))).await
+        self.call(self.request(Method::POST, &format!("volumes/{id}/hydrate"))?).await
     }
 
     /// Cleans a volume now. Takes as long as it takes.
@@ -160,7 +161,7 @@ impl Client {
     /// # Errors
     /// `NoDaemon`, or what [`Service::clean`](crate::service::Service::clean) says.
     pub async fn clean(&self, id: VolumeId) -> Result<CleanReport, CallError> {
-        self.call(self.request(Method::POST, &format!("volumes/{id}/clean"))).await
+        self.call(self.request(Method::POST, &format!("volumes/{id}/clean"))?).await
     }
 
     /// Brings a volume's content into the cache. Takes as long as it takes.
@@ -195,13 +196,18 @@ impl Client {
         self.call(self.with_body(Method::POST, &format!("volumes/{id}/forks"), new)?).await
     }
 
-    fn request(&self, method: Method, resource: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}/v1/{resource}", self.base))
+    fn request(&self, method: Method, resource: &str) -> Result<RequestBuilder, CallError> {
+        let base = match &self.address {
+            // The host is for the form only: the socket decides who answers.
+            ControlAddress::Socket(_) => "http://varved",
+            ControlAddress::Remote(remote) => &remote.url,
+        };
+        Ok(self.http().map_err(CallError::Failed)?.request(method, format!("{base}/v1/{resource}")))
     }
 
     fn with_body<T: Serialize>(&self, method: Method, resource: &str, body: &T) -> Result<RequestBuilder, CallError> {
         let bytes = serde_json::to_vec(body).map_err(|error| self.failed(ErrorKind::Invalid, &error.to_string()))?;
-        Ok(self.request(method, resource).header(reqwest::header::CONTENT_TYPE, "application/json").body(bytes))
+        Ok(self.request(method, resource)?.header(reqwest::header::CONTENT_TYPE, "application/json").body(bytes))
     }
 
     async fn call<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, CallError> {
@@ -226,11 +232,17 @@ impl Client {
     }
 
     fn failed(&self, kind: ErrorKind, what: &str) -> CallError {
-        let door = if self.is_remote { "daemon at" } else { "control socket" };
-        CallError::Failed(Error::new(kind, format!("{door} {}: {what}", self.place)))
+        let door = if self.address.socket().is_some() { "control socket" } else { "daemon at" };
+        CallError::Failed(Error::new(kind, format!("{door} {}: {what}", self.address)))
     }
 
     fn unreached(&self, error: &reqwest::Error) -> CallError {
+        if error.is_builder() {
+            return self.failed(ErrorKind::Invalid, &format!("that is no address: {}", innermost(error)));
+        }
+        if error.is_connect() && error.is_timeout() {
+            return CallError::NoDaemon(self.address.to_string());
+        }
         if error.is_timeout() {
             return self.failed(
                 ErrorKind::Unavailable,
@@ -243,9 +255,9 @@ impl Client {
             innermost = source.to_string();
             match source.downcast_ref::<io::Error>().map(io::Error::kind) {
                 Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) if error.is_connect() => {
-                    return CallError::NoDaemon(self.place.clone());
+                    return CallError::NoDaemon(self.address.to_string());
                 }
-                Some(io::ErrorKind::PermissionDenied) => {
+                Some(io::ErrorKind::PermissionDenied) if self.address.socket().is_some() => {
                     return self
                         .failed(ErrorKind::Denied, "it belongs to another user: run this as the user who runs varved");
                 }
@@ -285,6 +297,9 @@ fn read_token(source: &TokenSource) -> Result<String> {
         }
         TokenSource::File(path) => {
             let file = File::open(path).context(|| format!("cannot read the token at {source}"))?;
+            if file.metadata().is_ok_and(|about| about.mode() & 0o077 != 0) {
+                tracing::warn!(%source, "others than its owner may read this token: chmod 600 would end that");
+            }
             let mut text = String::new();
             file.take(TOKEN_BYTES_MAX)
                 .read_to_string(&mut text)

@@ -23,6 +23,9 @@ use crate::units::VolumeId;
 /// How long requests that are under way may go on after the shutdown began.
 pub(super) const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
+/// Letters of a path that an answer repeats.
+const PATH_SHOWN_MAX: usize = 100;
+
 /// Answers on the socket until `shutdown` resolves; then accepts no more, gives requests under way five seconds, and
 /// removes the socket's file.
 ///
@@ -193,13 +196,17 @@ fn parse<T: DeserializeOwned>(body: Body, may_be_empty: bool) -> Result<T> {
 }
 
 async fn unknown_path(uri: Uri) -> Response {
-    let error = Error::not_found(format!("this daemon has no resource {}", uri.path().escape_debug()));
-    failure(&error)
+    failure(&Error::not_found(format!("this daemon has no resource {}", shown(&uri))))
 }
 
 async fn unknown_method(method: Method, uri: Uri) -> Response {
-    let error = Error::invalid(format!("{} does not take {method}", uri.path().escape_debug()));
+    let error = Error::invalid(format!("{} does not take {method}", shown(&uri)));
     json(StatusCode::METHOD_NOT_ALLOWED, &ErrorBody::from(&error))
+}
+
+/// The beginning of a path, fit to be printed.
+fn shown(uri: &Uri) -> String {
+    uri.path().chars().take(PATH_SHOWN_MAX).flat_map(char::escape_debug).collect()
 }
 
 fn answer<T: Serialize>(result: Result<T>) -> Response {

@@ -27,7 +27,7 @@ const KNOWN: VolumeId = VolumeId(7);
 const DEADLINE: Duration = Duration::from_secs(10);
 const OWNED_ELSEWHERE: VolumeId = VolumeId(8);
 
-fn client_at(path: &Path) -> Result<Client> {
+fn client_at(path: &Path) -> Client {
     Client::new(&ControlAddress::Socket(path.to_owned()))
 }
 
@@ -67,6 +67,8 @@ impl Service for Small {
         DaemonStatus {
             version: "1.2.3".into(),
             pid: 42,
+            host: "hector".into(),
+            control: "/c".into(),
             store: "file:///store".into(),
             nbd: vec!["nbd://127.0.0.1:10809".into()],
             control_tcp: None,
@@ -178,7 +180,7 @@ impl Running {
         let socket = ControlSocket::bind(&path).unwrap();
         let serving = serve(socket, service.clone(), async move { stopped.await.unwrap_or_default() });
         let server = tokio::spawn(serving);
-        Running { client: client_at(&path).unwrap(), directory, service, stop, server }
+        Running { client: client_at(&path), directory, service, stop, server }
     }
 
     fn path(&self) -> PathBuf {
@@ -307,7 +309,7 @@ async fn the_socket_is_private_and_goes_with_the_daemon() {
     assert!(matches!(client.status().await, Err(CallError::NoDaemon(at)) if at == path));
     assert!(!path.exists());
 
-    let other = client_at(&directory.path().join("never.sock")).unwrap();
+    let other = client_at(&directory.path().join("never.sock"));
     let error = other.sync(KNOWN).await.unwrap_err();
     let path = directory.path().join("never.sock");
     assert_eq!(error.to_string(), format!("no daemon listens at {}", path.display()));
@@ -320,7 +322,7 @@ async fn a_stale_socket_is_replaced_and_nothing_else() {
     // What a daemon that was killed leaves behind.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     assert!(path.exists());
-    let client = client_at(&path).unwrap();
+    let client = client_at(&path);
     assert!(matches!(client.status().await, Err(CallError::NoDaemon(_))));
     let first = ControlSocket::bind(&path).unwrap();
 
@@ -354,7 +356,7 @@ async fn something_else_behind_the_socket_is_told_apart() {
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });
-    let client = client_at(&path).unwrap();
+    let client = client_at(&path);
     assert_eq!(failed(client.status().await).kind(), ErrorKind::Unsupported);
     assert!(failed(client.status().await).message().contains("no varved"));
     let gone = failed(client.status().await);

@@ -6,10 +6,11 @@
 //!
 //! The daemon reads the file for each request, so that a token that is taken out of it is worth nothing from then on.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
@@ -23,6 +24,10 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 const NAME_BYTES_MAX: usize = 64;
 /// What a token begins with, so that whoever finds one knows what it is.
 const PREFIX: &str = "varve-token-";
+/// Hexadecimal digits behind that.
+const SECRET_DIGITS: usize = 64;
+/// How a new file begins.
+const HEADING: &str = "# Tokens for the control door of varved: name, what it may do, SHA-256 of the token.\n";
 
 /// What the bearer of a token may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,25 +73,8 @@ impl TokenFile {
     /// # Errors
     /// `NotFound`; `Denied` if somebody else may write it; `Invalid`, with the line; `Io`.
     pub fn read(&self) -> Result<Vec<Token>> {
-        let shown = || format!("the token file {}", self.0.display());
-        let file = File::open(&self.0).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Error::not_found(format!(
-                "there is no {}: make it with: varve tokens create {} NAME",
-                shown().trim_start_matches("the "),
-                self.0.display()
-            )),
-            _ => Error::io(shown(), &error),
-        })?;
-        let about = file.metadata().context(shown)?;
-        let is_ours = about.uid() == 0 || about.uid() == rustix::process::geteuid().as_raw();
-        if !is_ours || about.mode() & 0o022 != 0 {
-            let message = format!("{} can be written by others, who could let anybody in: chmod 644, chown", shown());
-            return Err(Error::new(ErrorKind::Denied, message));
-        }
-        if about.len() > FILE_BYTES_MAX {
-            return Err(Error::invalid(format!("{} is too long: {} bytes", shown(), about.len())));
-        }
-        parse(&fs::read_to_string(&self.0).context(shown)?).context(shown)
+        let (text, _) = self.text()?;
+        parse(&text).context(|| self.shown())
     }
 
     /// Whose token this is, and what it may do; none if it is nobody's.
@@ -94,6 +82,10 @@ impl TokenFile {
     /// # Errors
     /// What [`TokenFile::read`] says.
     pub fn find(&self, token: &str) -> Result<Option<Token>> {
+        // What cannot be a token costs nothing.
+        if !token.starts_with(PREFIX) || token.len() != PREFIX.len() + SECRET_DIGITS {
+            return Ok(None);
+        }
         let presented = digest(&SHA256, token.as_bytes());
         // How far two digests agree tells nothing of a token, so that the time this takes does not matter.
         Ok(self.read()?.into_iter().find(|token| token.digest == presented.as_ref()))
@@ -105,20 +97,26 @@ impl TokenFile {
     /// `Invalid` for what cannot be a name; `Conflict` if somebody of that name has one; what [`TokenFile::read`] says; `Io`.
     pub fn create(&self, name: &str, scope: Scope) -> Result<String> {
         check_name(name)?;
-        let mut tokens = self.read_if_there()?;
-        if tokens.iter().any(|token| token.name == name) {
-            let message = format!("{name} has a token in {} already: revoke it first", self.0.display());
-            return Err(Error::new(ErrorKind::Conflict, message));
-        }
         let secret = clock::random_words().iter().fold(PREFIX.to_owned(), |mut text, word| {
             // Writing to a String cannot fail.
             let _ = write!(text, "{word:016x}");
             text
         });
-        let mut bytes = [0; SHA256_OUTPUT_LEN];
-        bytes.copy_from_slice(digest(&SHA256, secret.as_bytes()).as_ref());
-        tokens.push(Token { name: name.to_owned(), scope, digest: bytes });
-        self.write(&tokens)?;
+        self.change(true, |text, tokens| {
+            if tokens.iter().any(|token| token.name == name) {
+                let message = format!("{name} has a token in {} already: revoke it first", self.0.display());
+                return Err(Error::new(ErrorKind::Conflict, message));
+            }
+            let mut text = if text.is_empty() { HEADING.to_owned() } else { text.to_owned() };
+            if !text.ends_with('\n') {
+                text.push('\n');
+            }
+            // As above.
+            let _ = write!(text, "{name} {} ", scope.name());
+            digest(&SHA256, secret.as_bytes()).as_ref().iter().for_each(|byte| _ = write!(text, "{byte:02x}"));
+            text.push('\n');
+            Ok(text)
+        })?;
         Ok(secret)
     }
 
@@ -127,55 +125,97 @@ impl TokenFile {
     /// # Errors
     /// `NotFound` if nobody of that name has one; what [`TokenFile::read`] says; `Io`.
     pub fn revoke(&self, name: &str) -> Result<()> {
-        let mut tokens = self.read()?;
-        let before = tokens.len();
-        tokens.retain(|token| token.name != name);
-        if tokens.len() == before {
-            return Err(Error::not_found(format!("nobody named '{}' has a token there", name.escape_debug())));
-        }
-        self.write(&tokens)
+        self.change(false, |text, tokens| {
+            if !tokens.iter().any(|token| token.name == name) {
+                return Err(Error::not_found(format!("nobody named '{}' has a token there", name.escape_debug())));
+            }
+            let is_his = |line: &&str| line.split_whitespace().next() == Some(name);
+            Ok(text.lines().filter(|line| !is_his(line)).flat_map(|line| [line, "\n"]).collect())
+        })
     }
 
-    fn read_if_there(&self) -> Result<Vec<Token>> {
-        match self.read() {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-            other => other,
-        }
+    fn shown(&self) -> String {
+        format!("the token file {}", self.0.display())
     }
 
-    /// Puts another file in its place, so that nobody ever reads half of one.
-    fn write(&self, tokens: &[Token]) -> Result<()> {
-        let shown = || format!("cannot write the token file {}", self.0.display());
-        let draft = PathBuf::from(format!("{}.{:x}", self.0.display(), clock::random_u64()));
-        let made = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&draft);
-        let written = made.and_then(|mut file| {
-            file.write_all(text_of(tokens).as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&draft, &self.0)
-        });
+    /// The text of the file, and what the system says of the file it was read from.
+    fn text(&self) -> Result<(String, Metadata)> {
+        let shown = || self.shown();
+        // What is no file does not keep us waiting.
+        let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(&self.0);
+        let file = file.map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                let path = self.0.display();
+                Error::not_found(format!(
+                    "there is no token file {path}: make it with: varve tokens create {path} NAME"
+                ))
+            }
+            _ => Error::io(shown(), &error),
+        })?;
+        let about = file.metadata().context(shown)?;
+        if !about.is_file() {
+            return Err(Error::invalid(format!("{} is no file", shown())));
+        }
+        let is_ours = about.uid() == 0 || about.uid() == rustix::process::geteuid().as_raw();
+        if !is_ours || about.mode() & 0o022 != 0 {
+            let message = format!(
+                "{} can be written by others, who could let anybody in: only its owner may, who must be root or the user who reads it",
+                shown()
+            );
+            return Err(Error::new(ErrorKind::Denied, message));
+        }
+        let mut text = String::new();
+        let length = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).context(shown)?;
+        if length as u64 > FILE_BYTES_MAX {
+            return Err(Error::invalid(format!("{} has more than {FILE_BYTES_MAX} bytes", shown())));
+        }
+        Ok((text, about))
+    }
+
+    /// Puts what `change` makes of the file in its place, while nobody else changes it. Nobody ever reads half of one, and whoever could read it can
+    /// read the new one.
+    fn change(&self, may_be_new: bool, change: impl FnOnce(&str, &[Token]) -> Result<String>) -> Result<()> {
+        let shown = || format!("cannot write {}", self.shown());
+        // A link stays one.
+        let path = match fs::canonicalize(&self.0) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.0.clone(),
+            other => other.context(shown)?,
+        };
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // The lock is on the directory, since the file is replaced; it ends with `locked`.
+        let locked = File::open(directory).context(shown)?;
+        locked.lock().context(shown)?;
+        let (text, about) = match self.text() {
+            Ok((text, about)) => (text, Some(about)),
+            Err(error) if may_be_new && error.kind() == ErrorKind::NotFound => (String::new(), None),
+            Err(error) => return Err(error),
+        };
+        let text = change(&text, &parse(&text).context(|| self.shown())?)?;
+        let draft = PathBuf::from(format!("{}.{:x}", path.display(), clock::random_u64()));
+        let written = write_draft(&draft, &text, about.as_ref()).and_then(|()| fs::rename(&draft, &path));
         if written.is_err() {
             // What matters is why it could not be written.
             let _ = fs::remove_file(&draft);
         }
-        written.context(shown)?;
-        let directory = self.0.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(directory).and_then(|directory| directory.sync_all()).context(shown)
+        written.and_then(|()| locked.sync_all()).context(shown)
     }
 }
 
-fn text_of(tokens: &[Token]) -> String {
-    let mut text = "# Tokens for the control door of varved: name, what it may do, SHA-256 of the token.\n".to_owned();
-    for token in tokens {
-        // As above.
-        let _ = write!(text, "{} {} ", token.name, token.scope.name());
-        token.digest.iter().for_each(|byte| _ = write!(text, "{byte:02x}"));
-        text.push('\n');
+/// Writes a file with the owner and mode of the one whose place it takes; readable by all if there is none.
+fn write_draft(path: &Path, text: &str, old: Option<&Metadata>) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    if let Some(old) = old {
+        std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid()))?;
     }
-    text
+    // Not left to the umask: the daemon may be another user.
+    file.set_permissions(Permissions::from_mode(old.map_or(0o644, |old| old.mode() & 0o777)))?;
+    file.sync_all()
 }
 
 fn parse(text: &str) -> Result<Vec<Token>> {
-    let mut tokens: Vec<Token> = Vec::new();
+    let (mut tokens, mut names) = (Vec::new(), BTreeSet::new());
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
@@ -198,7 +238,7 @@ fn parse(text: &str) -> Result<Vec<Token>> {
         let Some(digest) = parse_digest(digits) else {
             return refuse("its digest is not 64 hexadecimal digits: 'varve tokens create' writes such lines");
         };
-        if tokens.iter().any(|token| token.name == name) {
+        if !names.insert(name) {
             return refuse("its name has a token already");
         }
         tokens.push(Token { name: name.to_owned(), scope, digest });
@@ -229,8 +269,6 @@ fn check_name(name: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -256,6 +294,42 @@ mod tests {
             assert_eq!(file.find(nobody).unwrap(), None, "{nobody}");
         }
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "a draft is left");
+    }
+
+    #[test]
+    fn many_who_change_it_at_once_lose_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tokens");
+        let file = TokenFile::new(&path);
+        (0..8).for_each(|number| _ = file.create(&format!("old-{number}"), Scope::All).unwrap());
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                let file = &file;
+                scope.spawn(move || file.create(&format!("new-{number}"), Scope::All).unwrap());
+                scope.spawn(move || file.revoke(&format!("old-{number}")).unwrap());
+            }
+        });
+        let mut names: Vec<String> = file.read().unwrap().into_iter().map(|token| token.name).collect();
+        names.sort();
+        assert_eq!(names, (0..8).map(|number| format!("new-{number}")).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_change_leaves_what_is_said_of_the_file_and_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, link) = (directory.path().join("tokens"), directory.path().join("link"));
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        fs::write(&path, "# of the night shift\n").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        let token = TokenFile::new(&link).create("ada", Scope::All).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(TokenFile::new(&path).find(&token).unwrap().unwrap().name, "ada");
+        TokenFile::new(&link).revoke("ada").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "# of the night shift\n");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+        let new = directory.path().join("new");
+        TokenFile::new(&new).create("ada", Scope::All).unwrap();
+        assert_eq!(fs::metadata(&new).unwrap().mode() & 0o777, 0o644, "whoever runs the daemon may read it");
     }
 
     #[test]

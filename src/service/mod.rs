@@ -147,6 +147,12 @@ pub struct DaemonStatus {
     pub version: String,
     /// Its process id.
     pub pid: u32,
+    /// Its host, as the owner of a volume names it; empty of daemons that do not say.
+    #[serde(default)]
+    pub host: String,
+    /// Its control socket there.
+    #[serde(default)]
+    pub control: String,
     /// The store it serves.
     pub store: String,
     /// Where NBD clients connect, as URIs without an export name.

@@ -88,7 +88,7 @@ pub struct SharedArguments {
     pub control_ca: Option<PathBuf>,
     /// For https://: where the token is kept that the daemon wants: file:PATH or env:NAME
     #[arg(long, value_name = "SOURCE", env = "VARVE_CONTROL_TOKEN", hide_env_values = true, global = true)]
-    pub control_token: Option<TokenSource>,
+    pub control_token: Option<String>,
     /// Where a key is kept that volumes are encrypted with: file:PATH, env:NAME, passphrase-file:PATH, passphrase-env:NAME or command:PROGRAM; may be repeated [default: file:.config/varve/key]
     #[arg(long, value_name = "SOURCE", env = "VARVE_KEY", hide_env_values = true, global = true)]
     pub key: Vec<String>,
@@ -349,7 +349,8 @@ impl SharedArguments {
             state.map_or_else(|| Ok(places.data("--state")?.join("state")), |path| absolute(path, "--state"))?;
         let control = self.control.clone().or_else(|| file.control.clone());
         let authority = self.control_ca.clone().or_else(|| file.control_ca.clone());
-        let token = self.control_token.clone().or_else(|| file.control_token.clone());
+        // Not by clap, which repeats what it refuses: somebody may have given the token itself.
+        let token = self.control_token.as_deref().map(str::parse).transpose()?.or_else(|| file.control_token.clone());
         let control = match control {
             Some(given) => ControlAddress::new(&given, authority, token)?,
             None => ControlAddress::Socket(state.join("control.sock")),

@@ -207,6 +207,10 @@ fn a_daemon_elsewhere_is_asked_over_tls_with_a_token() {
         let error = resolve(flags).unwrap_err();
         assert!(error.message().contains(expected), "{flags:?}: {error}");
     }
+    for place in [["--control", "/s"], ["--control", "https://a"]] {
+        let error = resolve(&[place[0], place[1], "--control-token", "varve-token-1234"]).unwrap_err();
+        assert!(error.message().contains("never an argument") && !error.message().contains("1234"), "{error}");
+    }
     assert!(daemon(&full).is_err_and(|error| error.message().contains("--control-tcp")));
     let secret = "sesame".parse::<TokenSource>().unwrap_err();
     assert!(secret.message().contains("never an argument") && !secret.message().contains("sesame"), "{secret}");

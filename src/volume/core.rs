@@ -226,16 +226,19 @@ impl Volume {
     /// # Errors
     /// `Fenced`, or what the store says; then the doubt remains.
     pub(super) async fn confirm_ownership(&self) -> Result<()> {
-        let loaded = ownership::load(&*self.shared.store, self.id).await?;
-        let owner = loaded.manifest.owner.as_ref();
-        if loaded.manifest.epoch == self.epoch && owner.is_some_and(|owner| owner.token == self.token) {
-            self.gate.confirm();
-            self.gate_wake.notify_waiters();
-            return Ok(());
+        loop {
+            let suspensions = self.gate.suspensions();
+            let loaded = ownership::load(&*self.shared.store, self.id).await?;
+            let owner = loaded.manifest.owner.as_ref();
+            if loaded.manifest.epoch != self.epoch || owner.is_none_or(|owner| owner.token != self.token) {
+                let error = self.fenced(owner.map_or("nobody", |owner| owner.host.as_str()));
+                self.fail(&error);
+                return Err(error);
+            }
+            if self.gate.confirm(suspensions) {
+                self.gate_wake.notify_waiters();
+                return Ok(());
+            }
         }
-        let by = owner.map_or_else(|| "nobody".to_owned(), |owner| owner.host.clone());
-        let error = self.fenced(&by);
-        self.fail(&error);
-        Err(error)
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -49,13 +49,21 @@ pub struct Fleet {
     pub(super) detach_after: Duration,
     pub(super) catalog: Catalog,
     slots: Mutex<BTreeMap<VolumeId, Arc<Slot>>>,
+    /// All are being handed back, and none comes any more.
+    is_stopping: AtomicBool,
 }
 
 impl Fleet {
     /// An empty fleet; its pulse is given as long as it lives. What it sees of destroyed volumes is told to `timer`.
     pub fn start(shared: Arc<Shared>, detach_after: Duration, timer: PurgeTimer) -> Arc<Self> {
         let catalog = Catalog::new(shared.store.clone(), timer);
-        let fleet = Arc::new(Fleet { shared, detach_after, catalog, slots: Mutex::default() });
+        let fleet = Arc::new(Fleet {
+            shared,
+            detach_after,
+            catalog,
+            slots: Mutex::default(),
+            is_stopping: AtomicBool::new(false),
+        });
         let looked_at = Arc::downgrade(&fleet);
         drop(fleet.shared.runtime.spawn(async move {
             loop {
@@ -103,6 +111,13 @@ impl Fleet {
     pub async fn attach(&self, id: VolumeId, takeover: bool, client: bool) -> Result<(Arc<Volume>, AttachReport)> {
         let slot = self.slot(id);
         let mut attached = slot.attached.lock().await;
+        // Looked at under the lock under which volumes are handed back.
+        if self.is_stopping.load(Ordering::Acquire) {
+            return Err(Error::new(
+                ErrorKind::Stopping,
+                format!("{id} is not attached any more: the daemon is stopping"),
+            ));
+        }
         if let Some(current) = &*attached {
             if !client {
                 // Who asks for an attachment by name is told how things are, also by an owner that was put out and does not know it yet. If
@@ -208,9 +223,10 @@ impl Fleet {
         Ok(())
     }
 
-    /// Detaches every volume, and gives up waiting after `patience`: what is not uploaded by then stays in the local logs.
+    /// Detaches every volume for good, and gives up waiting after `patience`: what is not uploaded by then stays in the local logs.
     /// Returns the volumes that could not be handed back.
     pub async fn detach_all(self: &Arc<Self>, patience: Duration) -> Vec<VolumeId> {
+        self.is_stopping.store(true, Ordering::Release);
         let mut detaching = Vec::new();
         for volume in self.volumes() {
             let (fleet, id) = (self.clone(), volume.id);

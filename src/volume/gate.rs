@@ -35,13 +35,20 @@ pub enum Refusal {
 pub struct Gate {
     state: AtomicU8,
     pulse_ms: AtomicU64,
+    /// How often the process was found to have been suspended.
+    suspensions: AtomicU64,
     closed: Mutex<Option<Error>>,
 }
 
 impl Gate {
     /// An open gate.
     pub fn new() -> Self {
-        Gate { state: AtomicU8::new(OPEN), pulse_ms: AtomicU64::new(uptime_ms()), closed: Mutex::new(None) }
+        Gate {
+            state: AtomicU8::new(OPEN),
+            pulse_ms: AtomicU64::new(uptime_ms()),
+            suspensions: AtomicU64::new(0),
+            closed: Mutex::new(None),
+        }
     }
 
     /// Lets a request through, or says why not.
@@ -52,8 +59,7 @@ impl Gate {
         match self.state.load(Ordering::Acquire) {
             OPEN if !self.is_late() => Ok(()),
             OPEN => {
-                // Only an open gate becomes doubtful: a closed one must stay closed.
-                let _ = self.state.compare_exchange(OPEN, DOUBTFUL, Ordering::AcqRel, Ordering::Acquire);
+                self.doubt();
                 Err(Refusal::Doubtful)
             }
             DOUBTFUL => Err(Refusal::Doubtful),
@@ -64,16 +70,35 @@ impl Gate {
     /// Given every [`PULSE`] by a task of the process: shows that it runs. False if it came so late that ownership is in doubt.
     pub fn pulse(&self) -> bool {
         if self.is_late() {
-            let _ = self.state.compare_exchange(OPEN, DOUBTFUL, Ordering::AcqRel, Ordering::Acquire);
+            self.doubt();
         }
         self.pulse_ms.store(uptime_ms(), Ordering::Release);
         self.state.load(Ordering::Acquire) != DOUBTFUL
     }
 
-    /// Opens a doubtful gate: ownership was confirmed at a moment after the doubt arose.
-    pub fn confirm(&self) {
+    /// To be noted before the store is asked, for [`Gate::confirm`].
+    pub fn suspensions(&self) -> u64 {
+        self.suspensions.load(Ordering::Acquire)
+    }
+
+    /// Opens a doubtful gate: the store has confirmed ownership, and was asked when there had been so many suspensions. False if there has been
+    /// another since: then the answer may be from before it, and says nothing.
+    pub fn confirm(&self, suspensions: u64) -> bool {
+        if self.is_late() {
+            self.doubt();
+        }
         self.pulse_ms.store(uptime_ms(), Ordering::Release);
+        if self.suspensions() != suspensions {
+            return false;
+        }
         let _ = self.state.compare_exchange(DOUBTFUL, OPEN, Ordering::AcqRel, Ordering::Acquire);
+        true
+    }
+
+    /// Only an open gate becomes doubtful: a closed one must stay closed.
+    fn doubt(&self) {
+        self.suspensions.fetch_add(1, Ordering::AcqRel);
+        let _ = self.state.compare_exchange(OPEN, DOUBTFUL, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Closes the gate for good; the first reason stays.

@@ -20,6 +20,7 @@ use crate::volume::core::Volume;
 use crate::volume::device::VolumeDevice;
 use crate::volume::fleet::Fleet;
 use crate::volume::frozen_device::{FrozenDevice, frozen_geometry};
+use crate::work;
 
 /// The fleet behind the NBD server.
 pub struct FleetExports(pub Arc<Fleet>);
@@ -172,6 +173,8 @@ impl Service for FleetService {
         DaemonStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            host: work::host_name(),
+            control: self.fleet.shared.settings.control.clone(),
             store: self.fleet.shared.store.address().to_owned(),
             nbd: self.nbd.clone(),
             control_tcp: self.control_tcp.clone(),

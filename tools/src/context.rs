@@ -31,7 +31,7 @@ pub struct Context {
 impl Context {
     /// Surroundings from settings; nothing is opened or connected yet.
     pub fn new(settings: SharedSettings, json: bool) -> Result<Self> {
-        let daemon = Client::new(&settings.control)?;
+        let daemon = Client::new(&settings.control);
         Ok(Context { settings, json, now: varve::clock::now(), daemon, ask: crate::ask, store: OnceCell::new() })
     }
 

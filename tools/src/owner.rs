@@ -96,10 +96,10 @@ async fn only_if_detached(context: &Context, id: VolumeId, error: CallError, ver
         (VolumeState::Attached, None) => {
             Err(Error::new(ErrorKind::Busy, format!("{error}, and {id} is attached by somebody unknown")))
         }
-        (VolumeState::Attached, Some(owner)) => Err(Error::new(
-            ErrorKind::Busy,
-            elsewhere(context, id, owner, &error, verb, asked_host(context).as_deref()),
-        )),
+        (VolumeState::Attached, Some(owner)) => {
+            let asked = Asked::of(context).await;
+            Err(Error::new(ErrorKind::Busy, elsewhere(context, id, owner, &error, verb, &asked)))
+        }
     }
 }
 
@@ -110,12 +110,12 @@ fn elsewhere(
     owner: &OwnerSummary,
     error: &CallError,
     verb: &str,
-    host: Option<&str>,
+    asked: &Asked,
 ) -> String {
     let since = render::moment(owner.attached_at);
     let who = render::harmless(&format!("{id} has been attached by {} since {since}", render::owner(owner)));
-    let same_host = host == Some(owner.host.as_str());
-    let same_socket = owner.control == context.settings.control.to_string();
+    let same_host = asked.host.as_deref() == Some(owner.host.as_str());
+    let same_socket = asked.socket.as_deref() == Some(owner.control.as_str());
     let takeover = format!("varve volumes attach {id} --takeover (what only its write log holds is lost)");
     match error {
         _ if same_host && !same_socket => {
@@ -138,9 +138,22 @@ fn elsewhere(
     }
 }
 
-/// The name of the host whose daemon is asked, as its kernel knows it; none for one that is asked over TCP.
-fn asked_host(context: &Context) -> Option<String> {
-    context.settings.control.socket()?;
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
-    Some(name.trim_end().to_owned())
+/// Which daemon is asked, as owners name it.
+struct Asked {
+    host: Option<String>,
+    socket: Option<String>,
+}
+
+impl Asked {
+    /// One on a socket is of this host; one that is asked over TCP says so itself, if it answers.
+    async fn of(context: &Context) -> Asked {
+        if let Some(path) = context.settings.control.socket() {
+            let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+            let host = name.map(|name| name.trim_end().to_owned());
+            return Asked { host, socket: Some(path.display().to_string()) };
+        }
+        let daemon = context.daemon.status().await.ok();
+        let (host, socket) = daemon.map(|daemon| (daemon.host, daemon.control)).unzip();
+        Asked { host, socket }
+    }
 }

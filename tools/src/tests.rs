@@ -348,6 +348,7 @@ async fn the_daemon_is_asked_for_what_it_owns() {
              Process: 42
                Store: file:///store
                  NBD: nbd://127.0.0.1:10809
+             Control: on its socket only
              Fetched: 1 MB in 3 requests
             Uploaded: 3 MB in 2 requests
       Other requests: 1 deletes, 0 lists, 4 retries

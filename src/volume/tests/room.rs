@@ -1,6 +1,9 @@
 //! Room in the log for whoever waits for it.
 
+use std::time::Duration;
+
 use crate::block_device::{BlockDevice, Change};
+use crate::clock;
 use crate::volume::VolumeDevice;
 
 use super::{LOG_BYTES, World, read};
@@ -13,6 +16,7 @@ fn a_write_that_does_not_fit_before_the_end_of_the_ring_is_given_its_room() {
     let id = world.create();
     world.life("a", async |fleet| {
         let (volume, _) = fleet.attach(id, false, false).await.unwrap();
+        let patience = clock::uptime() + Duration::from_secs(120);
         let device = VolumeDevice::new(volume.clone());
         let eighth = LOG_BYTES.0 / 8;
         // As long as a record may be, but for what is kept with it; the ends of some make them changes of parts of blocks.
@@ -20,7 +24,9 @@ fn a_write_that_does_not_fit_before_the_end_of_the_ring_is_given_its_room() {
         for round in 0..40_u8 {
             for length in [eighth, eighth, eighth, longest - u64::from(round % 2) * 512] {
                 let data = vec![round; length as usize].into();
-                device.change(Change::Write { offset: 0, data }).await.unwrap();
+                let writing = device.change(Change::Write { offset: 0, data });
+                let written = clock::timeout(patience.saturating_sub(clock::uptime()), writing).await;
+                written.expect("the write waits for room in vain").unwrap();
                 volume.sync().await.unwrap();
             }
             assert_eq!(read(&volume, 0).await, round);

@@ -32,6 +32,8 @@ impl Service for Idle {
         DaemonStatus {
             version: "0".into(),
             pid: 1,
+            host: String::new(),
+            control: String::new(),
             store: "memory:".into(),
             nbd: Vec::new(),
             control_tcp: None,

@@ -48,6 +48,8 @@ impl Service for Daemon {
         DaemonStatus {
             version: "1.2.3".into(),
             pid: 42,
+            host: "hector".into(),
+            control: "/c".into(),
             store: "file:///store".into(),
             nbd,
             control_tcp: None,

@@ -1,11 +1,14 @@
 //! `varve tokens create`
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
 use varve::control::{Scope, TokenFile};
-use varve::error::Result;
+use varve::error::{Context as _, Result};
 
 use crate::commands::Command;
 use crate::context::Context;
@@ -20,6 +23,9 @@ pub struct Arguments {
     /// It allows to look, and to change nothing
     #[arg(long)]
     read_only: bool,
+    /// New file for the token, which only its owner may read [default: print it]
+    #[arg(long, value_name = "FILE")]
+    to: Option<PathBuf>,
 }
 
 /// A token that was made.
@@ -27,8 +33,9 @@ pub struct Arguments {
 pub struct Made {
     name: String,
     scope: &'static str,
-    /// The token itself, which is kept nowhere else.
-    token: String,
+    /// The token itself, which is kept nowhere else; none if it was written to a file.
+    token: Option<String>,
+    file: Option<PathBuf>,
 }
 
 impl Command for Arguments {
@@ -36,12 +43,26 @@ impl Command for Arguments {
 
     async fn run(self, _context: &Context) -> Result<Made> {
         let scope = if self.read_only { Scope::Read } else { Scope::All };
+        // The file first: a token that nobody gets to see should not be made.
+        let file = self.to.as_ref().map(|path| new_file(path).context(|| path.display())).transpose()?;
         let token = TokenFile::new(&self.file).create(&self.name, scope)?;
-        Ok(Made { name: self.name, scope: scope.name(), token })
+        let (name, scope) = (self.name, scope.name());
+        let Some(mut file) = file else { return Ok(Made { name, scope, token: Some(token), file: None }) };
+        let written = writeln!(file, "{token}").and_then(|()| file.sync_all());
+        written.context(|| format!("the token of {name} was made and could not be written: revoke it"))?;
+        Ok(Made { name, scope, token: None, file: self.to })
     }
 
-    /// Nothing but the token, for a file or a variable.
+    /// Nothing but the token, for a variable, if it is printed.
     fn text(made: &Made) -> String {
-        format!("{}\n", made.token)
+        match (&made.token, &made.file) {
+            (Some(token), _) => format!("{token}\n"),
+            (None, Some(file)) => format!("The token of {} is in {}.\n", made.name, file.display()),
+            (None, None) => String::new(),
+        }
     }
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    File::options().write(true).create_new(true).mode(0o600).open(path)
 }
