@@ -250,7 +250,7 @@ fn there_are_no_more_than_these_settings_and_all_but_the_clients_have_a_flag() {
     command.clone().debug_assert();
     let flags: Vec<_> =
         command.get_arguments().filter_map(clap::Arg::get_long).filter(|&flag| flag != "config").collect();
-    assert_eq!(flags.len(), 23);
+    assert_eq!(flags.len(), 27);
     for flag in flags {
         // A known key with a value of the wrong type is refused, but never as unknown.
         let error = FileSettings::parse(&format!("{flag} = {{}}"), std::path::Path::new("f")).unwrap_err();

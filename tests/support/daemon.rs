@@ -22,6 +22,7 @@ pub enum StoreKind {
 }
 
 /// Turns `fn name(kind: StoreKind)` into two tests: `name::directory` and `name::minio`.
+#[allow(unused_macros, reason = "a test for which the store does not matter has one of its own")]
 macro_rules! both_stores {
     ($($name:ident),+ $(,)?) => {
         $(
@@ -39,6 +40,7 @@ macro_rules! both_stores {
         )+
     };
 }
+#[allow(unused_imports, reason = "as above")]
 pub(crate) use both_stores;
 
 /// A store and the folder that everything of a test lies in; gone when dropped.

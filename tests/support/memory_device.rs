@@ -20,6 +20,14 @@ struct Content {
     written: Vec<bool>,
 }
 
+/// What a disk was told, if it is recorded.
+pub enum Told {
+    /// These bytes at this place; zeros, too.
+    Write(u64, Vec<u8>),
+    /// All before it survives the loss of power.
+    Flush,
+}
+
 /// A flat vector under a lock.
 pub struct MemoryDevice {
     content: RwLock<Content>,
@@ -35,6 +43,8 @@ pub struct MemoryDevice {
     pub prefetches: AtomicUsize,
     /// While held for writing, the slow way waits.
     pub gate: tokio::sync::RwLock<()>,
+    /// Everything it is told from the moment on at which this is set.
+    pub told: Mutex<Option<Vec<Told>>>,
 }
 
 impl MemoryDevice {
@@ -50,6 +60,7 @@ impl MemoryDevice {
             commits: AtomicUsize::new(0),
             prefetches: AtomicUsize::new(0),
             gate: tokio::sync::RwLock::new(()),
+            told: Mutex::new(None),
         })
     }
 
@@ -92,6 +103,9 @@ impl MemoryDevice {
         }
         if !matches!(change, Change::Write { .. }) && inner.0 < inner.1 {
             content.written[inner.0 as usize..inner.1 as usize].fill(false);
+        }
+        if let Some(told) = &mut *self.told.lock() {
+            told.push(Told::Write(offset, content.bytes[offset as usize..end as usize].to_vec()));
         }
         Ok(())
     }
@@ -141,6 +155,9 @@ impl BlockDevice for MemoryDevice {
 
     fn commit(&self, done: CommitDone) {
         self.commits.fetch_add(1, Ordering::Relaxed);
+        if let Some(told) = &mut *self.told.lock() {
+            told.push(Told::Flush);
+        }
         done(self.check(0, 0));
     }
 
