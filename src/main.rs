@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::Parser;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -93,17 +94,8 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
     let addresses = nbd.addresses();
     let (nbd_addresses, counts) = (addresses.clone(), opened.counts.clone());
     let service = FleetService { fleet: fleet.clone(), counts, nbd: nbd_addresses, control_tcp: control_tcp.clone() };
-    let service: Arc<FleetService> = Arc::new(service);
-    let (stop, stopped) = tokio::sync::watch::channel(());
-    let until_stopped = || {
-        let mut stopped = stopped.clone();
-        async move {
-            // An error means that the sender is gone, which is the same news.
-            let _ = stopped.changed().await;
-        }
-    };
-    let control = runtime.spawn(control::serve(socket, service.clone(), until_stopped()));
-    let door = door.map(|door| runtime.spawn(door.serve(service, until_stopped())));
+    let (stop, stopped) = watch::channel(());
+    let control = runtime.spawn(answer(socket, door, Arc::new(service), stopped));
     tracing::info!(store = opened.store.address(), nbd = ?addresses, control = %settings.control_socket.display(), control_tcp, "varved is ready");
     runtime.block_on(wait_for_signal())?;
     tracing::info!("stopping");
@@ -115,11 +107,6 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
     purging.abort();
     let left = runtime.block_on(fleet.detach_all(UPLOADS_END));
     drop(stop);
-    if let Some(door) = door
-        && let Err(error) = runtime.block_on(door)
-    {
-        tracing::error!(%error, "the control door over TCP failed");
-    }
     runtime.block_on(control).map_err(|error| Error::invalid(format!("the control socket failed: {error}")))??;
     drop(lock);
     if left.is_empty() {
@@ -133,6 +120,29 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
             left.join(", ")
         ),
     ))
+}
+
+/// Answers on the control socket, and at the door over TCP if there is one, until the other end of `stopped` is gone.
+async fn answer(
+    socket: ControlSocket,
+    door: Option<RemoteDoor>,
+    service: Arc<FleetService>,
+    stopped: watch::Receiver<()>,
+) -> Result<()> {
+    let until_stopped = || {
+        let mut stopped = stopped.clone();
+        async move {
+            // An error means that the sender is gone, which is the news.
+            let _ = stopped.changed().await;
+        }
+    };
+    let (on_socket, over_tcp) = (service.clone(), until_stopped());
+    let over_tcp = async {
+        if let Some(door) = door {
+            door.serve(service, over_tcp).await;
+        }
+    };
+    tokio::join!(control::serve(socket, on_socket, until_stopped()), over_tcp).0
 }
 
 async fn open_store(settings: &SharedSettings) -> Result<(store::OpenStore, varve::format::manifest::StoreRoot)> {

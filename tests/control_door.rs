@@ -23,6 +23,7 @@ both_stores!(
     a_door_that_is_not_whole_is_not_opened,
     who_has_a_token_works_as_on_the_socket_and_who_may_look_only_looks,
     who_has_none_learns_nothing,
+    who_is_struck_off_the_file_is_shut_out_at_once,
     who_says_nothing_keeps_nobody_out,
 );
 
@@ -178,7 +179,16 @@ fn who_has_none_learns_nothing(kind: StoreKind) {
     assert!(said.ends_with("\n401"), "{said}");
     assert_eq!(guarded.host.varve_json(&["volumes", "show", &volume])["state"], "attached");
 
-    // Revoked while the daemon runs.
+    daemon.stop();
+}
+
+fn who_is_struck_off_the_file_is_shut_out_at_once(kind: StoreKind) {
+    let guarded = Guarded::new(kind);
+    let good = guarded.token("ada", &[]);
+    guarded.host.create("disk", "64MiB");
+    let daemon = guarded.start();
+    let visitor = guarded.visitor(&good);
+    visitor.varve(&["status"]).succeeded();
     let tokens = guarded.tokens();
     guarded.host.varve(&["tokens", "revoke", &tokens, "ada"]).succeeded();
     visitor.varve(&["status"]).refused(&["wants a token that it knows"]);

@@ -7,7 +7,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::{Request, State};
@@ -26,6 +26,7 @@ use tokio_rustls::TlsAcceptor;
 use super::server::{SHUTDOWN_GRACE, refusal, router};
 use super::tokens::{Scope, Token, TokenFile};
 use super::wire::BODY_BYTES_MAX;
+use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::service::Service;
 use crate::settings::ControlDoor;
@@ -199,7 +200,7 @@ struct Peer(SocketAddr);
 struct Guard {
     tokens: TokenFile,
     /// When something was last said in the log of somebody who may not come in.
-    warned: Arc<Mutex<Option<Instant>>>,
+    warned: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Guard {
@@ -217,9 +218,10 @@ impl Guard {
 
     /// Says something, but not so often that a stranger could fill the log.
     fn warn(&self, say: impl FnOnce()) {
+        let now = clock::uptime();
         let mut warned = self.warned.lock();
-        if warned.is_none_or(|at| at.elapsed() > WARNING_PAUSE) {
-            *warned = Some(Instant::now());
+        if warned.is_none_or(|at| now > at + WARNING_PAUSE) {
+            *warned = Some(now);
             say();
         }
     }

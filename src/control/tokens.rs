@@ -269,6 +269,9 @@ fn check_name(name: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
     use super::*;
 
     #[test]
@@ -343,6 +346,30 @@ mod tests {
             assert_eq!(file.find(&token).unwrap_err().kind(), ErrorKind::Denied, "{mode:o}");
             assert_eq!(file.create("eve", Scope::All).unwrap_err().kind(), ErrorKind::Denied, "{mode:o}");
         }
+    }
+
+    #[test]
+    fn whatever_is_in_the_file_is_taken_or_refused() {
+        let digest = "5a".repeat(SHA256_OUTPUT_LEN);
+        let good = format!("# who\nada all {digest}\n\nbuild-7@ci.example read {digest}\n");
+        let mut random = StdRng::seed_from_u64(41);
+        let mut taken = 0;
+        for _ in 0..20_000 {
+            let mut bytes = good.clone().into_bytes();
+            for _ in 0..random.random_range(1..4) {
+                let at = random.random_range(0..bytes.len());
+                match random.random_range(0..3) {
+                    0 => bytes[at] = random.random(),
+                    1 => _ = bytes.remove(at),
+                    _ => bytes.insert(at, b" \n#all\xc3"[random.random_range(0..7)]),
+                }
+            }
+            if let Ok(tokens) = parse(&String::from_utf8_lossy(&bytes)) {
+                taken += 1;
+                assert!(tokens.len() <= 2 && tokens.iter().all(|token| check_name(&token.name).is_ok()));
+            }
+        }
+        assert!((100..19_000).contains(&taken), "{taken} of the files are taken, which shows little");
     }
 
     #[test]

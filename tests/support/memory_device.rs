@@ -21,6 +21,7 @@ struct Content {
 }
 
 /// What a disk was told, if it is recorded.
+#[allow(dead_code, reason = "few of those who have such a disk look at it")]
 pub enum Told {
     /// These bytes at this place; zeros, too.
     Write(u64, Vec<u8>),
