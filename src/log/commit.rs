@@ -19,7 +19,7 @@ use crate::format::log::Superblock;
 use crate::units::{ByteLen, LogOffset, Sequence};
 use crate::work::simulated::{self, Mutation};
 
-/// Called on the committing thread whenever space has become free. It must be quick.
+/// Called on the committing thread whenever space has become free, or never will: the log is poisoned. It must be quick.
 pub type SpaceFreed = Arc<dyn Fn() + Send + Sync>;
 
 #[derive(Clone, Copy, Debug)]
@@ -208,7 +208,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Has `hook` called whenever space has become free; replaces the hook before it.
+    /// Has `hook` called whenever space has become free, or the log is poisoned; replaces the hook before it.
     pub fn on_space_freed(&self, hook: SpaceFreed) {
         *self.core.space_freed.lock() = Some(hook);
     }
@@ -296,6 +296,10 @@ impl Core {
         // Before the end of the log is looked at: whoever is refused by the flag is covered by this sync.
         self.poked.store(false, Ordering::SeqCst);
         let result = leader.round(self, tail);
+        if result.is_err() {
+            // Nobody may wait for a commit, but somebody for space: it learns of the failure when it tries again.
+            self.tell_of_space();
+        }
         for done in waiting {
             done(result.clone());
         }
@@ -303,6 +307,13 @@ impl Core {
             leader.stop(self);
         }
         stop
+    }
+
+    fn tell_of_space(&self) {
+        let hook = self.space_freed.lock().clone();
+        if let Some(hook) = hook {
+            hook();
+        }
     }
 
     fn wait_for_requests(&self) {
@@ -342,10 +353,7 @@ impl Leader {
             written.map_err(|error| shared.poison(&error))?;
             self.superblock = superblock;
             shared.set_reusable(superblock.tail);
-            let hook = core.space_freed.lock().clone();
-            if let Some(hook) = hook {
-                hook();
-            }
+            core.tell_of_space();
         }
         Ok(())
     }

@@ -187,6 +187,20 @@ fn l4_a_failed_sync_poisons_and_is_never_repeated() {
 }
 
 #[test]
+fn who_waits_for_space_is_told_that_none_comes() {
+    let disk = FaultDisk::new(Arc::new(SimulatedDisk::new()));
+    let mut log = new_log(&disk);
+    let place = write(&mut log, 1);
+    commit(&log).unwrap();
+    disk.fail(Operation::Sync, 1, std::io::ErrorKind::Other);
+    // Returns when it is told, and nobody commits.
+    release(&log, place.end, Sequence(2));
+    assert!(log.committer.last_error().is_some());
+    let zero = NewRecord::Zero { lba: Lba(1), blocks: BlockCount(1) };
+    assert_eq!(log.appender.append(&[zero], &mut Vec::new()).unwrap_err().kind(), ErrorKind::Io);
+}
+
+#[test]
 fn l5_a_failed_or_short_write_poisons_and_nothing_of_it_is_promised() {
     for short in [0, 100, 4096, 6000] {
         let disk = FaultDisk::new(Arc::new(SimulatedDisk::new()));

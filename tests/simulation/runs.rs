@@ -32,6 +32,7 @@ pub const KEPT: &[(u64, &str)] = &[
     (41915, "rot is found by a later attachment"),
     (45500, "rot concerns clients of before, too"),
     (302848, "a change that needed more room than the log keeps free waited for ever"),
+    (600456, "whoever waited for room in a log whose disk failed was never told"),
     (403430, "a snapshot that is asked for in doubt is one of its end"),
     (301090, "an owner that was put out took what the next one had deleted for damage when it cleaned"),
     (302179, "the same"),
