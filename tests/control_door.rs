@@ -14,7 +14,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use support::daemon::{Daemon, Host, StoreKind, World, both_stores};
+use support::daemon::{Host, StoreKind, World, both_stores};
 use support::process::{shell, text_of};
 use support::tls_files;
 use varve::nbd::TlsMode;
@@ -79,17 +79,13 @@ impl Guarded {
             .with_environment("VARVE_CONTROL_TOKEN", "env:THE_TOKEN")
             .with_environment("THE_TOKEN", token)
     }
-
-    fn start(&self) -> Daemon {
-        self.host.start()
-    }
 }
 
 fn who_has_a_token_works_as_on_the_socket_and_who_may_look_only_looks(kind: StoreKind) {
     let guarded = Guarded::new(kind);
     let (full, look) = (guarded.token("ada", &[]), guarded.token("eve", &["--read-only"]));
     let volume = guarded.host.create("disk", "64MiB");
-    let daemon = guarded.start();
+    let daemon = guarded.host.start();
     let (ada, eve) = (guarded.visitor(&full), guarded.visitor(&look));
 
     let text = eve.varve(&["status"]).succeeded();
@@ -120,7 +116,7 @@ fn who_has_none_learns_nothing(kind: StoreKind) {
     let guarded = Guarded::new(kind);
     let good = guarded.token("ada", &[]);
     let volume = guarded.host.create("disk", "64MiB");
-    let daemon = guarded.start();
+    let daemon = guarded.host.start();
     guarded.host.varve(&["volumes", "attach", &volume]).succeeded();
     let visitor = guarded.visitor(&good);
     visitor.varve(&["status"]).succeeded();
@@ -186,7 +182,7 @@ fn who_is_struck_off_the_file_is_shut_out_at_once(kind: StoreKind) {
     let guarded = Guarded::new(kind);
     let good = guarded.token("ada", &[]);
     guarded.host.create("disk", "64MiB");
-    let daemon = guarded.start();
+    let daemon = guarded.host.start();
     let visitor = guarded.visitor(&good);
     visitor.varve(&["status"]).succeeded();
     let tokens = guarded.tokens();
@@ -227,7 +223,7 @@ fn who_says_nothing_keeps_nobody_out(kind: StoreKind) {
     let guarded = Guarded::new(kind);
     let token = guarded.token("ada", &[]);
     guarded.host.create("disk", "64MiB");
-    let daemon = guarded.start();
+    let daemon = guarded.host.start();
     let visitor = guarded.visitor(&token);
     let port = guarded.port();
     // More than there are places, which come free after ten seconds.

@@ -14,7 +14,6 @@ mod support {
     pub mod process;
 }
 
-use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -133,12 +132,12 @@ impl Power {
     /// As the disk may be when power is lost after it was told so much. Never asked for an earlier moment than before.
     fn lost_at(&mut self, cut: usize, chance: &mut Chance) -> Vec<u8> {
         let flushed = self.told[..cut].iter().rposition(|told| matches!(told, Told::Flush)).unwrap_or(self.done);
-        for told in &self.told[self.done..flushed.max(self.done)] {
+        for told in &self.told[self.done..flushed] {
             if let Told::Write(offset, bytes) = told {
                 self.durable[*offset as usize..][..bytes.len()].copy_from_slice(bytes);
             }
         }
-        self.done = flushed.max(self.done);
+        self.done = flushed;
         let mut disk = self.durable.clone();
         for told in &self.told[self.done..cut] {
             let Told::Write(offset, bytes) = told else { continue };
@@ -147,7 +146,7 @@ impl Power {
                 1 => chance.below(bytes.len() as u64 / 512 + 1) as usize * 512,
                 _ => bytes.len(),
             };
-            disk[*offset as usize..][..length.min(bytes.len())].copy_from_slice(&bytes[..length.min(bytes.len())]);
+            disk[*offset as usize..][..length].copy_from_slice(&bytes[..length]);
         }
         disk
     }
@@ -174,12 +173,11 @@ fn start_from(world: &World, image: &Path, volumes: &[Written], cut: usize) {
 
 /// Writes a file without its zeros.
 fn write_sparse(path: &Path, bytes: &[u8]) {
-    let mut file = std::fs::File::create(path).unwrap();
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
     for (number, chunk) in bytes.chunks(1 << 16).enumerate() {
         if chunk.iter().any(|&byte| byte != 0) {
             file.write_all_at(chunk, (number << 16) as u64).unwrap();
         }
     }
-    file.seek(SeekFrom::Start(bytes.len() as u64 - 1)).unwrap();
-    file.write_all(&bytes[bytes.len() - 1..]).unwrap();
 }
