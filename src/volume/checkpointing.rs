@@ -86,6 +86,11 @@ impl Volume {
     /// # Errors
     /// As [`Volume::write_checkpoint`], and `Io` if not everything is uploaded. It may be tried again.
     pub(super) async fn hand_back(&self) -> Result<()> {
+        let handed_back = self.seal_and_release().await;
+        self.unless_put_out(handed_back).await
+    }
+
+    async fn seal_and_release(&self) -> Result<()> {
         let (stored, accepted) = {
             let progress = self.progress.lock();
             (progress.stored(), progress.accepted())

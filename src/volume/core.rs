@@ -11,7 +11,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::block_device::CommitDone;
 use crate::clock;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::lineage::Moment;
 use crate::limits::PAGE_BLOCKS;
 use crate::log::{Appender, Committer, LogReader};
@@ -241,4 +241,21 @@ impl Volume {
             }
         }
     }
+
+    /// Whoever meets damage, or misses an object, may be an owner that was put out and has not noticed: the next one has deleted what it
+    /// needs no more. Then that is the failure, and the attachment ends.
+    pub(super) async fn unless_put_out<T>(&self, done: Result<T>) -> Result<T> {
+        match done {
+            Err(error) if is_damage(&error) => {
+                self.confirm_ownership().await.context(|| &error)?;
+                Err(error)
+            }
+            done => done,
+        }
+    }
+}
+
+/// Whether something that must be in the store is not, or cannot be read.
+pub(super) fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound)
 }

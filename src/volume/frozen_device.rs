@@ -174,19 +174,16 @@ impl ReadsAhead for Inner {
     }
 
     async fn bring_near(&self, offset: u64, length: u64) -> Result<()> {
-        let mut at = offset;
         let mut loads = Loads::default();
-        while at < offset + length {
-            let part = near::NEAR_STEP_BYTES.min(offset + length - at);
+        for range in near::steps(offset, length) {
             let mut places = Vec::new();
-            self.map.lookup(BlockRange::covering(at, part), &mut places).await?;
+            self.map.lookup(range, &mut places).await?;
             join_places(&mut places);
             for found in places {
                 if let Some(place) = found.place {
                     loads.begin(&self.shared, place, found.range.count.0);
                 }
             }
-            at += part;
         }
         loads.finish().await
     }

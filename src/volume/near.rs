@@ -20,7 +20,14 @@ pub const RESIDENCE_SCAN_BYTES: u64 = 4 << 30;
 /// How much of it is looked up at a time.
 pub const RESIDENCE_STEP_BYTES: u64 = 64 << 20;
 /// How much is looked up at a time to be brought near.
-pub const NEAR_STEP_BYTES: u64 = 4 << 20;
+const NEAR_STEP_BYTES: u64 = 4 << 20;
+
+/// The blocks of `length` bytes from `offset` on, in parts that are looked up at a time to be brought near.
+pub fn steps(offset: u64, length: u64) -> impl Iterator<Item = BlockRange> {
+    let end = offset + length;
+    let starts = (offset..end).step_by(NEAR_STEP_BYTES as usize);
+    starts.map(move |at| BlockRange::covering(at, NEAR_STEP_BYTES.min(end - at)))
+}
 
 /// Checks that a range of bytes lies within a disk of `size` bytes, which is called `name`.
 ///

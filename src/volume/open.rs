@@ -97,6 +97,9 @@ async fn complete(
         Some(foreign) => rescue::keep_aside(shared, id, foreign).await?,
         None => None,
     };
+    if let Some(error) = &found.unreadable {
+        rescue::keep_unread_aside(shared, id, &attachment, error)?;
+    }
     let manifest = attachment.loaded.manifest.clone();
     let root = async {
         match &loaded.manifest.checkpoint {
@@ -157,13 +160,15 @@ struct Found {
     own: Option<Recovered>,
     /// One that is not part of the history any more.
     foreign: Option<Recovered>,
+    /// Why one cannot be read at all that nobody needs, or that the caller gives up.
+    unreadable: Option<Error>,
     /// The owner's token, if it is a claim of this host under which nothing can be lost.
     claimed: Option<Token>,
 }
 
 impl Found {
     fn new(own: Option<Recovered>, foreign: Option<Recovered>) -> Self {
-        Found { own, foreign, claimed: None }
+        Found { own, foreign, unreadable: None, claimed: None }
     }
 }
 
@@ -178,14 +183,24 @@ fn find(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) -> R
     Ok(found)
 }
 
+/// What can be done about a log that is damaged.
+const LOG_REMEDY: &str =
+    " (nothing was changed; with --takeover, attaching goes on from what the store holds and keeps the log aside)";
+
 fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) -> Result<Found> {
     let path = log_path(shared, id);
     let recovered = match log::recover(&*shared.disk, &path, &|volume| shared.store.key_of(volume)) {
         Ok(recovered) => recovered,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::new(None, None)),
+        // Of a volume that was handed back every write is in the store.
+        Err(error) if error.kind() == ErrorKind::Damaged && (takeover || manifest.owner.is_none()) => {
+            return Ok(Found { unreadable: Some(error), ..Found::new(None, None) });
+        }
         Err(error) => {
+            let remedy = if error.kind() == ErrorKind::Damaged { LOG_REMEDY } else { "" };
             return Err(error).context(|| {
-                format!("volume {id} cannot be attached here, since its write log {} cannot be read", path.display())
+                let path = path.display();
+                format!("volume {id} cannot be attached here, since its write log {path} cannot be read{remedy}")
             });
         }
     };

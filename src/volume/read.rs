@@ -13,7 +13,7 @@ use crate::lineage::{self, FrozenMap};
 use crate::log::LogRead;
 use crate::map::{LogPlace, OverlayPlace, PagePlace, SegmentPlace, join_places};
 use crate::units::BlockRange;
-use crate::volume::core::Volume;
+use crate::volume::core::{Volume, is_damage};
 use crate::volume::fetch::{self, Piece};
 use crate::volume::gate::Refusal;
 use crate::volume::near::{self, Loads, ReadsAhead, Residences, WholeBlocks};
@@ -126,7 +126,8 @@ impl Volume {
         let below = self.gather_overlay(range, &mut runs);
         let mut places = Vec::new();
         for run in below {
-            self.pages.lookup(run, &mut places).await?;
+            let found = self.pages.lookup(run, &mut places).await;
+            self.unless_put_out(found).await?;
         }
         join_places(&mut places);
         runs.extend(places.into_iter().map(from_page));
@@ -153,7 +154,7 @@ impl Volume {
     /// # Errors
     /// `error`, if nothing has moved; `Fenced`, if this attachment turns out to be over.
     async fn only_if_moved(&self, range: BlockRange, runs: &Runs, error: Error) -> Result<()> {
-        if !matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) {
+        if !is_damage(&error) {
             return Err(error);
         }
         if self.gather_waiting(range).await? != *runs {
@@ -163,6 +164,31 @@ impl Volume {
             Err(fenced) if fenced.kind() == ErrorKind::Fenced => Err(fenced),
             _ => Err(error),
         }
+    }
+
+    /// Begins to bring a range into the memory part of the cache; returns where it lies.
+    async fn begin_near(&self, range: BlockRange, loads: &mut Loads) -> Result<Runs> {
+        let runs = self.gather_waiting(range).await?;
+        for (run, source) in &runs {
+            if let Source::Segment(place) = source {
+                loads.begin(&self.shared, *place, run.count.0);
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Brings a range near although some of it may move meanwhile.
+    async fn follow_near(&self, range: BlockRange) -> Result<()> {
+        for _ in 0..LOOKUPS_MAX {
+            let mut loads = Loads::default();
+            let runs = self.begin_near(range, &mut loads).await?;
+            match loads.finish().await {
+                Ok(()) => return Ok(()),
+                Err(error) => self.only_if_moved(range, &runs, error).await?,
+            }
+        }
+        // A hint that cannot be followed as fast as its blocks move does no harm.
+        Ok(())
     }
 
     /// Reads runs that adjoin each other and together fill `buffer`. False if a place in the log was given back meanwhile.
@@ -268,18 +294,19 @@ impl ReadsAhead for Volume {
     }
 
     async fn bring_near(&self, offset: u64, length: u64) -> Result<()> {
-        let mut at = offset;
         let mut loads = Loads::default();
-        while at < offset + length {
-            let part = near::NEAR_STEP_BYTES.min(offset + length - at);
-            for (run, source) in self.gather_waiting(BlockRange::covering(at, part)).await? {
-                if let Source::Segment(place) = source {
-                    loads.begin(&self.shared, place, run.count.0);
-                }
-            }
-            at += part;
+        for range in near::steps(offset, length) {
+            self.begin_near(range, &mut loads).await?;
         }
-        loads.finish().await
+        match loads.finish().await {
+            Err(error) if is_damage(&error) => {
+                for range in near::steps(offset, length) {
+                    self.follow_near(range).await?;
+                }
+                Ok(())
+            }
+            done => done,
+        }
     }
 }
 

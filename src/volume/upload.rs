@@ -32,7 +32,7 @@ use crate::segment::{SegmentBuilder, fetch_index};
 use crate::store::{Condition, ObjectKey, StoreErrorKind};
 use crate::units::{BLOCK_SIZE, BlockCount, ByteLen, LogOffset, SegmentId, SegmentNumber};
 use crate::volume::cleaning::Relocation;
-use crate::volume::core::Volume;
+use crate::volume::core::{Volume, is_damage};
 use crate::volume::fetch::keep_index;
 use crate::volume::progress::{Mark, Run};
 use crate::volume::shared::UPLOADS_KIB_MAX;
@@ -82,12 +82,24 @@ impl Volume {
     /// # Errors
     /// Why it failed. While it stops nobody else learns of that: the gate is closed already, for another reason.
     pub(super) async fn run_uploader(self: Arc<Self>) -> Result<()> {
-        let ended = self.upload().await;
+        let ended = match self.upload().await {
+            Err(error) if is_damage(&error) => Err(self.put_out_or(error).await),
+            ended => ended,
+        };
         match &ended {
             Ok(()) => self.end_uploads(),
             Err(error) => self.fail(error),
         }
         ended
+    }
+
+    /// Why the uploads have met damage, or miss an object: this owner was put out, and the next one has deleted what it needs no more; or
+    /// else `damage`. Waits until the store says which.
+    async fn put_out_or(&self, damage: Error) -> Error {
+        match self.retry_while_unavailable("asking who the owner is", || self.confirm_ownership()).await {
+            Err(fenced) if fenced.kind() == ErrorKind::Fenced => fenced,
+            _ => damage,
+        }
     }
 
     async fn upload(self: &Arc<Self>) -> Result<()> {

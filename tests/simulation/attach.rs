@@ -84,7 +84,7 @@ impl World {
                 assert!(!is_own, "volume {which} is refused to its own host {number}: {message}");
                 *takeover = true;
             }
-            ErrorKind::Damaged if subject.floor == Floor::Stored => {
+            ErrorKind::Damaged if subject.floor == Floor::Stored || subject.rotted.contains(&number) => {
                 self.journal.hit("recovery: a damaged log is refused");
                 *takeover = true;
             }
@@ -204,6 +204,9 @@ impl World {
         // One that was there already has not looked at its log anew: rot in there is still to be found.
         let is_same = is_home && subject.epoch == Some(report.status.epoch);
         subject.floor = if is_same { subject.floor } else { Floor::Acknowledged };
+        if !is_same {
+            subject.rotted.remove(&number);
+        }
         (subject.home, subject.epoch, subject.has_rivals) = (Some(number), Some(report.status.epoch), false);
         self.show_scene();
         self.look();

@@ -119,6 +119,7 @@ impl World {
             if subject.home == Some(number) {
                 subject.floor = Floor::Stored;
             }
+            subject.rotted.insert(number);
             subject.excuses(number).for_each(|excuses| excuses.rot.store(true, Ordering::SeqCst));
         }
     }

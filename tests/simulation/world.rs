@@ -51,6 +51,8 @@ pub struct Subject {
     pub epoch: Option<Epoch>,
     /// Another host than its home has tried to take it since.
     pub has_rivals: bool,
+    /// Hosts on which a log of it has rotted since they attached it: maybe an old one, of which its owner knows nothing.
+    pub rotted: BTreeSet<u32>,
     /// The most sectors that somebody asked for; commands under way look at it, too.
     pub sectors_max: Arc<AtomicUsize>,
     /// A life of a host that may still be detaching it.
@@ -72,6 +74,7 @@ impl Subject {
             floor: Floor::Stored,
             epoch: None,
             has_rivals: false,
+            rotted: BTreeSet::new(),
             sectors_max,
             leaving: None,
             ghosts: Vec::new(),

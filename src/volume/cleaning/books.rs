@@ -71,11 +71,7 @@ impl Books {
             books.add(index, index.block_count());
         }
         if !history.segments.is_empty() {
-            // Of what is not read yet it is not known how much it is.
-            books.unaudited = usize::MAX;
-            if books.are_whole() {
-                books.begin_audit();
-            }
+            books.begin_audit();
         }
         books
     }
@@ -137,9 +133,11 @@ impl Books {
         self.condemned = condemned.clone();
     }
 
-    /// Begins to look at all segments again.
+    /// Begins to look at all segments again. How many that is, is known when all of the books has been read; somebody else may have done
+    /// so while the one who asks for this could not.
     pub fn begin_audit(&mut self) {
-        self.unaudited = self.census.segments().filter(|(_, counted)| counted.dead_at.is_none()).count();
+        let held = self.census.segments().filter(|(_, counted)| counted.dead_at.is_none());
+        self.unaudited = if self.are_whole() { held.count() } else { usize::MAX };
     }
 }
 
@@ -174,7 +172,7 @@ impl Volume {
         let shifts = self.pages.take_shifts();
         if let Err(error) = self.read_books().await {
             tracing::info!(volume = %self.id, %error, "what objects the volume has is read later");
-            self.books.lock().unaudited = usize::MAX;
+            self.books.lock().begin_audit();
         }
         self.books.lock().note_segment(index, shifts);
     }

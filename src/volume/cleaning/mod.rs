@@ -27,14 +27,14 @@ use tokio::sync::oneshot;
 
 use crate::clean::{self, Goal, condemnable_bytes};
 use crate::clock;
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::census::{Condemned, ObjectAt};
 use crate::limits::SEGMENT_BYTES_TARGET;
 use crate::lineage;
 use crate::service::CleanReport;
 use crate::store::ObjectKey;
 use crate::units::{BLOCK_SIZE, ByteLen};
-use crate::volume::core::Volume;
+use crate::volume::core::{Volume, is_damage};
 use crate::volume::fetch::segment_index;
 use crate::work::simulated::{self, Mutation};
 
@@ -153,18 +153,6 @@ impl Volume {
             live: ByteLen(totals.live),
             pinned: ByteLen(totals.dead),
         })
-    }
-
-    /// Whoever meets damage, or misses an object, may be an owner that was put out and has not noticed: the next one has deleted what it
-    /// needs no more. Then that is the failure, and the attachment ends.
-    async fn unless_put_out<T>(&self, done: Result<T>) -> Result<T> {
-        match done {
-            Err(error) if is_damage(&error) => {
-                self.confirm_ownership().await.context(|| &error)?;
-                Err(error)
-            }
-            done => done,
-        }
     }
 
     async fn clean_step(&self, goal: Goal) -> Result<Step> {
@@ -314,9 +302,4 @@ impl Volume {
         }
         Ok(())
     }
-}
-
-/// Whether something that must be in the store is not, or cannot be read.
-fn is_damage(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound)
 }

@@ -13,8 +13,7 @@ use crate::map::PageIndex;
 use crate::segment::fetch_index;
 use crate::store::{ObjectKey, list_all};
 use crate::units::{BLOCK_SIZE, Epoch, SegmentId};
-use crate::volume::cleaning::is_damage;
-use crate::volume::core::Volume;
+use crate::volume::core::{Volume, is_damage};
 
 /// Map objects may take so many times what of them is in use, and so many bytes more, before they are written anew.
 const MAP_SPACE: u64 = 2;
