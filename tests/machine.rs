@@ -29,6 +29,7 @@ const PART: usize = 64 << 10;
 
 both_stores!(
     a_deleted_state_directory_is_never_taken_for_an_empty_one,
+    an_unreadable_log_is_given_up_only_by_whoever_says_so,
     a_read_only_state_directory_gives_errors_and_loses_nothing,
     a_stop_while_the_store_is_away_keeps_the_data_in_the_log,
     a_slow_disk_holds_up_its_own_volume_only,
@@ -72,6 +73,51 @@ fn a_deleted_state_directory_is_never_taken_for_an_empty_one(kind: StoreKind) {
     client.write(2 << 20, &[3; PART]).unwrap();
     client.flush().unwrap();
     drop(client);
+    daemon.stop();
+    host.varve(&["check", &volume]).succeeded();
+}
+
+/// The logs of a volume that were put aside on a host because nobody could read them.
+fn unreadable_logs(directory: &Path) -> Vec<Vec<u8>> {
+    let names = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let aside =
+        names.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("unreadable-")));
+    aside.map(|path| std::fs::read(path).unwrap()).collect()
+}
+
+fn an_unreadable_log_is_given_up_only_by_whoever_says_so(kind: StoreKind) {
+    let world = World::new(kind);
+    let host = world.host("a");
+    let volume = host.create("rotten", "64MiB");
+    let mut daemon = host.start();
+    let mut client = connect(&host, &volume);
+    client.write(0, &[1; PART]).unwrap();
+    host.varve(&["volumes", "sync", &volume]).succeeded();
+    daemon.kill9();
+    // Both superblocks.
+    let directory = host.state().join("volumes").join(&volume);
+    let log = directory.join("log");
+    let mut content = std::fs::read(&log).unwrap();
+    content[..8192].fill(0xa5);
+    std::fs::write(&log, &content).unwrap();
+    let mut daemon = host.start();
+    for _ in 0..2 {
+        host.varve(&["volumes", "attach", &volume]).refused(&[&volume, "superblock", "--takeover"]);
+    }
+    assert!(std::fs::read(&log).unwrap() == content, "the refusal has changed the log");
+    host.varve(&["volumes", "attach", &volume, "--takeover"]).succeeded();
+    assert!(unreadable_logs(&directory) == [content.clone()], "the log was not kept aside as it was");
+    let mut client = connect(&host, &volume);
+    holds(&mut client, 0, 1);
+    client.write(0, &[2; PART]).unwrap();
+    drop(client);
+    host.varve(&["volumes", "detach", &volume]).succeeded();
+    daemon.kill9();
+    // Of a volume that was handed back nobody needs a log of before, and nobody has to say so.
+    std::fs::write(&log, &content).unwrap();
+    let daemon = host.start();
+    holds(&mut connect(&host, &volume), 0, 2);
+    assert!(unreadable_logs(&directory) == [content.clone(), content], "the old log was not kept aside");
     daemon.stop();
     host.varve(&["check", &volume]).succeeded();
 }
