@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -84,6 +84,7 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
     };
     let (shared, lock) = state_directory::open(state, opened.store.clone(), root.store, runtime.handle().clone())?;
     let _guard = runtime.enter();
+    let signals = Signals::watch()?;
     let socket = ControlSocket::bind(&settings.control_socket)?;
     let door = settings.control_door.as_ref().map(RemoteDoor::bind).transpose()?;
     let control_tcp = door.as_ref().map(|door| format!("https://{}", door.address()));
@@ -97,7 +98,7 @@ fn serve(runtime: &Runtime, settings: &Settings) -> Result<()> {
     let (stop, stopped) = watch::channel(());
     let control = runtime.spawn(answer(socket, door, Arc::new(service), stopped));
     tracing::info!(store = opened.store.address(), nbd = ?addresses, control = %settings.control_socket.display(), control_tcp, "varved is ready");
-    runtime.block_on(wait_for_signal())?;
+    runtime.block_on(signals.wait());
     tracing::info!("stopping");
     let cut_off = nbd.stop(CLIENTS_LEAVE);
     if cut_off > 0 {
@@ -181,12 +182,23 @@ fn nbd_settings(settings: &Settings) -> NbdSettings {
     }
 }
 
-async fn wait_for_signal() -> Result<()> {
-    let watch = |kind| signal(kind).context(|| "cannot watch for signals");
-    let (mut terminate, mut interrupt) = (watch(SignalKind::terminate())?, watch(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// The signals on which the daemon stops.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Watches from now on: whoever finds a door open may ask to stop at once.
+    fn watch() -> Result<Signals> {
+        let watch = |kind| signal(kind).context(|| "cannot watch for signals");
+        Ok(Signals { terminate: watch(SignalKind::terminate())?, interrupt: watch(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    async fn wait(mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
