@@ -5,7 +5,7 @@
 //!
 //! | floor | room | what it owns |
 //! | --- | --- | --- |
-//! | 0 words | [`units`] [`limits`] [`error`] [`block_device`] [`service`] [`clock`] [`work`] [`settings`] | quantities, bounds, errors, the seams to the doors, time and chance, tasks and threads, settings |
+//! | 0 words | [`units`] [`limits`] [`error`] [`block_device`] [`service`] [`clock`] [`work`] [`compression`] [`settings`] | quantities, bounds, errors, the seams to the doors, time and chance, tasks and threads, zstd, settings |
 //! | 1 pure | [`map`] | where a block's newest content is: extents, pages, places |
 //! | 1 pure | [`seal`] | keys of volumes, sealing and opening |
 //! | 1 edge | [`tls`] | what a TLS server needs, from files |
@@ -45,6 +45,7 @@ pub mod cache;
 pub mod checkpoint;
 pub mod clean;
 pub mod clock;
+pub mod compression;
 pub mod control;
 pub mod disk;
 pub mod error;

@@ -10,9 +10,7 @@ use crate::checkpoint::reader::{Checkpoint, DIRECTORIES_KEPT, PARALLEL_FETCHES, 
 use crate::clock;
 use crate::error::{Context, Error, Result};
 use crate::format::census::{MapChanges, ObjectAt};
-use crate::format::map_object::{
-    self, CheckpointRef, Compressor, MapObjectId, PageRef, RAW_BYTES_MAX, References, Root,
-};
+use crate::format::map_object::{self, CheckpointRef, MapObjectId, PageRef, RAW_BYTES_MAX, References, Root};
 use crate::format::page::encode_page;
 use crate::limits::{PAGE_BLOCKS, VOLUME_BYTES_MAX};
 use crate::map::{ChangedDirectory, ChangedPages, MapPage, PageIndex};
@@ -97,13 +95,13 @@ struct Packed {
 }
 
 impl Packed {
-    fn new(raw: Vec<u8>, compressor: &mut Compressor) -> Self {
+    fn new(raw: Vec<u8>) -> Self {
         assert!(
             raw.len() <= RAW_BYTES_MAX as usize,
             "pages, directories and roots are far shorter than a reader accepts"
         );
         let raw_length = raw.len() as u32;
-        Packed { bytes: compressor.compress(raw), raw_length }
+        Packed { bytes: map_object::compress(raw), raw_length }
     }
 }
 
@@ -131,7 +129,6 @@ struct Writing<'a> {
     changes: MapChanges,
     /// Bytes of the object in memory that the checkpoint will lead to.
     live: usize,
-    compressor: Compressor,
 }
 
 impl Writing<'_> {
@@ -163,7 +160,7 @@ impl Writing<'_> {
 
     async fn add_page(&mut self, page: &MapPage) -> Result<PageRef> {
         self.put_if_long().await?;
-        let packed = Packed::new(encode_page(page), &mut self.compressor);
+        let packed = Packed::new(encode_page(page));
         Ok(self.append(&packed))
     }
 
@@ -174,7 +171,7 @@ impl Writing<'_> {
             self.release(old);
             return Ok(());
         }
-        let packed = Packed::new(map_object::encode_directory(&directory), &mut self.compressor);
+        let packed = Packed::new(map_object::encode_directory(&directory));
         self.waiting_bytes += packed.bytes.len();
         let directory = (self.waiting.len() < DIRECTORIES_KEPT).then(|| Arc::new(directory));
         self.waiting.push(Waiting { which, packed, directory });
@@ -264,7 +261,6 @@ pub async fn write(
         stats: WrittenStats::default(),
         changes: MapChanges::default(),
         live: 0,
-        compressor: Compressor::default(),
     };
     writing.release_cleared(changed).await?;
     let groups: Vec<u32> =
@@ -292,12 +288,12 @@ impl Writing<'_> {
         let Position { epoch, number, sequence } = new.position;
         let directories = std::mem::take(&mut self.directories);
         let root = Root { epoch, number, sequence, size: new.size, directories };
-        let packed = Packed::new(map_object::encode_root(&root), &mut self.compressor);
+        let packed = Packed::new(map_object::encode_root(&root));
         let reference = CheckpointRef { root: self.append(&packed) };
         self.release(new.replaced.map(|replaced| replaced.root));
         self.note_object();
         let parts = take_census(&self.changes);
-        let parts: Vec<Packed> = parts.into_iter().map(|part| Packed::new(part, &mut self.compressor)).collect();
+        let parts: Vec<Packed> = parts.into_iter().map(Packed::new).collect();
         let census = parts.iter().map(|part| self.append(part)).collect();
         self.put_object().await?;
         let checkpoint = self.base.successor(self.store.clone(), root);

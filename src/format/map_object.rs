@@ -7,6 +7,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use crate::compression;
 use crate::error::{Error, Result};
 use crate::format::codec::{Reader, Writer};
 use crate::limits::{DIRECTORY_PAGES, PAGE_BLOCKS, VOLUME_BYTES_MAX};
@@ -223,30 +224,13 @@ fn decode_references(input: &mut Reader<'_>, slots: u64) -> Result<References> {
     Ok(references)
 }
 
-/// Compresses pages, directories and roots one after the other: to make what zstd needs anew for each took two thirds of the time that a
-/// checkpoint of many pages takes.
-pub struct Compressor(Option<zstd::bulk::Compressor<'static>>);
-
-impl Default for Compressor {
-    fn default() -> Self {
-        Compressor(zstd::bulk::Compressor::new(1).ok())
-    }
-}
-
-impl Compressor {
-    /// Compresses where it pays; returns the bytes to store.
-    pub fn compress(&mut self, raw: Vec<u8>) -> Vec<u8> {
-        // A compressor that fails costs space only.
-        match self.0.as_mut().map(|compressor| compressor.compress(&raw)) {
-            Some(Ok(compressed)) if compressed.len() < raw.len() => compressed,
-            _ => raw,
-        }
-    }
-}
-
-/// Compresses one alone, as [`Compressor::compress`] does.
+/// Compresses a page, directory or root where it pays; returns the bytes to store.
 pub fn compress(raw: Vec<u8>) -> Vec<u8> {
-    Compressor::default().compress(raw)
+    // A compressor that fails costs space only.
+    match compression::compress(&raw) {
+        Ok(compressed) if compressed.len() < raw.len() => compressed,
+        _ => raw,
+    }
 }
 
 /// Checks what a reference says before anything is fetched or allocated for it.
@@ -287,7 +271,7 @@ pub fn open(reference: &PageRef, stored: &[u8], key: Option<&VolumeKey>) -> Resu
         return Ok(packed.into_owned());
     }
     let raw =
-        zstd::bulk::decompress(&packed, reference.raw_length as usize).map_err(|error| damaged(&error.to_string()))?;
+        compression::decompress(&packed, reference.raw_length as usize).map_err(|error| damaged(&error.to_string()))?;
     if raw.len() != reference.raw_length as usize {
         return Err(damaged("it is shorter than announced"));
     }

@@ -212,7 +212,7 @@ mod tests {
         let (place, token, created_at) = (Sequence(place), Token(1), UnixMillis(0));
         let header =
             SegmentHeader { id: id(number), token, first: place, last: place, created_at, seal: false, salt: None };
-        let mut builder = SegmentBuilder::new(header, BlockCount(1), None).unwrap();
+        let mut builder = SegmentBuilder::new(header, BlockCount(1), None);
         builder.push_zero(BlockRange::new(Lba(number), BlockCount(1)));
         builder.finish().unwrap().bytes
     }

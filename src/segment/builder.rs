@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::clock;
+use crate::compression;
 use crate::error::{Error, Result};
 use crate::format::segment::{
     Codec, EntryKind, FrameEntry, HEADER_BYTES, IndexEntry, IndexSeal, SegmentHeader, SegmentIndex, encode_header,
@@ -22,8 +23,6 @@ use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, Lba};
 const FRAME_BYTES: usize = (FRAME_BLOCKS * BLOCK_SIZE) as usize;
 /// A block that reads as zero.
 const ZERO_BLOCK: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
-/// zstd's fastest ordinary level: the packer shares two cores with the foreground.
-const ZSTD_LEVEL: i32 = 1;
 /// After this many frames in a row that did not pay, most are not tried.
 const FUTILE_FRAMES: u32 = 4;
 const TRY_EVERY: u32 = 8;
@@ -47,7 +46,6 @@ pub struct SegmentBuilder {
     out: Vec<u8>,
     frame: Vec<u8>,
     compressed: Vec<u8>,
-    compressor: zstd::bulk::Compressor<'static>,
     frames: Vec<FrameEntry>,
     entries: Vec<IndexEntry>,
     blocks: u32,
@@ -56,32 +54,26 @@ pub struct SegmentBuilder {
 
 impl SegmentBuilder {
     /// Begins a segment that will hold about `expected` blocks, sealed with the key of its volume if it has one.
-    ///
-    /// # Errors
-    /// `Io` if the compressor cannot be made.
-    pub fn new(header: SegmentHeader, expected: BlockCount, key: Option<Arc<VolumeKey>>) -> Result<Self> {
+    pub fn new(header: SegmentHeader, expected: BlockCount, key: Option<Arc<VolumeKey>>) -> Self {
         let header = salted(header, key.as_deref());
         let sealer = key.as_ref().zip(header.salt).map(|(key, salt)| key.segment(header.id, salt));
-        let compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)
-            .map_err(|error| Error::io("cannot make a zstd compressor", &error))?;
         // Room for all of it, compressed or not: what is not touched takes no memory, but growing would leave copies of half and a quarter of
         // the object behind, which the allocator keeps for a second.
         let expected = usize::try_from(expected.bytes().0).unwrap_or(0);
         let mut out = Vec::with_capacity(HEADER_BYTES + expected + expected / 128 + TAIL_ROOM);
         out.extend_from_slice(&encode_header(&header));
-        Ok(SegmentBuilder {
+        SegmentBuilder {
             header,
             key,
             sealer,
             out,
             frame: Vec::with_capacity(FRAME_BYTES),
-            compressed: vec![0; zstd::zstd_safe::compress_bound(FRAME_BYTES)],
-            compressor,
+            compressed: vec![0; compression::bound(FRAME_BYTES)],
             frames: Vec::new(),
             entries: Vec::new(),
             blocks: 0,
             futile: 0,
-        })
+        }
     }
 
     /// Adds a run of blocks; `fill` writes the content of some of them, from the given block of the run on, into its buffer. Those that hold
@@ -206,9 +198,7 @@ impl SegmentBuilder {
         let mut codec = Codec::Raw;
         let mut packed: &[u8] = &self.frame;
         if attempt {
-            let length = self
-                .compressor
-                .compress_to_buffer(&self.frame, &mut self.compressed[..])
+            let length = compression::compress_to(&self.frame, &mut self.compressed)
                 .map_err(|error| Error::io("zstd failed", &error))?;
             if length < self.frame.len() - self.frame.len() / 8 {
                 codec = Codec::Zstd;

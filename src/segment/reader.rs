@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 
+use crate::compression;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::segment::{Codec, FrameEntry, IndexSeal, SegmentIndex, decode_index, decode_trailer};
 use crate::seal::VolumeKey;
@@ -96,7 +97,7 @@ pub fn open_frame(
         (Codec::Raw, None) => Bytes::copy_from_slice(stored),
         (Codec::Zstd, opened) => {
             let packed = opened.as_deref().unwrap_or(stored);
-            let plain = zstd::bulk::decompress(packed, length).map_err(|error| damaged(&error.to_string()))?;
+            let plain = compression::decompress(packed, length).map_err(|error| damaged(&error.to_string()))?;
             Bytes::from(plain)
         }
     };

@@ -37,7 +37,7 @@ fn parse(id: SegmentId, object: &[u8]) -> Result<SegmentIndex> {
 }
 
 fn build(runs: &[(u64, u64, bool)]) -> BuiltSegment {
-    let mut builder = SegmentBuilder::new(header(false), BlockCount(64), key()).unwrap();
+    let mut builder = SegmentBuilder::new(header(false), BlockCount(64), key());
     for &(start, count, random) in runs {
         builder
             .push_data(BlockRange::new(Lba(start), BlockCount(count)), |from, buffer| {
@@ -94,7 +94,7 @@ fn a_seal_is_an_empty_segment() {
 #[test]
 fn moved_entries_keep_the_old_place() {
     let old = SegmentPlace { segment: SegmentId { volume: VolumeId(4), ..header(false).id }, block: 12 };
-    let mut builder = SegmentBuilder::new(header(false), BlockCount(1), key()).unwrap();
+    let mut builder = SegmentBuilder::new(header(false), BlockCount(1), key());
     builder
         .push_moved(BlockRange::new(Lba(5), BlockCount(2)), old, |_, buffer| {
             buffer.fill(1);

@@ -190,7 +190,7 @@ async fn pack_and_put(store: Arc<dyn Store>, header: SegmentHeader, batch: Batch
     let position = batch.position;
     let key = store.key_of(header.id.volume)?;
     let packing = tokio::task::spawn_blocking(move || {
-        let mut builder = SegmentBuilder::new(header, BlockCount(batch.data.len() as u64 / BLOCK_SIZE), key)?;
+        let mut builder = SegmentBuilder::new(header, BlockCount(batch.data.len() as u64 / BLOCK_SIZE), key);
         let mut rest = &batch.data[..];
         for &run in &batch.runs {
             let (data, behind) = rest.split_at(run.count.bytes().0 as usize);

@@ -373,7 +373,7 @@ fn pack(
             RecordKind::Fence | RecordKind::Pad => {}
         }
     }
-    let mut builder = SegmentBuilder::new(header, BlockCount(run.bytes / BLOCK_SIZE), key)?;
+    let mut builder = SegmentBuilder::new(header, BlockCount(run.bytes / BLOCK_SIZE), key);
     for (range, place) in last.extents() {
         match place {
             OverlayPlace::Zero(_) if simulated::has(Mutation::ForgetTrim) => {}

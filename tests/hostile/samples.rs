@@ -52,7 +52,7 @@ pub fn content(lba: u64, noise: bool) -> Vec<u8> {
 
 /// A segment of these runs (first block, number of blocks, noise), one moved run and two zero runs.
 pub fn built(runs: &[(u64, u64, bool)]) -> BuiltSegment {
-    let mut builder = SegmentBuilder::new(header(false), BlockCount(64), None).unwrap();
+    let mut builder = SegmentBuilder::new(header(false), BlockCount(64), None);
     for &(start, count, noise) in runs {
         let fill = |from: u64, buffer: &mut [u8]| {
             for (step, block) in buffer.chunks_mut(BLOCK_SIZE as usize).enumerate() {
@@ -295,7 +295,7 @@ pub fn traces() -> Vec<Vec<u8>> {
 /// A sealed segment, a sealed trace, wrapped keys and unwrapped ones.
 pub fn sealed() -> Vec<Vec<u8>> {
     let key = super::bodies::key();
-    let mut builder = SegmentBuilder::new(header(false), BlockCount(64), Some(Arc::new(key.clone()))).unwrap();
+    let mut builder = SegmentBuilder::new(header(false), BlockCount(64), Some(Arc::new(key.clone())));
     let fill = |_: u64, buffer: &mut [u8]| {
         buffer.fill(7);
         Ok(())

@@ -190,7 +190,7 @@ impl Host {
     async fn put(&self, id: SegmentId, token: Token, place: Sequence) -> bool {
         let header =
             SegmentHeader { id, token, first: place, last: place, created_at: UnixMillis(0), seal: false, salt: None };
-        let mut builder = SegmentBuilder::new(header, BlockCount(1), None).unwrap();
+        let mut builder = SegmentBuilder::new(header, BlockCount(1), None);
         builder.push_zero(BlockRange::new(Lba(place.0 % 256), BlockCount(1)));
         let body = builder.finish().unwrap().bytes;
         loop {

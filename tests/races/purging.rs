@@ -68,7 +68,7 @@ async fn prepare() -> (MemoryStore, VolumeId, SnapshotId) {
         seal: false,
         salt: None,
     };
-    let mut builder = SegmentBuilder::new(header, BlockCount(8), None).unwrap();
+    let mut builder = SegmentBuilder::new(header, BlockCount(8), None);
     let fill = |_: u64, buffer: &mut [u8]| {
         buffer.fill(7);
         Ok(())

@@ -3,7 +3,7 @@
 
 /// Rooms by floor. A room may import from the floors below its own. The words of floor 0 know one another.
 pub const FLOORS: &[&[&str]] = &[
-    &["units", "limits", "error", "block_device", "service", "clock", "work", "settings"],
+    &["units", "limits", "error", "block_device", "service", "clock", "work", "compression", "settings"],
     &["map", "seal", "tls"],
     &["format", "keys"],
     &["disk", "store"],

@@ -6,6 +6,7 @@ use super::{
     Codec, EntryKind, FEATURE_SEALED, FLAG_SEAL, FrameEntry, HEADER_BYTES, IndexEntry, SegmentHeader, SegmentIndex,
     VERSION, decode_header, encode_header, features, salt_of,
 };
+use crate::compression;
 use crate::error::{Error, Result};
 use crate::format::codec::{Reader, Writer};
 use crate::limits::{FRAME_BLOCKS, SEGMENT_INDEX_BYTES_MAX, SEGMENT_OBJECT_BYTES_MAX, VOLUME_BYTES_MAX};
@@ -78,7 +79,7 @@ pub fn encode_tail(
     if raw.len() as u64 > SEGMENT_INDEX_BYTES_MAX {
         return Err(Error::invalid(format!("segment {} cannot hold this many changes", header.id)));
     }
-    let compressed = zstd::bulk::compress(&raw, 1)
+    let compressed = compression::compress(&raw)
         .map_err(|error| Error::damaged(format!("the index of segment {} cannot be compressed: {error}", header.id)))?;
     let (codec, stored) =
         if compressed.len() < raw.len() { (Codec::Zstd, compressed) } else { (Codec::Raw, raw.clone()) };
@@ -197,7 +198,7 @@ pub fn decode_index(id: SegmentId, trailer: &Trailer, tail: &[u8], seal: IndexSe
     let opened = open_index(id, trailer, stored, seal).map_err(|why| reader.damaged(why))?;
     let raw = match trailer.codec {
         Codec::Raw => opened.into_owned(),
-        Codec::Zstd => zstd::bulk::decompress(&opened, trailer.raw_length as usize)
+        Codec::Zstd => compression::decompress(&opened, trailer.raw_length as usize)
             .map_err(|error| reader.damaged(&format!("it cannot be decompressed: {error}")))?,
     };
     let header = decode_header(id, &raw)?;

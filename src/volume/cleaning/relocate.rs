@@ -52,7 +52,7 @@ impl Relocation {
     /// What the compressor says.
     pub fn pack(mut self, header: SegmentHeader, key: Option<Arc<VolumeKey>>) -> Result<(BuiltSegment, BTreeSet<u32>)> {
         self.runs.sort_unstable_by_key(|run| run.range.start);
-        let mut builder = SegmentBuilder::new(header, BlockCount(self.blocks()), key)?;
+        let mut builder = SegmentBuilder::new(header, BlockCount(self.blocks()), key);
         let (mut read, mut block) = (BTreeSet::new(), 0);
         for run in &self.runs {
             let bytes = &self.data[run.at..][..run.range.count.bytes().0 as usize];
