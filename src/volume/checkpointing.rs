@@ -133,11 +133,18 @@ impl Volume {
             let newest = self.newest.lock();
             (newest.position, newest.sequence)
         };
-        self.retry_while_unavailable("writing a checkpoint", || self.write_checkpoint(next, sequence, false)).await?;
-        for sender in asked {
-            // Whoever asked may have gone away.
-            let _ = sender.send(());
+        let written =
+            self.retry_while_unavailable("writing a checkpoint", || self.write_checkpoint(next, sequence, false)).await;
+        match written {
+            Ok(()) => {
+                for sender in asked {
+                    // Whoever asked may have gone away.
+                    let _ = sender.send(());
+                }
+            }
+            // They wait on until the gate says why nothing comes of it.
+            Err(_) => self.checkpoint_asked.lock().extend(asked),
         }
-        Ok(())
+        written
     }
 }

@@ -52,6 +52,7 @@ pub const KEPT: &[(u64, &str)] = &[
         728866,
         "hints that came into doubt while the books were being read were never out of it, and cleaning had no end",
     ),
+    (737670, "whoever waited for a checkpoint that failed was told that the volume was stopping, and not why"),
 ];
 
 /// Which histories are to be run.
