@@ -78,6 +78,11 @@ impl Error {
         Error::new(kind, format!("{what}: {error}"))
     }
 
+    /// Whether something that must be there is not, or cannot be read.
+    pub fn is_damage(&self) -> bool {
+        matches!(self.kind, ErrorKind::Damaged | ErrorKind::NotFound)
+    }
+
     /// What the receiver must do.
     pub fn kind(&self) -> ErrorKind {
         self.kind

@@ -82,7 +82,7 @@ pub async fn trace_for(store: &dyn Store, manifest: &Manifest) -> Result<Option<
     match ownership::load(store, origin.volume).await {
         Ok(parent) => newest_trace(store, &parent.manifest, origin.sequence).await,
         // It may be somewhere else, or damaged, which is for others to say.
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => Ok(None),
+        Err(error) if error.is_damage() => Ok(None),
         Err(error) => Err(error),
     }
 }

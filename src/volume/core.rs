@@ -246,7 +246,7 @@ impl Volume {
     /// needs no more. Then that is the failure, and the attachment ends.
     pub(super) async fn unless_put_out<T>(&self, done: Result<T>) -> Result<T> {
         match done {
-            Err(error) if is_damage(&error) => {
+            Err(error) if error.is_damage() => {
                 self.confirm_ownership().await.context(|| &error)?;
                 Err(error)
             }
@@ -255,7 +255,10 @@ impl Volume {
     }
 }
 
-/// Whether something that must be in the store is not, or cannot be read.
-pub(super) fn is_damage(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound)
+/// Which of the two somebody who met damage is told, where it was `asked` who the owner is: that the attachment is over, or else the damage.
+pub(super) fn fenced_or(damage: Error, asked: Result<()>) -> Error {
+    match asked {
+        Err(fenced) if fenced.kind() == ErrorKind::Fenced => fenced,
+        _ => damage,
+    }
 }

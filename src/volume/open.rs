@@ -5,7 +5,7 @@
 //! the late owner's; only then are requests taken. Dependent round trips with nothing local: manifest, claim, indexes with the checkpoint's
 //! root beside them, seal.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 
@@ -183,25 +183,22 @@ fn find(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) -> R
     Ok(found)
 }
 
-/// What can be done about a log that is damaged.
-const LOG_REMEDY: &str =
-    " (nothing was changed; with --takeover, attaching goes on from what the store holds and keeps the log aside)";
-
 fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) -> Result<Found> {
     let path = log_path(shared, id);
     let recovered = match log::recover(&*shared.disk, &path, &|volume| shared.store.key_of(volume)) {
         Ok(recovered) => recovered,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::new(None, None)),
-        // Of a volume that was handed back every write is in the store.
-        Err(error) if error.kind() == ErrorKind::Damaged && (takeover || manifest.owner.is_none()) => {
-            return Ok(Found { unreadable: Some(error), ..Found::new(None, None) });
+        Err(error) if error.kind() == ErrorKind::Damaged => {
+            // Of a volume that was handed back every write is in the store.
+            if takeover || manifest.owner.is_none() {
+                return Ok(Found { unreadable: Some(error), ..Found::new(None, None) });
+            }
+            return Err(damaged_log(id, &path, error.message()));
         }
         Err(error) => {
-            let remedy = if error.kind() == ErrorKind::Damaged { LOG_REMEDY } else { "" };
-            return Err(error).context(|| {
-                let path = path.display();
-                format!("volume {id} cannot be attached here, since its write log {path} cannot be read{remedy}")
-            });
+            let path = path.display();
+            return Err(error)
+                .context(|| format!("volume {id} cannot be attached here: its write log {path} cannot be read"));
         }
     };
     if let Ending::Torn { records_beyond } = recovered.ending() {
@@ -226,15 +223,23 @@ fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) 
             }
             let blocks =
                 blocks.map_or_else(String::new, |range| format!(" (blocks {} to {})", range.start, range.end()));
-            return Err(Error::damaged(format!(
-                "the write log {} is damaged at {at}{blocks}, where it had been durable; {records_beyond} whole records follow. \
-                 Nothing was changed. 'varve volumes attach {id} --takeover' goes on from what the store holds and keeps the log aside",
-                path.display()
-            )));
+            let what = format!(
+                "it is damaged at {at}{blocks}, where it had been durable; {records_beyond} whole records follow"
+            );
+            return Err(damaged_log(id, &path, &what));
         }
         return Ok(Found::new(Some(recovered), None));
     }
     Ok(Found::new(None, Some(recovered)))
+}
+
+/// Why a volume whose write log is damaged is not attached, and what can be done about it.
+fn damaged_log(id: VolumeId, path: &Path, what: &str) -> Error {
+    let path = path.display();
+    Error::damaged(format!(
+        "volume {id} cannot be attached here with its write log {path}: {what}. Nothing was changed. \
+         'varve volumes attach {id} --takeover' goes on from what the store holds and keeps the log aside"
+    ))
 }
 
 /// The pages as of the end of the history in the store.

@@ -13,7 +13,7 @@ use crate::lineage::{self, FrozenMap};
 use crate::log::LogRead;
 use crate::map::{LogPlace, OverlayPlace, PagePlace, SegmentPlace, join_places};
 use crate::units::BlockRange;
-use crate::volume::core::{Volume, is_damage};
+use crate::volume::core::{Volume, fenced_or};
 use crate::volume::fetch::{self, Piece};
 use crate::volume::gate::Refusal;
 use crate::volume::near::{self, Loads, ReadsAhead, Residences, WholeBlocks};
@@ -154,16 +154,13 @@ impl Volume {
     /// # Errors
     /// `error`, if nothing has moved; `Fenced`, if this attachment turns out to be over.
     async fn only_if_moved(&self, range: BlockRange, runs: &Runs, error: Error) -> Result<()> {
-        if !is_damage(&error) {
+        if !error.is_damage() {
             return Err(error);
         }
         if self.gather_waiting(range).await? != *runs {
             return Ok(());
         }
-        match self.confirm_ownership().await {
-            Err(fenced) if fenced.kind() == ErrorKind::Fenced => Err(fenced),
-            _ => Err(error),
-        }
+        Err(fenced_or(error, self.confirm_ownership().await))
     }
 
     /// Begins to bring a range into the memory part of the cache; returns where it lies.
@@ -299,7 +296,7 @@ impl ReadsAhead for Volume {
             self.begin_near(range, &mut loads).await?;
         }
         match loads.finish().await {
-            Err(error) if is_damage(&error) => {
+            Err(error) if error.is_damage() => {
                 for range in near::steps(offset, length) {
                     self.follow_near(range).await?;
                 }

@@ -32,7 +32,7 @@ use crate::segment::{SegmentBuilder, fetch_index};
 use crate::store::{Condition, ObjectKey, StoreErrorKind};
 use crate::units::{BLOCK_SIZE, BlockCount, ByteLen, LogOffset, SegmentId, SegmentNumber};
 use crate::volume::cleaning::Relocation;
-use crate::volume::core::{Volume, is_damage};
+use crate::volume::core::{Volume, fenced_or};
 use crate::volume::fetch::keep_index;
 use crate::volume::progress::{Mark, Run};
 use crate::volume::shared::UPLOADS_KIB_MAX;
@@ -83,7 +83,7 @@ impl Volume {
     /// Why it failed. While it stops nobody else learns of that: the gate is closed already, for another reason.
     pub(super) async fn run_uploader(self: Arc<Self>) -> Result<()> {
         let ended = match self.upload().await {
-            Err(error) if is_damage(&error) => Err(self.put_out_or(error).await),
+            Err(error) if error.is_damage() => Err(self.put_out_or(error).await),
             ended => ended,
         };
         match &ended {
@@ -96,10 +96,8 @@ impl Volume {
     /// Why the uploads have met damage, or miss an object: this owner was put out, and the next one has deleted what it needs no more; or
     /// else `damage`. Waits until the store says which.
     async fn put_out_or(&self, damage: Error) -> Error {
-        match self.retry_while_unavailable("asking who the owner is", || self.confirm_ownership()).await {
-            Err(fenced) if fenced.kind() == ErrorKind::Fenced => fenced,
-            _ => damage,
-        }
+        let asked = self.retry_while_unavailable("asking who the owner is", || self.confirm_ownership()).await;
+        fenced_or(damage, asked)
     }
 
     async fn upload(self: &Arc<Self>) -> Result<()> {

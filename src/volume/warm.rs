@@ -273,7 +273,7 @@ async fn bring(shared: Arc<Shared>, batch: Batch) -> Result<u64> {
         let stored = match fetch_frames(&*shared.store, segment, &entries).await {
             Ok(stored) => stored,
             // Whoever reads it is told.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => continue,
+            Err(error) if error.is_damage() => continue,
             Err(error) => return Err(error),
         };
         let whole = run.into_iter().zip(stored).filter(|((_, entry, _), stored)| is_intact(entry, stored));

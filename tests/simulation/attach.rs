@@ -203,8 +203,8 @@ impl World {
             Some(Attached { host, life, client: Client { volume, witness: Witness { record, ..witness } } });
         // One that was there already has not looked at its log anew: rot in there is still to be found.
         let is_same = is_home && subject.epoch == Some(report.status.epoch);
-        subject.floor = if is_same { subject.floor } else { Floor::Acknowledged };
         if !is_same {
+            subject.floor = Floor::Acknowledged;
             subject.rotted.remove(&number);
         }
         (subject.home, subject.epoch, subject.has_rivals) = (Some(number), Some(report.status.epoch), false);

@@ -34,7 +34,7 @@ use crate::lineage;
 use crate::service::CleanReport;
 use crate::store::ObjectKey;
 use crate::units::{BLOCK_SIZE, ByteLen};
-use crate::volume::core::{Volume, is_damage};
+use crate::volume::core::Volume;
 use crate::volume::fetch::segment_index;
 use crate::work::simulated::{self, Mutation};
 
@@ -112,7 +112,7 @@ impl Volume {
                     Err(error) => {
                         tracing::warn!(volume = %self.id, %error, "cleaning is put off");
                         clock::sleep(RETRY).await;
-                        if is_damage(&error) {
+                        if error.is_damage() {
                             // That does not heal by itself: it is looked at again when something was written.
                             break;
                         }

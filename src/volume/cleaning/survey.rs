@@ -13,7 +13,7 @@ use crate::map::PageIndex;
 use crate::segment::fetch_index;
 use crate::store::{ObjectKey, list_all};
 use crate::units::{BLOCK_SIZE, Epoch, SegmentId};
-use crate::volume::core::{Volume, is_damage};
+use crate::volume::core::Volume;
 
 /// Map objects may take so many times what of them is in use, and so many bytes more, before they are written anew.
 const MAP_SPACE: u64 = 2;
@@ -87,7 +87,7 @@ impl Volume {
                     *seal = (*seal).min(at.number);
                 }
                 Ok(_) => {}
-                Err(error) if is_damage(&error) => {
+                Err(error) if error.is_damage() => {
                     self.confirm_ownership().await?;
                     tracing::warn!(volume = %self.id, %error, "an object without anything live cannot be read, and stays");
                     unreadable.insert(*at);

@@ -23,7 +23,6 @@ use crate::service::{SweepReport, SweptObject};
 use crate::store::{Listed, ObjectKey, list_all};
 use crate::units::{ByteLen, UnixMillis};
 use crate::volume::admin::Admin;
-use crate::volume::cleaning::is_damage;
 
 /// Seals are shorter than this.
 const SEAL_BYTES_MAX: u64 = 1024;
@@ -120,7 +119,7 @@ impl Admin {
                 match fetch_index(&*self.store, id).await {
                     Ok(index) if !index.header.seal => {}
                     Ok(_) => return Ok(None),
-                    Err(error) if is_damage(&error) => return Ok(None),
+                    Err(error) if error.is_damage() => return Ok(None),
                     Err(error) => return Err(error),
                 }
             }
