@@ -21,8 +21,10 @@
 //! | 5 keepers | [`ownership`] | manifests, epochs, sealing |
 //! | 5 keepers | [`clean`] | what a volume has in the store, what of it is in use, what may go |
 //! | 6 family | [`lineage`] | snapshots, forks and pins: what volumes share |
-//! | 7 owner | [`volume`] | one attached volume, and the fleet of them |
-//! | 8 doors | [`nbd`] [`control`] | the NBD server; the control socket, and the control door over TCP |
+//! | 7 owner | [`volume`] | one attached volume |
+//! | 8 store | [`admin`] | what needs no owner: volumes as the store has them |
+//! | 9 daemon | [`fleet`] | the attached volumes of a daemon, and what the doors ask of them |
+//! | 10 doors | [`nbd`] [`control`] | the NBD server; the control socket, and the control door over TCP |
 //!
 //! # A write
 //! ```text
@@ -40,6 +42,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod block_device;
 pub mod cache;
 pub mod checkpoint;
@@ -49,6 +52,7 @@ pub mod compression;
 pub mod control;
 pub mod disk;
 pub mod error;
+pub mod fleet;
 pub mod format;
 pub mod index;
 pub mod keys;

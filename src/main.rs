@@ -16,14 +16,16 @@ use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use varve::admin::{PurgeTimer, root};
 use varve::clean::Goal;
 use varve::control::{self, ControlSocket, RemoteDoor};
 use varve::error::{Context, Error, Result};
+use varve::fleet::{Fleet, FleetExports, FleetService};
 use varve::nbd::{self, NbdSettings, Server};
 use varve::settings::{DaemonArguments, Places, Prefetch, Settings, SharedSettings, SpaceTarget};
 use varve::store;
 use varve::volume::state_directory::{self, StateSettings};
-use varve::volume::{CLEANING, EngineSettings, Fleet, FleetExports, FleetService, PurgeTimer, root};
+use varve::volume::{CLEANING, EngineSettings};
 
 /// The C library keeps what each of many threads has freed: 200 MiB beyond the budgets after one sequential read of a disk
 /// (`design/measurements.md`). This one gives it back.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::Setup;
+use varve::admin::Admin;
 use varve::block_device::{BlockDevice, Change};
 use varve::checkpoint::Checkpoint;
 use varve::disk::host::HostDisk;
@@ -15,7 +16,7 @@ use varve::format::map_object;
 use varve::ownership;
 use varve::service::Durability;
 use varve::store::{ByteRange, Condition, MemoryStore, ObjectKey};
-use varve::volume::{Admin, VolumeDevice};
+use varve::volume::VolumeDevice;
 
 /// Bytes of the volume that one page of the block map describes.
 const PAGE_BYTES: u64 = 1 << 20;

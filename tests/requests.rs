@@ -15,12 +15,14 @@ use bytes::Bytes;
 use support::engine::{self, Setup};
 use support::minio::Minio;
 use tempfile::TempDir;
+use varve::admin::Admin;
 use varve::block_device::{BlockDevice, Change};
 use varve::disk::host::HostDisk;
+use varve::fleet::Fleet;
 use varve::service::{AttachReport, Durability};
 use varve::store::{DirectoryStore, Effect, Faults, Matching, S3Store, Store, wrap};
 use varve::units::VolumeId;
-use varve::volume::{Admin, Fleet, Volume, VolumeDevice};
+use varve::volume::{Volume, VolumeDevice};
 
 /// What the brief allows an attach: requests that wait for one another.
 const ROUND_TRIPS_MAX: usize = 6;

@@ -85,7 +85,7 @@ impl Volume {
     ///
     /// # Errors
     /// As [`Volume::write_checkpoint`], and `Io` if not everything is uploaded. It may be tried again.
-    pub(super) async fn hand_back(&self) -> Result<()> {
+    pub(crate) async fn hand_back(&self) -> Result<()> {
         let handed_back = self.seal_and_release().await;
         self.unless_put_out(handed_back).await
     }

@@ -43,10 +43,10 @@ pub struct Volume {
     pub token: Token,
     pub(super) name: Mutex<String>,
     pub(super) size: AtomicU64,
-    pub(super) shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     /// By which its objects are sealed, if they are.
     pub(super) key: Option<Arc<VolumeKey>>,
-    pub(super) gate: Gate,
+    pub(crate) gate: Gate,
     pub(super) writer: Mutex<Appender>,
     pub(super) log: LogReader,
     pub(super) committer: Committer,
@@ -76,7 +76,7 @@ pub struct Volume {
     /// An append found no room: the log gives back more than it would by itself.
     pub(super) wants_room: AtomicBool,
     /// Tells those who wait on a doubtful gate that it was decided.
-    pub(super) gate_wake: Notify,
+    pub(crate) gate_wake: Notify,
     pub(super) manifest: tokio::sync::Mutex<Loaded>,
     pub(super) books: Mutex<Books>,
     /// How far copying from the origins has come.
@@ -102,7 +102,7 @@ pub struct Volume {
     pub(super) durability: AtomicU8,
     pub(super) next_segment: AtomicU64,
     pub(super) next_map_object: AtomicU64,
-    pub(super) clients: AtomicU64,
+    pub(crate) clients: AtomicU64,
     pub(super) stopping: AtomicBool,
 }
 
@@ -145,7 +145,7 @@ impl Volume {
     }
 
     /// Stops the volume for good: every request, waiting or to come, is answered with `error`.
-    pub(super) fn fail(&self, error: &Error) {
+    pub(crate) fn fail(&self, error: &Error) {
         if self.gate.closed().is_none() {
             tracing::error!(volume = %self.id, epoch = %self.epoch, %error, "the volume takes no more requests");
         }
@@ -182,7 +182,7 @@ impl Volume {
     }
 
     /// The error of an owner that was put out.
-    pub(super) fn fenced(&self, by: &str) -> Error {
+    pub(crate) fn fenced(&self, by: &str) -> Error {
         Error::new(
             ErrorKind::Fenced,
             format!(
@@ -225,7 +225,7 @@ impl Volume {
     ///
     /// # Errors
     /// `Fenced`, or what the store says; then the doubt remains.
-    pub(super) async fn confirm_ownership(&self) -> Result<()> {
+    pub(crate) async fn confirm_ownership(&self) -> Result<()> {
         loop {
             let suspensions = self.gate.suspensions();
             let loaded = ownership::load(&*self.shared.store, self.id).await?;

@@ -97,7 +97,7 @@ impl Volume {
     ///
     /// # Errors
     /// `Fenced`; what the store says.
-    pub(super) async fn snapshot(&self, new: NewSnapshot) -> Result<SnapshotSummary> {
+    pub(crate) async fn snapshot(&self, new: NewSnapshot) -> Result<SnapshotSummary> {
         self.take_snapshot(lineage::record(new.name, new.retention_seconds, false)).await
     }
 
@@ -131,7 +131,7 @@ impl Volume {
     ///
     /// # Errors
     /// `Fenced`; what the store says.
-    pub(super) async fn fork(&self, new: &NewForks) -> Result<Vec<Manifest>> {
+    pub(crate) async fn fork(&self, new: &NewForks) -> Result<Vec<Manifest>> {
         check_count(new)?;
         let forks = ForksToMake::new(&*self.shared.store, new.count, new.region.as_deref()).await?;
         let held = self.moment().await?;

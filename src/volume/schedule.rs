@@ -38,7 +38,7 @@ struct Due {
 
 impl Volume {
     /// Takes the snapshot that is due, and lets go of those whose time is over. Does nothing while an earlier call is under way.
-    pub(super) async fn keep_schedule(self: Arc<Self>) {
+    pub(crate) async fn keep_schedule(self: Arc<Self>) {
         let state = &self.schedule;
         if clock::uptime() < *state.not_before.lock() || state.busy.swap(true, Ordering::AcqRel) {
             return;
@@ -88,13 +88,15 @@ mod tests {
     use super::*;
     use crate::format::lineage::PinHolder;
     use crate::service::SnapshotSchedule;
-    use crate::volume::tests::manifest;
+    use crate::units::{ByteLen, Token, VolumeId};
 
     const HOUR: u64 = 3_600_000;
 
     fn scheduled() -> Manifest {
         let schedule = Some(SnapshotSchedule { interval_seconds: 3600, retention_seconds: 7200 });
-        Manifest { schedule, created_at: UnixMillis(HOUR), ..manifest() }
+        let mut manifest = Manifest::first(VolumeId(1), "v".into(), ByteLen(8 << 20), UnixMillis(HOUR), Token(1));
+        lineage::note_present(&mut manifest, UnixMillis(HOUR));
+        Manifest { schedule, ..manifest }
     }
 
     #[test]

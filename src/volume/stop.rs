@@ -8,7 +8,7 @@ use crate::volume::core::Volume;
 
 impl Volume {
     /// Takes no more requests, and lets the uploader finish what is accepted.
-    pub(super) fn begin_stop(&self) {
+    pub(crate) fn begin_stop(&self) {
         self.stopping.store(true, Ordering::Release);
         // Whoever was let through before has appended by now, and the uploader will see it.
         let writer = self.writer.lock();
@@ -21,7 +21,7 @@ impl Volume {
 
     /// Sees to it that this volume, whose gate is closed, changes nothing any more: clients and commands that are under way may hold it
     /// for as long as they like, while the next attachment carries on with the same log and the same pages.
-    pub(super) async fn let_go(self: &Arc<Self>) {
+    pub(crate) async fn let_go(self: &Arc<Self>) {
         self.upload_wake.notify_one();
         self.pages.close();
         // Whoever was let through before has appended by now.

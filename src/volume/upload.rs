@@ -81,7 +81,7 @@ impl Volume {
     ///
     /// # Errors
     /// Why it failed. While it stops nobody else learns of that: the gate is closed already, for another reason.
-    pub(super) async fn run_uploader(self: Arc<Self>) -> Result<()> {
+    pub(crate) async fn run_uploader(self: Arc<Self>) -> Result<()> {
         let ended = match self.upload().await {
             Err(error) if error.is_damage() => Err(self.put_out_or(error).await),
             ended => ended,

@@ -130,7 +130,7 @@ impl Volume {
     ///
     /// # Errors
     /// `Invalid` or `Damaged` if there is no such trace; what the store says.
-    pub(super) async fn warm_now(&self, from: Option<SnapshotId>) -> Result<WarmReport> {
+    pub(crate) async fn warm_now(&self, from: Option<SnapshotId>) -> Result<WarmReport> {
         self.pass_gate().await?;
         let walk = match from {
             Some(id) => match lineage::trace(&*self.shared.store, id).await {
@@ -145,7 +145,7 @@ impl Volume {
 
     /// Runs once after an attachment: brings what was read first of the volume, or of what it is a fork of, unless the cache has something
     /// already and this is not the fork's first attachment.
-    pub(super) async fn replay_trace(self: Arc<Self>) {
+    pub(crate) async fn replay_trace(self: Arc<Self>) {
         if self.epoch != Epoch(1) && !self.shared.cache.is_empty() {
             return;
         }

@@ -5,14 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use varve::admin::Admin;
 use varve::block_device::{BlockDevice, Change};
 use varve::disk::Disk;
 use varve::error::{Error, ErrorKind, Result};
+use varve::fleet::Fleet;
 use varve::index::Index;
 use varve::service::{CheckReport, Durability};
 use varve::store::{ByteRange, Condition, MemoryStore, ObjectKey, Store, list_all};
 use varve::units::{ByteLen, VolumeId};
-use varve::volume::{Admin, Fleet, Volume, VolumeDevice};
+use varve::volume::{Volume, VolumeDevice};
 
 use super::engine::{self, Setup};
 use super::samples::content;

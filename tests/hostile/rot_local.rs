@@ -10,9 +10,10 @@ use futures_util::stream::{self, StreamExt};
 use varve::block_device::BlockDevice;
 use varve::disk::host::HostDisk;
 use varve::error::{Error, ErrorKind};
+use varve::fleet::Fleet;
 use varve::format::log::write_span;
 use varve::store::Store;
-use varve::volume::{Fleet, VolumeDevice};
+use varve::volume::VolumeDevice;
 
 use super::engine::{self, Setup};
 use super::rot_engine::{World, copy, copy_folder, files, scratch, start, stop};

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use varve::admin::Admin;
 use varve::disk::simulated::SimulatedDisk;
 use varve::error::ErrorKind;
 use varve::lineage::FrozenMap;
 use varve::store::{ByteRange, ObjectKey, Store, list_all};
 use varve::units::SnapshotId;
-use varve::volume::Admin;
 
 use super::rot_engine::{World, copy, named, replace, scratch, start};
 use varve::service::NewSnapshot;

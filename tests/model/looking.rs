@@ -3,11 +3,12 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
+use varve::admin::Admin;
 use varve::block_device::{BlockDevice, Exports};
 use varve::disk::image::ImageWriter;
 use varve::lineage::{self, ChangedExtent, FrozenMap};
 use varve::units::SnapshotId;
-use varve::volume::{Admin, Volume, VolumeDevice};
+use varve::volume::{Volume, VolumeDevice};
 
 use crate::site::Host;
 use crate::world::{Counts, MIB, Place, World};

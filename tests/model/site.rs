@@ -8,8 +8,8 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use varve::clean::Goal;
 use varve::disk::host::HostDisk;
+use varve::fleet::{Fleet, FleetExports, FleetService};
 use varve::store::{Counts, DirectoryStore, MemoryStore, S3Access, S3Store, Store, wrap};
-use varve::volume::{Fleet, FleetExports, FleetService};
 
 use crate::engine::{self, Setup};
 use crate::minio::Minio;

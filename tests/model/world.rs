@@ -7,10 +7,10 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::Runtime;
+use varve::admin::{Admin, root};
 use varve::ownership;
 use varve::store::ObjectKey;
 use varve::units::{SnapshotId, UnixMillis, VolumeId};
-use varve::volume::{Admin, root};
 
 use crate::site::{Host, Site, runtime};
 
@@ -184,7 +184,7 @@ impl World {
     /// Lets a day pass for every volume that is destroyed, and removes what may go then.
     pub fn purge(&mut self) {
         let (store, admin) = (self.site.store(), self.admin());
-        let long_ago = UnixMillis(varve::clock::now().0 - varve::volume::UNDELETE_MILLIS - 60_000);
+        let long_ago = UnixMillis(varve::clock::now().0 - varve::admin::UNDELETE_MILLIS - 60_000);
         self.runtime.block_on(async {
             for (id, loaded) in ownership::list(&*store).await.unwrap() {
                 if loaded.unwrap().manifest.destroyed_at.is_some_and(|at| at > long_ago) {

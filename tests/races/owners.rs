@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use varve::admin::{Admin, root};
 use varve::clock;
 use varve::error::ErrorKind;
 use varve::format::manifest::Owner;
@@ -17,7 +18,6 @@ use varve::store::{Condition, MemoryStore, ObjectKey, Store, StoreErrorKind};
 use varve::units::{
     BlockCount, BlockRange, ByteLen, Epoch, Lba, SegmentId, SegmentNumber, Sequence, Token, UnixMillis, VolumeId,
 };
-use varve::volume::{Admin, root};
 
 use super::turns::{Turns, block_on, settle};
 

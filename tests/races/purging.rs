@@ -5,6 +5,7 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 
 use tokio::sync::OnceCell;
+use varve::admin::{Admin, UNDELETE_MILLIS, root};
 use varve::clock;
 use varve::error::ErrorKind;
 use varve::format::lineage::{SegmentRun, SnapshotObject};
@@ -18,7 +19,6 @@ use varve::store::{ByteRange, Condition, MemoryStore, ObjectKey, Store, list_all
 use varve::units::{
     BlockCount, BlockRange, ByteLen, Epoch, Lba, SegmentId, SegmentNumber, Sequence, SnapshotId, UnixMillis, VolumeId,
 };
-use varve::volume::{Admin, UNDELETE_MILLIS, root};
 
 use super::turns::{Turns, block_on, settle};
 

@@ -7,6 +7,7 @@ use rand::RngExt;
 use varve::block_device::Exports;
 use varve::checkpoint::Checkpoint;
 use varve::clock;
+use varve::fleet::FleetExports;
 use varve::format::map_object::MapObjectId;
 use varve::lineage::{FrozenMap, GRACE};
 use varve::ownership;
@@ -14,7 +15,6 @@ use varve::segment::fetch_index;
 use varve::service::{Service, VolumeChange};
 use varve::store::{ObjectKey, list_all};
 use varve::units::SnapshotId;
-use varve::volume::FleetExports;
 use varve::work::simulated::HostId;
 
 use super::client::read_device;

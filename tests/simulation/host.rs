@@ -5,17 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use varve::admin::PurgeTimer;
 use varve::clean::Goal;
 use varve::clock;
 use varve::disk::simulated::{Kept, SimulatedDisk};
 use varve::error::{Error, Result};
+use varve::fleet::{Fleet, FleetService};
 use varve::index::{Index, Twin};
 use varve::keys::{KeySource, Keyring};
 use varve::seal::{KEY_BYTES, VolumeKey};
 use varve::store::{Counts, Keyed, Retry, RetryPolicy, Store};
 use varve::units::{ByteLen, StoreId, VolumeId};
+use varve::volume::EngineSettings;
 use varve::volume::state_directory::{self, StateSettings};
-use varve::volume::{EngineSettings, Fleet, FleetService, PurgeTimer};
 use varve::work::simulated::{self, HostId, Join};
 use varve::work::{Gone, Runtime};
 

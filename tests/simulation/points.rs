@@ -8,13 +8,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use varve::admin::root;
 use varve::clock;
 use varve::disk::simulated::{Kept, SimulatedDisk};
 use varve::index::Twin;
 use varve::service::{Durability, NewVolume, VolumeChange};
 use varve::store::MemoryStore;
 use varve::units::ByteLen;
-use varve::volume::root;
 use varve::work::simulated;
 
 use super::client::Wish;

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use varve::admin::{Admin, root};
 use varve::clock;
 use varve::service::{Durability, NewVolume};
 use varve::store::{Counts, MemoryStore, Retry, RetryPolicy, Store};
 use varve::units::{ByteLen, Epoch, SnapshotId, VolumeId};
-use varve::volume::{Admin, root};
 use varve::work::simulated::HostId;
 
 use super::client::{Client, Excuses, Faults, Witness};

@@ -4,9 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use varve::admin::{Admin, PurgeTimer, root};
 use varve::clean::Goal;
 use varve::disk::Disk;
 use varve::error::ErrorKind;
+use varve::fleet::Fleet;
 use varve::index::Index;
 use varve::keys::{KeySource, Keyring};
 use varve::seal::{KEY_BYTES, VolumeKey};
@@ -14,7 +16,7 @@ use varve::service::{Durability, NewVolume};
 use varve::store::{Keyed, Store};
 use varve::units::{ByteLen, VolumeId};
 use varve::volume::state_directory::{self, StateSettings};
-use varve::volume::{Admin, CLEANING, EngineSettings, Fleet, PurgeTimer, root};
+use varve::volume::{CLEANING, EngineSettings};
 use varve::work::Runtime;
 
 /// How an engine is set up.

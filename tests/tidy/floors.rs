@@ -11,6 +11,8 @@ pub const FLOORS: &[&[&str]] = &[
     &["checkpoint", "ownership", "clean"],
     &["lineage"],
     &["volume"],
+    &["admin"],
+    &["fleet"],
     &["nbd", "control"],
 ];
 

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use tokio::sync::OnceCell;
+use varve::admin::Admin;
 use varve::control::client::Client;
 use varve::disk::host::HostDisk;
 use varve::error::{ErrorKind, Result};
@@ -11,7 +12,6 @@ use varve::keys::{KeySource, create_key_file};
 use varve::log::{self, Recovered};
 use varve::settings::SharedSettings;
 use varve::units::UnixMillis;
-use varve::volume::Admin;
 
 /// The surroundings of one command.
 pub struct Context {

@@ -4,12 +4,12 @@ use std::io::{IsTerminal, Write};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use varve::admin::Admin;
 use varve::control::client::CallError;
 use varve::error::{Error, Result};
 use varve::lineage::FrozenMap;
 use varve::service::{ImageProgress, NewSnapshot, SnapshotSummary};
 use varve::units::{ByteLen, SnapshotId};
-use varve::volume::Admin;
 
 use crate::context::Context;
 use crate::owner;

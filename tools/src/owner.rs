@@ -1,10 +1,10 @@
 //! Who has a volume, and what can be done about it: for commands that the daemon here could not carry out.
 
+use varve::admin::Admin;
 use varve::control::client::CallError;
 use varve::error::{Context as _, Error, ErrorKind, Result};
 use varve::service::{OwnerSummary, VolumeState};
 use varve::units::VolumeId;
-use varve::volume::Admin;
 
 use crate::context::{Context, quoted};
 use crate::render;

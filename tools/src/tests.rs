@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
+use varve::admin::Admin;
 use varve::control::{ControlSocket, serve};
 use varve::error::{Error, Result};
 use varve::format::manifest::{Manifest, Owner, Position};
@@ -18,7 +19,6 @@ use varve::settings::ControlAddress;
 use varve::settings::{Regions, SharedSettings};
 use varve::store::{Effect, Faults, Matching, Operation, Store, StoreErrorKind};
 use varve::units::{ByteLen, Epoch, SegmentNumber, Token, UnixMillis, VolumeId};
-use varve::volume::Admin;
 
 use crate::arguments::{CommandLine, explained};
 use crate::context::Context;

@@ -60,7 +60,7 @@ impl Volume {
     ///
     /// # Errors
     /// `Invalid` if it has none; as for a change of the manifest.
-    pub(in crate::volume) async fn hydrate(&self) -> Result<()> {
+    pub(crate) async fn hydrate(&self) -> Result<()> {
         self.change_manifest(|manifest| {
             if manifest.origins.is_empty() {
                 return Err(Error::invalid(format!("volume {} has no origin: all that it needs is its own", self.id)));

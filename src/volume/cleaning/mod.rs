@@ -16,7 +16,6 @@ mod books;
 mod hydrate;
 mod relocate;
 mod survey;
-mod sweep;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -88,7 +87,7 @@ impl Step {
 
 impl Volume {
     /// Runs until the attachment ends.
-    pub(in crate::volume) async fn run_cleaner(self: Arc<Self>) {
+    pub(crate) async fn run_cleaner(self: Arc<Self>) {
         if self.is_hydrating.load(Ordering::Acquire) {
             self.clean_wake.notify_one();
         }
@@ -134,7 +133,7 @@ impl Volume {
     ///
     /// # Errors
     /// `Damaged`; `Fenced`; what the store says.
-    pub(in crate::volume) async fn clean_now(&self) -> Result<CleanReport> {
+    pub(crate) async fn clean_now(&self) -> Result<CleanReport> {
         self.pass_gate().await?;
         let cleaned = self.clean_thoroughly().await;
         self.unless_put_out(cleaned).await

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use tokio::runtime::{Builder, Runtime};
+use varve::admin::Admin;
 use varve::format::manifest::Owner;
 use varve::lineage::{FrozenMap, diff};
 use varve::map::PageIndex;
@@ -11,7 +12,6 @@ use varve::ownership::{self, Permit};
 use varve::service::{DumpTarget, NewForks, NewSnapshot, NewVolume};
 use varve::store::{ByteRange, Condition, MemoryStore, ObjectKey, Store, list_all};
 use varve::units::{ByteLen, Epoch, SegmentId, SegmentNumber, SnapshotId, Token, UnixMillis, VolumeId};
-use varve::volume::Admin;
 
 /// Pages looked up of each snapshot.
 const PAGES: u64 = 12;

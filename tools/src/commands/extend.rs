@@ -2,11 +2,11 @@
 
 use clap::Args;
 use serde::Serialize;
+use varve::admin::Admin;
 use varve::error::Result;
 use varve::service::VolumeChange;
 use varve::settings::parse_volume_size;
 use varve::units::{ByteLen, VolumeId};
-use varve::volume::Admin;
 
 use crate::commands::Command;
 use crate::context::Context;

@@ -1,11 +1,11 @@
 //! `varve volumes fork`
 
 use clap::Args;
+use varve::admin::Admin;
 use varve::error::Result;
 use varve::service::NewForks;
 use varve::settings::parse_name;
 use varve::units::UnixMillis;
-use varve::volume::Admin;
 
 use crate::commands::Command;
 use crate::commands::created::Volumes;

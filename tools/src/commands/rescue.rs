@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
+use varve::admin::export_log;
 use varve::error::Result;
 use varve::service::LogContent;
 use varve::units::ByteLen;
-use varve::volume::export_log;
 
 use crate::commands::Command;
 use crate::context::Context;

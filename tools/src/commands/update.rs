@@ -2,10 +2,10 @@
 
 use clap::{ArgGroup, Args};
 use serde::Serialize;
+use varve::admin::Admin;
 use varve::error::{Context as _, Result};
 use varve::service::{Durability, SnapshotSchedule, VolumeChange, VolumeSummary};
 use varve::units::VolumeId;
-use varve::volume::Admin;
 
 use crate::commands::Command;
 use crate::context::Context;

@@ -2,10 +2,10 @@
 
 use clap::Args;
 use serde::Serialize;
+use varve::admin::Admin;
 use varve::error::Result;
 use varve::service::{AttachedStatus, WarmReport, WarmRequest};
 use varve::units::{SnapshotId, VolumeId};
-use varve::volume::Admin;
 
 use crate::commands::Command;
 use crate::context::Context;

@@ -1,10 +1,10 @@
 //! `varve volumes snapshots create`
 
 use clap::Args;
+use varve::admin::Admin;
 use varve::error::Result;
 use varve::service::{NewSnapshot, SnapshotSummary};
 use varve::settings::parse_name;
-use varve::volume::Admin;
 
 use crate::commands::{Command, snapshots};
 use crate::context::Context;

@@ -11,6 +11,8 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::admin::family::only_if_free;
+use crate::admin::volumes::Admin;
 use crate::disk::image::ImageWriter;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::segment::FrameEntry;
@@ -22,9 +24,7 @@ use crate::segment::{fetch_frames, fetch_index, open_frame};
 use crate::service::ImageProgress;
 use crate::store::Store;
 use crate::units::{BLOCK_SIZE, ByteLen, SegmentId, SnapshotId, VolumeId};
-use crate::volume::admin::Admin;
-use crate::volume::admin_family::only_if_free;
-use crate::volume::fetch::{SegmentIndexCache, new_segment_index_cache};
+use crate::volume::{SegmentIndexCache, new_segment_index_cache};
 
 /// Pages (1 MiB of volume each) that are fetched together.
 const WINDOW_PAGES: usize = 4;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use crate::admin::volumes::{Admin, is_shredded};
 use crate::checkpoint;
 use crate::clean::{self, Census};
 use crate::clock;
@@ -13,7 +14,6 @@ use crate::ownership;
 use crate::service::{DiskUsageSummary, UsageReport};
 use crate::store::{self, ObjectKey};
 use crate::units::{ByteLen, SegmentId, VolumeId};
-use crate::volume::admin::{Admin, is_shredded};
 
 /// A disk to be counted.
 struct Counted<'a> {

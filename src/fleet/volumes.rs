@@ -10,17 +10,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::admin::purge::PurgeTimer;
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::fleet::catalog::Catalog;
 use crate::service::{AttachReport, AttachedStatus};
 use crate::units::VolumeId;
-use crate::volume::catalog::Catalog;
-use crate::volume::core::Volume;
-use crate::volume::gate::PULSE;
-use crate::volume::open::{self, Opened};
-use crate::volume::purge::PurgeTimer;
-use crate::volume::schedule::LOOK;
-use crate::volume::shared::Shared;
+use crate::volume::{self, LOOK, Opened, PULSE, Shared, Volume};
 use crate::work::Task;
 
 /// Clients that end may be seen to leave a moment later; whoever detaches waits so long for them, and looks so often.
@@ -145,7 +141,7 @@ impl Fleet {
                 }
             }
         }
-        let Opened { volume, report } = open::attach(&self.shared, id, takeover).await?;
+        let Opened { volume, report } = volume::attach(&self.shared, id, takeover).await?;
         if client {
             volume.clients.fetch_add(1, Ordering::AcqRel);
         }
@@ -215,7 +211,7 @@ impl Fleet {
         handed_back
             .context(|| format!("volume {id} was not handed back, and what is not in the store is in its log here"))?;
         drop(volume);
-        let path = open::log_path(&self.shared, id);
+        let path = volume::log_path(&self.shared, id);
         if let Err(error) = self.shared.disk.remove(&path) {
             tracing::warn!(volume = %id, %error, path = %path.display(), "the log of a detached volume could not be removed");
         }

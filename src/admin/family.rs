@@ -1,5 +1,6 @@
 //! What `varve` does for families straight on the store, where nobody owns the volume: snapshots, forks, restores, changes.
 
+use crate::admin::volumes::{Admin, summary};
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::lineage::{Moment, PastMoment, PinHolder, SnapshotObject};
@@ -8,8 +9,7 @@ use crate::lineage::{self, ForksToMake};
 use crate::ownership::{self, Loaded};
 use crate::service::{NewForks, NewSnapshot, NewVolume, SnapshotSummary, VolumeChange, VolumeSummary};
 use crate::units::{ByteLen, SnapshotId, UnixMillis, VolumeId};
-use crate::volume::admin::{Admin, summary};
-use crate::volume::family::{apply_change, check_count, owned_by_another};
+use crate::volume::{apply_change, check_count, owned_by_another};
 
 impl Admin {
     /// Changes a volume that nobody owns.

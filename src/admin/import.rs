@@ -16,6 +16,8 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::admin::purge;
+use crate::admin::volumes::{Admin, new_manifest, summary};
 use crate::checkpoint::{self, Checkpoint, NewCheckpoint, PageSource};
 use crate::clean::Census;
 use crate::clock;
@@ -35,8 +37,6 @@ use crate::store::{Condition, ObjectKey, Store};
 use crate::units::{
     BLOCK_SIZE, BlockCount, BlockRange, ByteLen, Epoch, Lba, SegmentId, SegmentNumber, Sequence, Token,
 };
-use crate::volume::admin::{Admin, new_manifest, summary};
-use crate::volume::purge;
 
 /// Pages (1 MiB of volume each) that may gather before they go into a checkpoint.
 const PAGES_KEPT: usize = 16 << 10;

@@ -1,12 +1,12 @@
 //! Destroyed volumes are removed a day later: not before, not while they are pinned, and for good also after a crash meanwhile.
 
 use super::{World, runtime, write};
+use crate::admin::purge::{UNDELETE_MILLIS, sweep};
 use crate::clock;
 use crate::error::ErrorKind;
 use crate::service::{NewForks, NewSnapshot, Swept, VolumeState};
 use crate::store::{Condition, Effect, Matching, ObjectKey, Operation, StoreErrorKind};
 use crate::units::{Epoch, SegmentId, SegmentNumber, UnixMillis, VolumeId};
-use crate::volume::purge::{UNDELETE_MILLIS, sweep};
 
 /// A volume with some objects, destroyed now.
 fn destroyed(world: &World) -> VolumeId {

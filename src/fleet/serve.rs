@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::admin::summary;
 use crate::block_device::{ExportEntry, Exports, Geometry, OpenDevice};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fleet::volumes::Fleet;
 use crate::lineage;
 use crate::ownership;
 use crate::service::{
@@ -15,11 +17,7 @@ use crate::service::{
 };
 use crate::store::Counts;
 use crate::units::{BLOCK_SIZE, SnapshotId, VolumeId};
-use crate::volume::admin::summary;
-use crate::volume::core::Volume;
-use crate::volume::device::VolumeDevice;
-use crate::volume::fleet::Fleet;
-use crate::volume::frozen_device::{FrozenDevice, frozen_geometry};
+use crate::volume::{FrozenDevice, Volume, VolumeDevice, frozen_geometry};
 use crate::work;
 
 /// The fleet behind the NBD server.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use super::{World, runtime};
 use crate::block_device::Exports;
 use crate::error::ErrorKind;
+use crate::fleet::FleetExports;
+use crate::fleet::catalog::Catalog;
 use crate::service::NewVolume;
 use crate::store::{Effect, Gate, Matching, Operation};
 use crate::units::{ByteLen, VolumeId};
-use crate::volume::FleetExports;
-use crate::volume::catalog::Catalog;
 
 async fn create(world: &World, name: &str) -> VolumeId {
     let new = NewVolume::named(name, ByteLen(8 << 20));

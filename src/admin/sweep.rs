@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::admin::volumes::Admin;
 use crate::checkpoint;
 use crate::clean::{self, Census, Needs};
 use crate::clock;
@@ -22,7 +23,6 @@ use crate::segment::fetch_index;
 use crate::service::{SweepReport, SweptObject};
 use crate::store::{Listed, ObjectKey, list_all};
 use crate::units::{ByteLen, UnixMillis};
-use crate::volume::admin::Admin;
 
 /// Seals are shorter than this.
 const SEAL_BYTES_MAX: u64 = 1024;
@@ -37,7 +37,7 @@ impl Admin {
     }
 
     /// As [`Admin::sweep`], at another time.
-    pub(in crate::volume) async fn sweep_at(&self, is_dry: bool, now: UnixMillis) -> Result<SweepReport> {
+    pub(crate) async fn sweep_at(&self, is_dry: bool, now: UnixMillis) -> Result<SweepReport> {
         let mut report = SweepReport::default();
         for (id, loaded) in ownership::list(&*self.store).await? {
             let swept = match loaded {

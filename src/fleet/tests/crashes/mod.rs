@@ -3,12 +3,12 @@
 //! after; `check` and a purge name and remove what is left; and then the store holds nothing that nothing refers to.
 
 use super::*;
+use crate::admin::purge;
 use crate::clock;
 use crate::lineage::{self, Remnant};
 use crate::ownership;
 use crate::store::{Counts, Effect, Gate, Matching, ObjectKey, Retry, RetryPolicy, StoreErrorKind, list_all};
 use crate::units::UnixMillis;
-use crate::volume::purge;
 
 mod commands;
 mod family;

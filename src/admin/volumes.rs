@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::admin::purge::{self, UNDELETE_MILLIS};
+use crate::admin::{dump, root};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::lineage::PinHolder;
@@ -16,12 +18,10 @@ use crate::service::{DumpTarget, EncryptionSummary, NewVolume, OwnerSummary, Swe
 use crate::settings::SharedSettings;
 use crate::store::{self, Store};
 use crate::units::{UnixMillis, VolumeId};
-use crate::volume::purge::{self, UNDELETE_MILLIS};
-use crate::volume::{dump, root};
 
 /// An opened store.
 pub struct Admin {
-    pub(super) store: Arc<dyn Store>,
+    pub(crate) store: Arc<dyn Store>,
 }
 
 impl Admin {
@@ -266,7 +266,7 @@ fn describe(encryption: &Encryption) -> EncryptionSummary {
 }
 
 /// A volume as people see it.
-pub(super) fn summary(manifest: &Manifest) -> VolumeSummary {
+pub(crate) fn summary(manifest: &Manifest) -> VolumeSummary {
     let now = clock::now();
     let state = match (manifest.destroyed_at, &manifest.owner) {
         (Some(_), _) => VolumeState::Destroyed,

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::admin::volumes::Admin;
+use crate::admin::{purge, verify};
 use crate::clock;
 use crate::error::{ErrorKind, Result};
 use crate::format::manifest::Manifest;
@@ -9,8 +11,6 @@ use crate::lineage;
 use crate::ownership;
 use crate::service::{CheckProgress, CheckReport, Leftover};
 use crate::units::{SnapshotId, VolumeId};
-use crate::volume::admin::Admin;
-use crate::volume::{check, purge};
 
 impl Admin {
     /// Verifies everything that a volume refers to, calling `progress` as it goes on, and names what interrupted commands left around it; with
@@ -25,13 +25,15 @@ impl Admin {
         progress: &mut (dyn FnMut(CheckProgress) + Send),
     ) -> Result<CheckReport> {
         let mut report = match ownership::load(&*self.store, id).await {
-            Ok(loaded) if loaded.manifest.destroyed_at == Some(purge::MARK) => check::remains(&*self.store, id).await?,
+            Ok(loaded) if loaded.manifest.destroyed_at == Some(purge::MARK) => {
+                verify::remains(&*self.store, id).await?
+            }
             Ok(loaded) => {
                 let manifest = &loaded.manifest;
                 ownership::unlock(&*self.store, manifest).await?;
-                check::check(&self.store, &id.to_string(), &manifest.moment(), Some(manifest), progress).await?
+                verify::check(&self.store, &id.to_string(), &manifest.moment(), Some(manifest), progress).await?
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => match check::remains(&*self.store, id).await? {
+            Err(error) if error.kind() == ErrorKind::NotFound => match verify::remains(&*self.store, id).await? {
                 report if report.problems.is_empty() => return Err(error),
                 report => report,
             },
@@ -52,7 +54,7 @@ impl Admin {
     ) -> Result<CheckReport> {
         let found = lineage::find(&*self.store, id).await?;
         ownership::unlock(&*self.store, &found.volume.manifest).await?;
-        check::check(&self.store, &id.to_string(), &found.moment, None, progress).await
+        verify::check(&self.store, &id.to_string(), &found.moment, None, progress).await
     }
 
     /// What interrupted commands left in the store, or around one volume. With `clean` it is put right, if it is older than an hour.

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
+use crate::admin::{Admin, PurgeTimer};
 use crate::block_device::{BlockDevice, Change};
+use crate::fleet::Fleet;
 use crate::keys::{KeySource, Keyring};
 use crate::seal::{KEY_BYTES, VolumeKey};
 use crate::service::{Durability, NewVolume};
 use crate::store::{Faults, Keyed, MemoryStore, Store};
 use crate::units::{ByteLen, StoreId, VolumeId};
 use crate::volume::state_directory::{self, StateSettings};
-use crate::volume::{Admin, CLEANING, EngineSettings, Fleet, PurgeTimer, Volume, VolumeDevice};
+use crate::volume::{CLEANING, EngineSettings, Volume, VolumeDevice};
 
 mod again;
 mod catalog;
@@ -96,11 +98,4 @@ async fn read(volume: &Arc<Volume>, offset: u64) -> u8 {
     VolumeDevice::new(volume.clone()).read(offset, &mut buffer).await.unwrap();
     assert!(buffer.iter().all(|byte| *byte == buffer[0]));
     buffer[0]
-}
-
-/// The manifest of a volume that nobody has used yet.
-pub(super) fn manifest() -> crate::format::manifest::Manifest {
-    let world = World::new();
-    let id = world.create();
-    runtime().block_on(crate::ownership::load(&*world.store, id)).unwrap().manifest
 }

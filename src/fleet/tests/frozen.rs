@@ -3,10 +3,10 @@
 use super::*;
 use crate::block_device::{Attempt, Exports};
 use crate::error::ErrorKind;
+use crate::fleet::FleetExports;
 use crate::lineage;
 use crate::service::NewSnapshot;
 use crate::units::SnapshotId;
-use crate::volume::FleetExports;
 
 async fn snapshot(volume: &Arc<Volume>) -> SnapshotId {
     volume.snapshot(NewSnapshot::default()).await.unwrap().id

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::admin::purge::{self, PurgeTimer};
 use crate::clock;
 use crate::error::Result;
 use crate::format::lineage::SnapshotRecord;
@@ -17,7 +18,6 @@ use crate::lineage;
 use crate::ownership;
 use crate::store::Store;
 use crate::units::{ByteLen, VolumeId};
-use crate::volume::purge::{self, PurgeTimer};
 
 /// How old what is told of other volumes may be.
 const VIEW_AGE_MAX: Duration = Duration::from_secs(10);

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{World, runtime, write};
+use crate::admin::export_log;
 use crate::block_device::{BlockDevice, Change};
 use crate::error::ErrorKind;
 use crate::format::log::{RING_START, write_span};
@@ -11,7 +12,7 @@ use crate::log::Recovered;
 use crate::service::LogExtent;
 use crate::store::StoreErrorKind;
 use crate::units::Sequence;
-use crate::volume::{VolumeDevice, export_log};
+use crate::volume::VolumeDevice;
 
 /// Opens a log as the tool does.
 fn opened(world: &World, path: &Path) -> Recovered {
