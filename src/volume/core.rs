@@ -13,6 +13,7 @@ use crate::block_device::CommitDone;
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::lineage::Moment;
+use crate::format::manifest::Position;
 use crate::limits::PAGE_BLOCKS;
 use crate::log::{Appender, Committer, LogReader};
 use crate::map::LogOverlay;
@@ -59,6 +60,8 @@ pub struct Volume {
     pub(super) progress: Mutex<Progress>,
     /// What the store holds. Changed only by the uploader, and when it has ended.
     pub(super) newest: Mutex<Moment>,
+    /// Behind the newest segment whose effect may show in the map. It shows there before it is in `newest`.
+    pub(super) shown_to: Mutex<Position>,
     /// Those who wait for the moment at which the store holds exactly up to a place.
     pub(super) moment_waiters: Mutex<Vec<(Sequence, oneshot::Sender<Arc<Moment>>)>>,
     /// Nobody is there any more to give moments, relocations and checkpoints.

@@ -417,6 +417,7 @@ fn assemble(
         released: AtomicU64::new(replay.released.0),
         pages,
         progress: Mutex::new(progress),
+        shown_to: Mutex::new(newest.position),
         newest: Mutex::new(newest),
         moment_waiters: Mutex::default(),
         is_uploader_gone: AtomicBool::new(false),

@@ -23,6 +23,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::lineage::count_segments;
+use crate::format::manifest::Position;
 use crate::format::segment::{SegmentHeader, SegmentIndex};
 use crate::limits::{LOG_BYTES_MIN, RECORD_BYTES_MAX, UPLOADS_AT_ONCE};
 use crate::log::{LogRead, LogReader, RecordKind};
@@ -245,6 +246,8 @@ impl Volume {
         let Uploaded { index, what } = uploaded?;
         // Those who want what was stored before this.
         self.serve_moment_waiters();
+        let SegmentId { epoch, number, .. } = index.header.id;
+        *self.shown_to.lock() = Position { epoch, number: number.next() };
         self.retry_while_unavailable("applying a segment to the map", || self.pages.apply(&index)).await?;
         keep_index(&self.shared, &index)?;
         self.note_in_books(&index).await;

@@ -53,6 +53,10 @@ pub const KEPT: &[(u64, &str)] = &[
         "hints that came into doubt while the books were being read were never out of it, and cleaning had no end",
     ),
     (737670, "whoever waited for a checkpoint that failed was told that the volume was stopping, and not why"),
+    (
+        750503,
+        "what died while the objects of a volume were counted was taken for dead before: a snapshot lost a segment",
+    ),
 ];
 
 /// Which histories are to be run.

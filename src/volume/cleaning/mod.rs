@@ -201,7 +201,7 @@ impl Volume {
             self.relocate(relocation).await?;
         }
         // Whatever was live in them when they were gathered was moved or overwritten by now, and nothing comes to lie there again.
-        let dead_at = ObjectAt::from(self.newest.lock().position);
+        let dead_at = self.dead_from();
         if simulated::has(Mutation::DeleteEarly) {
             for at in &emptied {
                 self.shared.store.delete(&ObjectKey::segment(self.own_segment(*at))).await?;
@@ -210,6 +210,11 @@ impl Volume {
         let mut books = self.books.lock();
         emptied.into_iter().for_each(|at| books.census.bury(at, dead_at));
         Ok(())
+    }
+
+    /// From here on, nothing leads to what a look at the map, made before this was asked, has not found there. A moment before it may.
+    pub(super) fn dead_from(&self) -> ObjectAt {
+        ObjectAt::from(*self.shown_to.lock())
     }
 
     /// Looks at some segments again, as long as the hints may be wrong.
@@ -236,7 +241,7 @@ impl Volume {
                 other => other?,
             };
             let live: u64 = self.live_places(&index).await?.iter().map(|(range, _)| range.count.0).sum();
-            let dead_at = ObjectAt::from(self.newest.lock().position);
+            let dead_at = self.dead_from();
             let mut books = self.books.lock();
             if live == 0 {
                 books.census.bury(at, dead_at);

@@ -30,6 +30,8 @@ impl Volume {
         let end = ObjectAt::from(self.newest.lock().position);
         let objects = list_all(&*self.shared.store, &ObjectKey::volume(self.id)).await?;
         let live = self.count_live_blocks().await?;
+        // Not `end`: segments have taken effect while the map was walked, and moments between need what they put an end to.
+        let dead_at = self.dead_from();
         let referred = self.count_live_map_bytes().await?;
         let dead_at_map = ObjectAt { epoch: self.epoch, number: self.next_map_object.load(Ordering::Acquire) };
         let mut found = Vec::new();
@@ -56,7 +58,7 @@ impl Volume {
             }
             books.census.add_segment(at, bytes, blocks.max(1), blocks);
             if blocks == 0 {
-                books.census.bury(at, end);
+                books.census.bury(at, dead_at);
             }
         }
         for object in &objects {
