@@ -257,11 +257,3 @@ impl Volume {
         }
     }
 }
-
-/// Which of the two somebody who met damage is told, where it was `asked` who the owner is: that the attachment is over, or else the damage.
-pub(super) fn fenced_or(damage: Error, asked: Result<()>) -> Error {
-    match asked {
-        Err(fenced) if fenced.kind() == ErrorKind::Fenced => fenced,
-        _ => damage,
-    }
-}

@@ -13,7 +13,7 @@ use crate::lineage::{self, FrozenMap};
 use crate::log::LogRead;
 use crate::map::{LogPlace, OverlayPlace, PagePlace, SegmentPlace, join_places};
 use crate::units::BlockRange;
-use crate::volume::core::{Volume, fenced_or};
+use crate::volume::core::Volume;
 use crate::volume::fetch::{self, Piece};
 use crate::volume::gate::Refusal;
 use crate::volume::near::{self, Loads, ReadsAhead, Residences, WholeBlocks};
@@ -152,7 +152,7 @@ impl Volume {
     /// also be another owner who did that.
     ///
     /// # Errors
-    /// `error`, if nothing has moved; `Fenced`, if this attachment turns out to be over.
+    /// `error`, if nothing has moved; `Fenced`, if this attachment turns out to be over; what the store says, if it cannot tell.
     async fn only_if_moved(&self, range: BlockRange, runs: &Runs, error: Error) -> Result<()> {
         if !error.is_damage() {
             return Err(error);
@@ -160,7 +160,7 @@ impl Volume {
         if self.gather_waiting(range).await? != *runs {
             return Ok(());
         }
-        Err(fenced_or(error, self.confirm_ownership().await))
+        self.unless_put_out(Err(error)).await
     }
 
     /// Begins to bring a range into the memory part of the cache; returns where it lies.

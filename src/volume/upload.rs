@@ -33,7 +33,7 @@ use crate::segment::{SegmentBuilder, fetch_index};
 use crate::store::{Condition, ObjectKey, StoreErrorKind};
 use crate::units::{BLOCK_SIZE, BlockCount, ByteLen, LogOffset, SegmentId, SegmentNumber};
 use crate::volume::cleaning::Relocation;
-use crate::volume::core::{Volume, fenced_or};
+use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
 use crate::volume::progress::{Mark, Run};
 use crate::volume::shared::UPLOADS_KIB_MAX;
@@ -97,8 +97,10 @@ impl Volume {
     /// Why the uploads have met damage, or miss an object: this owner was put out, and the next one has deleted what it needs no more; or
     /// else `damage`. Waits until the store says which.
     async fn put_out_or(&self, damage: Error) -> Error {
-        let asked = self.retry_while_unavailable("asking who the owner is", || self.confirm_ownership()).await;
-        fenced_or(damage, asked)
+        match self.retry_while_unavailable("asking who the owner is", || self.confirm_ownership()).await {
+            Err(fenced) if fenced.kind() == ErrorKind::Fenced => fenced,
+            _ => damage,
+        }
     }
 
     async fn upload(self: &Arc<Self>) -> Result<()> {
