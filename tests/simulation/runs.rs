@@ -57,6 +57,7 @@ pub const KEPT: &[(u64, &str)] = &[
         750503,
         "what died while the objects of a volume were counted was taken for dead before: a snapshot lost a segment",
     ),
+    (766816, "an owner that was put out missed a segment, could not ask whose the volume is, and called it damage"),
 ];
 
 /// Which histories are to be run.
