@@ -48,8 +48,11 @@ impl Admin {
             lineage::pin(manifest, &moment, PinHolder::Snapshot(record.clone()));
         })
         .await;
-        // After any other error the pin may be there, and needs its object.
-        if pinned.as_ref().is_err_and(|error| error.kind() == ErrorKind::Conflict) {
+        // After any other error the pin may be there, and needs its object; also after a conflict, if the change was made and another came after it.
+        if pinned.as_ref().is_err_and(|error| error.kind() == ErrorKind::Conflict)
+            && let Ok(now) = ownership::load(&*self.store, volume).await
+            && lineage::find_snapshot(&now.manifest, record.id, clock::now()).is_none()
+        {
             lineage::delete_objects(&*self.store, &[record.id]).await;
         }
         Ok((lineage::summary(volume, &record, &moment, record.created_at), pinned?))
@@ -246,11 +249,16 @@ impl Admin {
             match rolled {
                 Ok(rolled) => return Ok((summary(&rolled.manifest), kept)),
                 // The volume is as it was: so is the list of its snapshots.
-                Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Invalid) => {
+                Err(error) if error.kind() == ErrorKind::Invalid => {
                     lineage::destroy(&*self.store, kept.id).await?;
-                    if error.kind() == ErrorKind::Invalid {
-                        return Err(error);
+                    return Err(error);
+                }
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    let now = ownership::load(&*self.store, id).await?;
+                    if leads_to_the_same(&now.manifest, &pinned.manifest) {
+                        lineage::destroy(&*self.store, kept.id).await?;
                     }
+                    // Else it may have been restored, and changed or attached since: then only this snapshot has what it was before.
                 }
                 // It may have been restored: then only this snapshot has what it was before.
                 Err(error) => {
@@ -260,6 +268,15 @@ impl Admin {
             }
         }
     }
+}
+
+/// True if two manifests of a volume lead to the same content, in the same epoch.
+fn leads_to_the_same(one: &Manifest, other: &Manifest) -> bool {
+    let (one_moment, other_moment) = (one.moment(), other.moment());
+    one.epoch == other.epoch
+        && one_moment.position == other_moment.position
+        && one_moment.sequence == other_moment.sequence
+        && one_moment.checkpoint == other_moment.checkpoint
 }
 
 fn too_small(of: &str, size: ByteLen, wanted: ByteLen) -> Error {

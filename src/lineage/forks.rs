@@ -104,10 +104,7 @@ pub async fn create_forks(
     let manifests = forks.ids.iter().map(|&id| {
         let name = name.map_or_else(|| name_of_fork(&parent.name), str::to_owned);
         let mut fork = pins::fork_of(parent, moment, id, name, clock::random_token(), forks.created_at);
-        if let (Some(region), Some(home)) = (&forks.region, store.region()) {
-            store.place(id, region);
-            send_to(&mut fork, region, home);
-        }
+        settle(store, &mut fork, forks.region.as_deref());
         fork
     });
     let mut manifests: Vec<Manifest> = manifests.collect();
@@ -153,6 +150,14 @@ async fn unpin(store: &dyn Store, parent: &Manifest, forks: &ForksToMake) {
     // It is put right as what a crash leaves behind then.
     if let Err(error) = released.await {
         tracing::warn!(volume = %parent.volume, %error, "forks that were not made are still noted in their origin");
+    }
+}
+
+/// Makes a fork's manifest one for another region, if it is to be in one.
+pub(super) fn settle(store: &dyn Store, fork: &mut Manifest, region: Option<&str>) {
+    if let (Some(region), Some(home)) = (region, store.region()) {
+        store.place(fork.volume, region);
+        send_to(fork, region, home);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::lineage::{Moment, Pin, PinHolder, SnapshotObject, SnapshotRecord};
 use crate::format::manifest::Manifest;
 use crate::format::trace::{TRACE_BYTES_MAX, Trace};
-use crate::lineage::{pins, snapshots};
+use crate::lineage::{forks, pins, snapshots};
 use crate::ownership;
 use crate::store::{ByteRange, ObjectKey, Store, list_all};
 use crate::units::{SnapshotId, UnixMillis, VolumeId};
@@ -31,6 +31,8 @@ pub enum Remnant {
         fork: VolumeId,
         /// Where.
         moment: Moment,
+        /// The region it was to be in, if not its parent's.
+        region: Option<String>,
         /// When.
         since: UnixMillis,
     },
@@ -141,7 +143,8 @@ pub async fn remnants(
                         let can_look = region.as_ref().is_none_or(|region| store.store_in(region).is_some());
                         if is_wanted && can_look && !manifests.contains_key(fork) && is_missing(store, *fork).await? {
                             let (parent, moment) = (manifest.volume, moment.clone());
-                            found.push(Remnant::Fork { parent, fork: *fork, moment, since: *created_at });
+                            let region = region.clone();
+                            found.push(Remnant::Fork { parent, fork: *fork, moment, region, since: *created_at });
                         }
                     }
                 }
@@ -208,10 +211,12 @@ pub async fn put_right(store: &dyn Store, remnant: &Remnant, now: UnixMillis) ->
             let object = SnapshotObject { volume: *volume, snapshot: record.clone(), moment: moment.clone() };
             snapshots::put_object(store, &object).await?;
         }
-        Remnant::Fork { parent, fork, moment, since } => {
+        Remnant::Fork { parent, fork, moment, region, since } => {
             let parent = ownership::load(store, *parent).await?.manifest;
             let mut tombstone =
                 pins::fork_of(&parent, moment, *fork, parent.name.clone(), clock::random_token(), *since);
+            // Whoever purges it there must know where its parent is.
+            forks::settle(store, &mut tombstone, region.as_deref());
             tombstone.being_made = true;
             tombstone.destroyed_at = Some(*since);
             match ownership::create(store, tombstone).await {

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use crate::checkpoint::{self, NewCheckpoint};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::census::MapChanges;
+use crate::format::census::{MapChanges, ObjectAt};
 use crate::format::manifest::Position;
 use crate::lineage;
 use crate::ownership::{Sealing, seal_epoch};
@@ -55,7 +55,7 @@ impl Volume {
         let flushed = self.shared.runtime.spawn_blocking(move || index.flush()).await;
         flushed.map_err(|_| Error::new(ErrorKind::Stopping, "the daemon is stopping"))??;
         let stored_bytes = self.newest.lock().stored_bytes;
-        let manifest = self.change_manifest(|manifest| {
+        let manifest = self.swap_manifest(complete, |manifest| {
             manifest.checkpoint = Some(written.reference);
             manifest.replay_from = replay_from;
             manifest.inherited.clear();
@@ -71,7 +71,13 @@ impl Volume {
             }
             Ok(())
         });
-        let manifest = manifest.await?;
+        let manifest = match manifest.await {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                self.books.lock().note_abandoned(&written.changes, ObjectAt { epoch: self.epoch, number });
+                return Err(error);
+            }
+        };
         self.books.lock().note_checkpoint(&written.changes, &manifest.condemned);
         self.pages.rebase(Arc::new(written.checkpoint));
         self.note_checkpoint(written.reference, manifest.stored_bytes);

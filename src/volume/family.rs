@@ -148,13 +148,27 @@ impl Volume {
     /// Changes the manifest as its owner, and returns it.
     ///
     /// # Errors
-    /// What `change` says; `Fenced` if the volume has another owner by now; what the store says.
+    /// What `change` says; `Fenced` if the volume has another owner by now; `Stopping` if it was handed back, since whoever sweeps the store
+    /// knows nothing of what this attachment holds; what the store says.
     pub(super) async fn change_manifest(
         &self,
         change: impl Fn(&mut Manifest) -> Result<()> + Send + Sync,
     ) -> Result<Manifest> {
+        self.swap_manifest(false, change).await
+    }
+
+    /// As [`Volume::change_manifest`]; the change that hands the volume back may be repeated after it had effect.
+    pub(super) async fn swap_manifest(
+        &self,
+        hands_back: bool,
+        change: impl Fn(&mut Manifest) -> Result<()> + Send + Sync,
+    ) -> Result<Manifest> {
         let mut loaded = self.manifest.lock().await;
         loop {
+            let is_ours = loaded.manifest.owner.as_ref().is_some_and(|owner| owner.token == self.token);
+            if !is_ours && !hands_back {
+                return Err(Error::new(ErrorKind::Stopping, format!("volume {} was handed back meanwhile", self.id)));
+            }
             match ownership::change_loaded(&*self.shared.store, &loaded, &change).await {
                 Ok(updated) => {
                     *loaded = updated;
@@ -194,7 +208,10 @@ impl Volume {
             self.durability.store(Durability::Store as u8, Ordering::Release);
         }
         let manifest = self.change_manifest(|manifest| apply_change(manifest, change)).await?;
-        self.durability.store(manifest.durability as u8, Ordering::Release);
+        // From the manifest in force: another change may have come after this one.
+        let in_force = self.manifest.lock().await;
+        self.durability.store(in_force.manifest.durability as u8, Ordering::Release);
+        drop(in_force);
         self.size.fetch_max(manifest.size.0, Ordering::AcqRel);
         Ok(())
     }

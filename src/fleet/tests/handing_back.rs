@@ -5,8 +5,9 @@ use std::task::Poll;
 use super::{World, read, write};
 use crate::error::{Error, ErrorKind};
 use crate::ownership;
+use crate::service::VolumeChange;
 use crate::store::{Condition, Effect, Gate, Matching, ObjectKey, Operation, StoreErrorKind};
-use crate::units::{SegmentId, SegmentNumber};
+use crate::units::{ByteLen, SegmentId, SegmentNumber};
 
 #[test]
 fn what_cannot_be_uploaded_is_not_handed_back() {
@@ -72,5 +73,22 @@ fn a_volume_that_had_failed_is_not_said_to_be_handed_back() {
         assert_eq!((report.replayed_records, read(&volume, 0).await), (1, 1));
         volume.fail(&volume.fenced("a rival"));
         fleet.detach(id, false).await.unwrap();
+    });
+}
+
+#[test]
+fn a_volume_that_was_handed_back_is_not_changed_by_who_had_it() {
+    let world = World::new();
+    let id = world.create();
+    world.life("a", async |fleet| {
+        let (volume, _) = fleet.attach(id, false, false).await.unwrap();
+        fleet.detach(id, false).await.unwrap();
+        let before = ownership::load(&*world.store, id).await.unwrap();
+        // As a snapshot does that was begun before: whoever sweeps the store by now knows nothing of the moment that it holds.
+        let change = VolumeChange { size: Some(ByteLen(16 << 20)), ..VolumeChange::default() };
+        let refused = volume.update(&change).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Stopping, "{refused}");
+        let after = ownership::load(&*world.store, id).await.unwrap();
+        assert_eq!(after.etag, before.etag);
     });
 }

@@ -26,6 +26,7 @@ mod family;
 mod frozen;
 mod handing_back;
 mod manifest;
+mod past;
 mod purge;
 mod room;
 

@@ -133,6 +133,15 @@ impl Books {
         self.condemned = condemned.clone();
     }
 
+    /// Notes what a checkpoint has written of which nobody can say whether it ever was in force. If it was, the history has it, and needs these
+    /// objects for as long; so they are dead only from `next` on, the map object after them.
+    pub fn note_abandoned(&mut self, changes: &MapChanges, next: ObjectAt) {
+        for (at, bytes, _) in &changes.written {
+            self.census.add_map_object(*at, u64::from(*bytes), 0);
+            self.census.bury_map_object(*at, next);
+        }
+    }
+
     /// Begins to look at all segments again. How many that is, is known when all of the books has been read; somebody else may have done
     /// so while the one who asks for this could not.
     pub fn begin_audit(&mut self) {

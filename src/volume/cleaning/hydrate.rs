@@ -207,6 +207,8 @@ impl Volume {
         // that have it need the origins.
         self.pages.write_again(self.foreign_pages().await?);
         self.ask_for_checkpoint().await?;
+        // What is looked at now, and the root, are of one checkpoint.
+        let _still = self.checkpointing.lock().await;
         // The uploader may have rebased the pages between the look and the wish.
         if !self.foreign_pages().await?.is_empty() {
             return Ok(Step::More);
@@ -230,7 +232,8 @@ impl Volume {
             return Ok(Step::Clean);
         }
         self.change_manifest(|manifest| {
-            if is_free(manifest) {
+            // A try before this one may have had effect: then there is somebody to let go of already.
+            if !manifest.origins.is_empty() && is_free(manifest) {
                 manifest.letting_go = manifest.origins.first().cloned();
                 manifest.origins.clear();
                 manifest.hydration = None;

@@ -137,7 +137,11 @@ impl PageTable {
             };
             let fetched = match is_cleared {
                 true => vec![(index, MapPage::default())],
-                false => base.pages(index, READ_AHEAD_PAGES).await?,
+                false => match base.pages(index, READ_AHEAD_PAGES).await {
+                    // A checkpoint has come meanwhile, and what only the one before it needed may be gone.
+                    Err(error) if error.is_damage() && !Arc::ptr_eq(&base, &self.base()) => continue,
+                    fetched => fetched?,
+                },
             };
             if let Some(page) = self.adopt(&base, is_cleared, index, fetched)? {
                 return Ok(page);
