@@ -76,7 +76,7 @@ impl Fleet {
                 clock::sleep(PULSE).await;
                 let Some(fleet) = pulsed.upgrade() else { return };
                 for volume in fleet.volumes() {
-                    if !volume.gate.pulse() {
+                    if !volume.gate.pulse() && volume.gate.may_ask() {
                         drop(fleet.shared.runtime.spawn(resolve_doubt(volume)));
                     }
                 }
@@ -224,9 +224,16 @@ impl Fleet {
     pub async fn detach_all(self: &Arc<Self>, patience: Duration) -> Vec<VolumeId> {
         self.is_stopping.store(true, Ordering::Release);
         let mut detaching = Vec::new();
-        for volume in self.volumes() {
-            let (fleet, id) = (self.clone(), volume.id);
-            detaching.push((id, self.shared.runtime.spawn(async move { fleet.detach(id, true).await })));
+        let slots: Vec<(VolumeId, Arc<Slot>)> =
+            self.slots.lock().iter().map(|(id, slot)| (*id, slot.clone())).collect();
+        for (id, slot) in slots {
+            let fleet = self.clone();
+            let detaching_one = async move {
+                // Whoever is attaching it, or detaching it already, has the lock: it is waited for.
+                let is_attached = slot.attached.lock().await.is_some();
+                if is_attached { fleet.detach(id, true).await } else { Ok(()) }
+            };
+            detaching.push((id, self.shared.runtime.spawn(detaching_one)));
         }
         let deadline = clock::uptime() + patience;
         let mut left = Vec::new();
@@ -234,6 +241,8 @@ impl Fleet {
             let patience = deadline.saturating_sub(clock::uptime());
             match clock::timeout(patience, task).await {
                 Ok(Ok(Ok(()))) => {}
+                // Somebody else was quicker.
+                Ok(Ok(Err(error))) if error.kind() == ErrorKind::NotFound && self.find(id).is_none() => {}
                 Ok(Ok(Err(error))) => {
                     tracing::error!(volume = %id, %error, "could not be detached; its log stays here");
                     left.push(id);
@@ -325,9 +334,11 @@ async fn resolve_doubt(volume: Arc<Volume>) {
     tracing::warn!(volume = %volume.id, "this process was suspended; looking whether the volume is still ours");
     while volume.gate.closed().is_none() {
         match volume.confirm_ownership().await {
-            Ok(()) => return,
+            Ok(()) => break,
             Err(error) => tracing::warn!(volume = %volume.id, %error, "ownership is not confirmed"),
         }
         clock::sleep(PULSE).await;
     }
+    // If doubt has come back, the next pulse has somebody ask again.
+    volume.gate.asked();
 }

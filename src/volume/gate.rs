@@ -5,7 +5,7 @@
 //! history (its next segment meets a seal), but with durability `local` it would acknowledge writes that are no longer
 //! part of it. So when time has jumped, the volume looks at the manifest before it acknowledges anything.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -37,6 +37,9 @@ pub struct Gate {
     pulse_ms: AtomicU64,
     /// How often the process was found to have been suspended.
     suspensions: AtomicU64,
+    /// Somebody is asking the store.
+    is_asking: AtomicBool,
+    /// Why it is closed. Held while doubt arises or ends, so that no suspension comes in between unseen.
     closed: Mutex<Option<Error>>,
 }
 
@@ -47,6 +50,7 @@ impl Gate {
             state: AtomicU8::new(OPEN),
             pulse_ms: AtomicU64::new(uptime_ms()),
             suspensions: AtomicU64::new(0),
+            is_asking: AtomicBool::new(false),
             closed: Mutex::new(None),
         }
     }
@@ -57,7 +61,7 @@ impl Gate {
     /// The refusal.
     pub fn check(&self) -> std::result::Result<(), Refusal> {
         match self.state.load(Ordering::Acquire) {
-            OPEN if !self.is_late() => Ok(()),
+            OPEN if !self.is_late(uptime_ms()) => Ok(()),
             OPEN => {
                 self.doubt();
                 Err(Refusal::Doubtful)
@@ -69,11 +73,27 @@ impl Gate {
 
     /// Given every [`PULSE`] by a task of the process: shows that it runs. False if it came so late that ownership is in doubt.
     pub fn pulse(&self) -> bool {
-        if self.is_late() {
+        self.beat();
+        self.state.load(Ordering::Acquire) != DOUBTFUL
+    }
+
+    /// Notes that the process runs. The clock is read once: a suspension behind that look is found by the next.
+    fn beat(&self) {
+        let now = uptime_ms();
+        if self.is_late(now) {
             self.doubt();
         }
-        self.pulse_ms.store(uptime_ms(), Ordering::Release);
-        self.state.load(Ordering::Acquire) != DOUBTFUL
+        self.pulse_ms.fetch_max(now, Ordering::AcqRel);
+    }
+
+    /// True for one at a time: who is to ask the store, until [`Gate::asked`].
+    pub fn may_ask(&self) -> bool {
+        !self.is_asking.swap(true, Ordering::AcqRel)
+    }
+
+    /// Lets the next one ask.
+    pub fn asked(&self) {
+        self.is_asking.store(false, Ordering::Release);
     }
 
     /// To be noted before the store is asked, for [`Gate::confirm`].
@@ -84,10 +104,8 @@ impl Gate {
     /// Opens a doubtful gate: the store has confirmed ownership, and was asked when there had been so many suspensions. False if there has been
     /// another since: then the answer may be from before it, and says nothing.
     pub fn confirm(&self, suspensions: u64) -> bool {
-        if self.is_late() {
-            self.doubt();
-        }
-        self.pulse_ms.store(uptime_ms(), Ordering::Release);
+        self.beat();
+        let _still = self.closed.lock();
         if self.suspensions() != suspensions {
             return false;
         }
@@ -97,6 +115,7 @@ impl Gate {
 
     /// Only an open gate becomes doubtful: a closed one must stay closed.
     fn doubt(&self) {
+        let _still = self.closed.lock();
         self.suspensions.fetch_add(1, Ordering::AcqRel);
         let _ = self.state.compare_exchange(OPEN, DOUBTFUL, Ordering::AcqRel, Ordering::Acquire);
     }
@@ -127,8 +146,8 @@ impl Gate {
         self.closed().unwrap_or_else(|| Error::new(ErrorKind::Stopping, "the volume is closed"))
     }
 
-    fn is_late(&self) -> bool {
-        let since = uptime_ms().saturating_sub(self.pulse_ms.load(Ordering::Acquire));
+    fn is_late(&self, now: u64) -> bool {
+        let since = now.saturating_sub(self.pulse_ms.load(Ordering::Acquire));
         since > SUSPENSION.as_millis() as u64
     }
 }

@@ -32,12 +32,20 @@ impl PlacesBudget {
 
     /// True if logs should keep nothing that is stored.
     pub fn is_pressed(&self) -> bool {
-        self.used.load(Ordering::Acquire) > self.limit / 4 * 3
+        self.presses(self.used.load(Ordering::Acquire))
+    }
+
+    fn presses(&self, used: usize) -> bool {
+        used > self.limit / 4 * 3
     }
 
     /// True if writers must wait.
     pub fn is_full(&self) -> bool {
-        self.used.load(Ordering::Acquire) >= self.limit
+        self.fills(self.used.load(Ordering::Acquire))
+    }
+
+    fn fills(&self, used: usize) -> bool {
+        used >= self.limit
     }
 
     /// Wakes when [`PlacesBudget::is_pressed`] may have become true.
@@ -66,17 +74,19 @@ impl PlacesShare {
 
     /// Says how many there are now. Called with the overlay locked.
     pub fn set(&self, count: usize) {
-        let (was_pressed, was_full) = (self.budget.is_pressed(), self.budget.is_full());
         let held = self.held.swap(count, Ordering::AcqRel);
-        if count > held {
-            self.budget.used.fetch_add(count - held, Ordering::AcqRel);
+        // What this very change did, whatever other volumes do at the same time: of all changes one crosses each limit.
+        let (before, after) = if count > held {
+            let before = self.budget.used.fetch_add(count - held, Ordering::AcqRel);
+            (before, before + (count - held))
         } else {
-            self.budget.used.fetch_sub(held - count, Ordering::AcqRel);
-        }
-        if !was_pressed && self.budget.is_pressed() {
+            let before = self.budget.used.fetch_sub(held - count, Ordering::AcqRel);
+            (before, before - (held - count))
+        };
+        if !self.budget.presses(before) && self.budget.presses(after) {
             self.budget.pressed.notify_waiters();
         }
-        if was_full && !self.budget.is_full() {
+        if self.budget.fills(before) && !self.budget.fills(after) {
             self.budget.eased.notify_waiters();
         }
     }

@@ -68,7 +68,7 @@ impl Volume {
         let mut blocks = WholeBlocks::around(offset, buffer);
         self.read_blocks(blocks.range, blocks.bytes()).await?;
         blocks.finish();
-        Ok(())
+        self.stand_by().await
     }
 
     /// Fills `buffer` with the blocks of `range` if all of them are at hand.

@@ -9,9 +9,10 @@ use crate::volume::core::Volume;
 impl Volume {
     /// Takes no more requests, and lets the uploader finish what is accepted.
     pub(crate) fn begin_stop(&self) {
-        self.stopping.store(true, Ordering::Release);
-        // Whoever was let through before has appended by now, and the uploader will see it.
+        // Whoever was let through before has appended by now, and the uploader sees it: it ends when it is to stop and nothing is left, so
+        // nobody may append in between.
         let writer = self.writer.lock();
+        self.stopping.store(true, Ordering::Release);
         self.gate.close(Error::new(ErrorKind::Stopping, format!("volume {} is being detached", self.id)));
         drop(writer);
         self.gate_wake.notify_waiters();

@@ -108,7 +108,7 @@ impl Volume {
                 None => self.change_part_blocks(&borrowed).await?,
             };
             if done {
-                return Ok(());
+                return self.stand_by().await;
             }
         }
     }
@@ -122,6 +122,17 @@ impl Volume {
                 Err(Refusal::Closed(error)) => return Err(error),
                 Err(Refusal::Doubtful) => woken.await,
             }
+        }
+    }
+
+    /// For what was done after a wait, before it is answered: the process may have been suspended meanwhile, and somebody else the owner.
+    ///
+    /// # Errors
+    /// Why the volume takes no requests any more, unless it just stops: then it was ours all the time.
+    pub(super) async fn stand_by(&self) -> Result<()> {
+        match self.pass_gate().await {
+            Err(error) if error.kind() == ErrorKind::Stopping => Ok(()),
+            passed => passed,
         }
     }
 
