@@ -308,7 +308,8 @@ impl Connection {
             let answer = answer_all(durable);
             if self.singles > SINGLES_OF_ONE_AT_A_TIME {
                 session.device.commit_here(answer);
-                self.is_next_near = true;
+                // Not if somebody else syncs for it.
+                self.is_next_near = session.flow.is_idle();
             } else {
                 session.device.commit(answer);
             }

@@ -23,6 +23,8 @@ use crate::clock;
 
 /// Bytes taken from the socket at once under TLS.
 const RAW_BYTES: usize = 128 << 10;
+/// Between two looks of a watch that has its core for itself passes less than this.
+const ALONE: Duration = Duration::from_micros(5);
 /// Plain bytes encrypted before they are handed to the socket.
 const ENCRYPT_BYTES: usize = 256 << 10;
 
@@ -186,21 +188,28 @@ impl Transport {
         Ok(set_socket_timeout(&self.socket, Timeout::Recv, Some(time))?)
     }
 
-    /// True if bytes or the end of the stream come within `time`, which is spent watching the socket without sleeping; a
-    /// thread that has something to do on this core goes first. Not under TLS, where bytes may have come already.
+    /// True if bytes or the end of the stream come within `time`, which is spent watching the socket without sleeping. A
+    /// thread that has something to do on this core goes first; if nothing has come when it is done, the core is wanted, and the watch ends. Not
+    /// under TLS, where bytes may have come already.
     pub fn watch(&self, time: Duration) -> bool {
         if self.tls.is_some() {
             return false;
         }
-        let until = clock::uptime() + time;
+        let mut looked = clock::running();
+        let until = looked + time;
         let mut byte = [0];
         loop {
-            match recv(&self.socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-                Err(Errno::AGAIN | Errno::INTR) if clock::uptime() < until => std::thread::yield_now(),
-                Err(Errno::AGAIN | Errno::INTR) => return false,
+            let found = recv(&self.socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT);
+            if !matches!(found, Err(Errno::AGAIN | Errno::INTR)) {
                 // Also an error: the read that follows says which.
-                _ => return true,
+                return true;
             }
+            let now = clock::running();
+            if now >= until || now - looked > ALONE {
+                return false;
+            }
+            looked = now;
+            std::thread::yield_now();
         }
     }
 
