@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints the ratios of a run of side_by_side.sh beside the goals.
 
-Usage: side_by_side.py OUTPUT-DIR MEMORY-SIZE JOB ...  Exits with 1 if a goal is missed. The figure of a job is the median of its rounds.
+Usage: side_by_side.py OUTPUT-DIR MEMORY-SIZE TRANSFER-SIZE JOB ...  Exits with 1 if a goal is missed. The figure of a job is the median of its rounds.
 """
 
 import glob
@@ -40,6 +40,11 @@ def requests_per_second(out, label, job):
     return statistics.median(rates)
 
 
+def mebibytes(size):
+    number, unit = re.fullmatch(r"(\d+)(MiB|GiB)", size).groups()
+    return int(number) * UNITS_MIB[unit]
+
+
 def verdict(ratio, goal):
     if goal is None:
         return f"{ratio:6.2f}       "
@@ -47,7 +52,7 @@ def verdict(ratio, goal):
 
 
 def main():
-    out, memory_size, jobs = sys.argv[1], sys.argv[2], sys.argv[3:]
+    out, budgets, jobs = sys.argv[1], sys.argv[2:4], sys.argv[4:]
     missed = 0
     print(f"{'job':20} {'varve':>9} {'nbdkit':>9} {'qemu-nbd':>9}   {'of nbdkit':14} {'of qemu-nbd':14}   (requests a second; '!' misses its goal)")
     for job in jobs:
@@ -57,8 +62,7 @@ def main():
         missed += sum(goal is not None and ratio < goal for ratio, goal in zip(ratios, goals))
         cells = "   ".join(verdict(ratio, goal) for ratio, goal in zip(ratios, goals))
         print(f"{job:20} {own:9.0f} {nbdkit:9.0f} {qemu:9.0f}   {cells}")
-    number, unit = re.fullmatch(r"(\d+)(MiB|GiB)", memory_size).groups()
-    allowed = int(number) * UNITS_MIB[unit] + MEMORY_ALLOWANCE_MIB
+    allowed = sum(map(mebibytes, budgets)) + MEMORY_ALLOWANCE_MIB
     with open(os.path.join(out, "memory.txt"), encoding="utf-8") as file:
         samples = [line.split() for line in file.read().splitlines()[1:]]
     highest = max((int(fields[1]) for fields in samples if len(fields) == 3), default=None)

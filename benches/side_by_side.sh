@@ -3,7 +3,7 @@
 # nbdkit memory (what the protocol itself costs: a RAM disk, filled before it is measured) and qemu-nbd on a preallocated raw file with
 # --cache=none --aio=native (the local disk itself). All listen on Unix sockets. Exits with 1 if a goal is missed.
 #   benches/side_by_side.sh [OUTPUT-DIR] [JOB ...]        default output: ./suite-out/<time>
-# From the environment: ROUNDS=2, SECONDS_PER_JOB=4, SIZE=2g, LOG_SIZE=4GiB, CACHE_SIZE=2GiB, MEMORY_SIZE=256MiB. The volume has 100 GB, in
+# From the environment: ROUNDS=2, SECONDS_PER_JOB=4, SIZE=2g, LOG_SIZE=4GiB, CACHE_SIZE=2GiB, MEMORY_SIZE=256MiB, TRANSFER_SIZE=256MiB. The volume has 100 GB, in
 # a directory store; fio works on its first SIZE. WORK_DIR (default /var/tmp) needs about 30 GB and must not be a RAM disk. Raw
 # fio output and the samples of varved's memory stay in OUTPUT-DIR.
 # Nobody pays for memory or disk space that is touched for the first time: all three are written over three times before (the write log
@@ -17,7 +17,7 @@ set -euo pipefail
 out=${1:-$repository/suite-out/$(date +%Y%m%d-%H%M%S)}
 shift $(($# > 0 ? 1 : 0))
 rounds=${ROUNDS:-2} seconds=${SECONDS_PER_JOB:-4} size=${SIZE:-2g}
-log_size=${LOG_SIZE:-4GiB} cache_size=${CACHE_SIZE:-2GiB} memory_size=${MEMORY_SIZE:-256MiB}
+log_size=${LOG_SIZE:-4GiB} cache_size=${CACHE_SIZE:-2GiB} memory_size=${MEMORY_SIZE:-256MiB} transfer_size=${TRANSFER_SIZE:-256MiB}
 jobs=("$@")
 if [ ${#jobs[@]} = 0 ]; then
     jobs=(seq-write-1m-q8 seq-read-1m-q8 rand-read-4k-q32 rand-read-4k-q1 rand-write-4k-q32 rand-write-4k-q1
@@ -28,7 +28,7 @@ begin_bench
 mkdir -p "$out" "$work/store"
 export VARVE_STORE="file://$work/store"
 volume=$(new_volume bench 100)
-start_varved "$out/varved.log" --log-size "$log_size" --cache-size "$cache_size" --memory-size "$memory_size"
+start_varved "$out/varved.log" --log-size "$log_size" --cache-size "$cache_size" --memory-size "$memory_size" --transfer-size "$transfer_size"
 nbdkit --foreground --unix "$work/nbdkit.sock" memory "$size" &
 servers+=("$!")
 fallocate -l "${size^^}" "$work/raw"
@@ -46,8 +46,8 @@ declare -A uri=(
 )
 {
     describe_machine
-    printf 'size %s, log %s, cache on disk %s, memory %s, %s s a job, %s rounds\n' \
-        "$size" "$log_size" "$cache_size" "$memory_size" "$seconds" "$rounds"
+    printf 'size %s, log %s, cache on disk %s, memory %s and %s, %s s a job, %s rounds\n' \
+        "$size" "$log_size" "$cache_size" "$memory_size" "$transfer_size" "$seconds" "$rounds"
     nbdkit --version
     qemu-nbd --version | head -n 1
     fio --version
@@ -78,4 +78,4 @@ for round in $(seq "$rounds"); do
     order=("${order[@]:1}" "${order[0]}")
 done
 varve volumes show "$volume" >"$out/volume.txt"
-"$repository/benches/side_by_side.py" "$out" "$memory_size" "${jobs[@]}" | tee "$out/table.txt"
+"$repository/benches/side_by_side.py" "$out" "$memory_size" "$transfer_size" "${jobs[@]}" | tee "$out/table.txt"
