@@ -4,6 +4,7 @@ use super::{World, runtime, write};
 use crate::clock;
 use crate::format::map_object::MapObjectId;
 use crate::ownership;
+use crate::service::VolumeChange;
 use crate::store::{ByteRange, Effect, Matching, ObjectKey, Operation, StoreErrorKind};
 use crate::units::UnixMillis;
 
@@ -15,6 +16,8 @@ fn a_checkpoint_that_came_into_force_unnoticed_stays() {
     let id = world.create();
     world.life("a", async |fleet| {
         let (volume, _) = fleet.attach(id, false, false).await.unwrap();
+        let history = VolumeChange { history_seconds: Some(24 * 3600), ..VolumeChange::default() };
+        volume.update(&history).await.unwrap();
         write(&volume, 0, 1).await;
         volume.sync().await.unwrap();
         let key = ObjectKey::manifest(id);
