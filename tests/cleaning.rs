@@ -79,6 +79,8 @@ fn overwritten_space_comes_back_by_itself(kind: StoreKind) {
     let stored = report["stored"].as_u64().unwrap();
     assert!(stored < SIZE as u64 * 11 / 10, "{report}");
     assert_eq!(report["pinned"], 0);
+    let usage = first.varve_json(&["volumes", "usage", &volume]);
+    assert!(usage["dead"].as_u64().unwrap() < 4096, "no death has left anything yet: {usage}");
     assert!(client.read_all() == model, "cleaning has changed what is read");
     scribble(&mut client, &mut model, &mut random, 2 * MIB);
     client.flush().unwrap();
