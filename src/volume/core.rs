@@ -13,7 +13,7 @@ use crate::block_device::CommitDone;
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::lineage::Moment;
-use crate::format::manifest::Position;
+use crate::format::manifest::{Manifest, Position};
 use crate::limits::PAGE_BLOCKS;
 use crate::log::{Appender, Committer, LogReader};
 use crate::map::LogOverlay;
@@ -232,8 +232,8 @@ impl Volume {
         loop {
             let suspensions = self.gate.suspensions();
             let loaded = ownership::load(&*self.shared.store, self.id).await?;
-            let owner = loaded.manifest.owner.as_ref();
-            if loaded.manifest.epoch != self.epoch || owner.is_none_or(|owner| owner.token != self.token) {
+            if !self.owns(&loaded.manifest) {
+                let owner = loaded.manifest.owner.as_ref();
                 let error = self.fenced(owner.map_or("nobody", |owner| owner.host.as_str()));
                 self.fail(&error);
                 return Err(error);
@@ -243,6 +243,11 @@ impl Volume {
                 return Ok(());
             }
         }
+    }
+
+    /// True if a manifest of this volume says that it is attached by this very attachment.
+    pub(super) fn owns(&self, manifest: &Manifest) -> bool {
+        manifest.epoch == self.epoch && manifest.owner.as_ref().is_some_and(|owner| owner.token == self.token)
     }
 
     /// Whoever meets damage, or misses an object, may be an owner that was put out and has not noticed: the next one has deleted what it

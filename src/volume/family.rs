@@ -165,8 +165,7 @@ impl Volume {
     ) -> Result<Manifest> {
         let mut loaded = self.manifest.lock().await;
         loop {
-            let is_ours = loaded.manifest.owner.as_ref().is_some_and(|owner| owner.token == self.token);
-            if !is_ours && !hands_back {
+            if !hands_back && !self.owns(&loaded.manifest) {
                 return Err(Error::new(ErrorKind::Stopping, format!("volume {} was handed back meanwhile", self.id)));
             }
             match ownership::change_loaded(&*self.shared.store, &loaded, &change).await {
