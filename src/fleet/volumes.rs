@@ -60,29 +60,25 @@ impl Fleet {
             slots: Mutex::default(),
             is_stopping: AtomicBool::new(false),
         });
-        let looked_at = Arc::downgrade(&fleet);
-        drop(fleet.shared.runtime.spawn(async move {
-            loop {
-                clock::sleep(LOOK).await;
-                let Some(fleet) = looked_at.upgrade() else { return };
-                for volume in fleet.volumes() {
-                    drop(fleet.shared.runtime.spawn(volume.keep_schedule()));
-                }
+        fleet.with_each_every(LOOK, |fleet, volume| drop(fleet.shared.runtime.spawn(volume.keep_schedule())));
+        fleet.with_each_every(PULSE, |fleet, volume| {
+            if !volume.gate.pulse() && volume.gate.may_ask() {
+                drop(fleet.shared.runtime.spawn(resolve_doubt(volume)));
             }
-        }));
-        let pulsed = Arc::downgrade(&fleet);
-        drop(fleet.shared.runtime.spawn(async move {
-            loop {
-                clock::sleep(PULSE).await;
-                let Some(fleet) = pulsed.upgrade() else { return };
-                for volume in fleet.volumes() {
-                    if !volume.gate.pulse() && volume.gate.may_ask() {
-                        drop(fleet.shared.runtime.spawn(resolve_doubt(volume)));
-                    }
-                }
-            }
-        }));
+        });
         fleet
+    }
+
+    /// Does something with each attached volume every so often, as long as the fleet lives.
+    fn with_each_every(self: &Arc<Self>, time: Duration, act: impl Fn(&Fleet, Arc<Volume>) + Send + 'static) {
+        let fleet = Arc::downgrade(self);
+        drop(self.shared.runtime.spawn(async move {
+            loop {
+                clock::sleep(time).await;
+                let Some(fleet) = fleet.upgrade() else { return };
+                fleet.volumes().into_iter().for_each(|volume| act(&fleet, volume));
+            }
+        }));
     }
 
     /// The attached volumes.
@@ -173,10 +169,18 @@ impl Fleet {
     /// # Errors
     /// `NotFound`, `Busy`, and what the store says; why the volume had failed, if it was let go of without being handed back.
     pub async fn detach(&self, id: VolumeId, force: bool) -> Result<()> {
-        let not_attached = || Error::not_found(format!("volume {id} is not attached here"));
-        let slot = self.slots.lock().get(&id).cloned().ok_or_else(not_attached)?;
+        let slot = self.slots.lock().get(&id).cloned();
+        let was_attached = match slot {
+            Some(slot) => self.detach_from(&slot, id, force).await?,
+            None => false,
+        };
+        if was_attached { Ok(()) } else { Err(Error::not_found(format!("volume {id} is not attached here"))) }
+    }
+
+    /// As [`Fleet::detach`]; false if it is not attached, or somebody else was quicker.
+    async fn detach_from(&self, slot: &Slot, id: VolumeId, force: bool) -> Result<bool> {
         // What takes long is done before the lock is taken and while clients are still served.
-        let volume = slot.shown.lock().clone().ok_or_else(not_attached)?;
+        let Some(volume) = slot.shown.lock().clone() else { return Ok(false) };
         if !force {
             wait_until_unused(&volume).await?;
         }
@@ -184,15 +188,19 @@ impl Fleet {
             volume.sync().await?;
         }
         let mut attached = slot.attached.lock().await;
-        let current = attached.take().ok_or_else(not_attached)?;
+        let Some(current) = attached.take() else { return Ok(false) };
         if !force && let Err(error) = refuse_if_used(&current.volume) {
             *attached = Some(current);
             return Err(error);
         }
         if let Some(error) = current.volume.gate.closed() {
-            self.forget(&slot, Some(current)).await;
+            self.forget(slot, Some(current)).await;
             tracing::warn!(volume = %id, %error, "let go of a volume that had failed");
-            return if error.kind() == ErrorKind::Fenced { Ok(()) } else { Err(error).context(|| not_handed_back(id)) };
+            return if error.kind() == ErrorKind::Fenced {
+                Ok(true)
+            } else {
+                Err(error).context(|| not_handed_back(id))
+            };
         }
         let Attached { volume, uploader, cleaner, warmer } = current;
         volume.begin_stop();
@@ -216,7 +224,7 @@ impl Fleet {
             tracing::warn!(volume = %id, %error, path = %path.display(), "the log of a detached volume could not be removed");
         }
         tracing::info!(volume = %id, "detached");
-        Ok(())
+        Ok(true)
     }
 
     /// Detaches every volume for good, and gives up waiting after `patience`: what is not uploaded by then stays in the local logs.
@@ -230,8 +238,8 @@ impl Fleet {
             let fleet = self.clone();
             let detaching_one = async move {
                 // Whoever is attaching it, or detaching it already, has the lock: it is waited for.
-                let is_attached = slot.attached.lock().await.is_some();
-                if is_attached { fleet.detach(id, true).await } else { Ok(()) }
+                drop(slot.attached.lock().await);
+                fleet.detach_from(&slot, id, true).await
             };
             detaching.push((id, self.shared.runtime.spawn(detaching_one)));
         }
@@ -240,9 +248,7 @@ impl Fleet {
         for (id, task) in detaching {
             let patience = deadline.saturating_sub(clock::uptime());
             match clock::timeout(patience, task).await {
-                Ok(Ok(Ok(()))) => {}
-                // Somebody else was quicker.
-                Ok(Ok(Err(error))) if error.kind() == ErrorKind::NotFound && self.find(id).is_none() => {}
+                Ok(Ok(Ok(_))) => {}
                 Ok(Ok(Err(error))) => {
                     tracing::error!(volume = %id, %error, "could not be detached; its log stays here");
                     left.push(id);
