@@ -58,6 +58,7 @@ pub const KEPT: &[(u64, &str)] = &[
         "what died while the objects of a volume were counted was taken for dead before: a snapshot lost a segment",
     ),
     (766816, "an owner that was put out missed a segment, could not ask whose the volume is, and called it damage"),
+    (797547, "a fork may let go of its origin behind the sweep that finds the origin pinned"),
 ];
 
 /// Which histories are to be run.
