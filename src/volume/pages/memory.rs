@@ -59,6 +59,8 @@ pub(super) struct Residents {
     pub shifts: Shifts,
     /// The segments that pages of the checkpoint lack, in the order of the sequence, with their entries in that of the blocks.
     pub postponed: Vec<Arc<SegmentIndex>>,
+    /// Directories that were cleared since, and how many of these segments came before that: they change nothing there any more.
+    pub outlived: HashMap<u32, usize>,
     /// Entries replayed or applied since the checkpoint.
     pub entries_since: usize,
 }
@@ -84,8 +86,9 @@ impl Residents {
         if !self.changed.contains(index) {
             return false;
         }
+        let outlived = self.outlived.get(&directory_of(index)).copied().unwrap_or(0);
         // Each of them, also after the first that changes something.
-        self.postponed.iter().filter(|segment| apply_segment(page, index, segment)).count() > 0
+        self.postponed[outlived..].iter().filter(|segment| apply_segment(page, index, segment)).count() > 0
     }
 }
 
@@ -159,6 +162,7 @@ impl PageTable {
         let bytes: usize = residents.postponed.iter().map(|segment| segment.memory_bytes()).sum();
         self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
         residents.postponed = Vec::new();
+        residents.outlived = HashMap::new();
     }
 
     /// A page from memory, or else from RocksDB.
@@ -259,7 +263,11 @@ impl PageTable {
                 let dirty = residents.clock.iter().filter(|index| residents.pages.get(index).is_some_and(|r| r.dirty));
                 let mut batch: Vec<PageIndex> = dirty.take(WRITE_BACK_PAGES - 1).copied().collect();
                 batch.push(index);
-                self.write_back_batch(residents, &batch)?;
+                if let Err(error) = self.write_back_batch(residents, &batch) {
+                    // It is still here, and has its turn again.
+                    residents.clock.push_front(index);
+                    return Err(error);
+                }
             }
             if let Some(gone) = residents.pages.remove(&index) {
                 self.budget.used.fetch_sub(gone.bytes, Ordering::Relaxed);

@@ -47,12 +47,20 @@ impl MapView for PageTable {
     }
 
     async fn occupied(&self, which: u32) -> Result<Vec<OccupiedPage>> {
-        let (base, changed) = self.state_of(which);
-        let first = u64::from(which) * DIRECTORY_PAGES;
-        let directory = match base {
-            Some(base) => base.directory(which).await?,
-            None => Arc::default(),
+        let (directory, changed) = loop {
+            let below = self.base();
+            let (base, changed) = self.state_of(which);
+            let directory = match base {
+                Some(base) => base.directory(which).await,
+                None => Ok(Arc::default()),
+            };
+            match directory {
+                // A checkpoint has come meanwhile, and what only the one before it needed may be gone.
+                Err(error) if error.is_damage() && !Arc::ptr_eq(&below, &self.base()) => {}
+                directory => break (directory?, changed),
+            }
         };
+        let first = u64::from(which) * DIRECTORY_PAGES;
         let mut pages: BTreeMap<PageIndex, OccupiedPage> = BTreeMap::new();
         for (slot, reference) in directory.iter() {
             let index = PageIndex(first + u64::from(*slot));
