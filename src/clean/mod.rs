@@ -8,10 +8,12 @@
 //! Guarantees: what [`condemn`] names is needed by nobody once a manifest says so: not by the newest map, not by recovery, and by no pin.
 //! Rules and their reasons stand in `design/cleaning.md`.
 
+mod audit;
 mod census;
 mod choice;
 mod condemn;
 
+pub use audit::{Audit, Look};
 pub use census::{Census, Totals};
 pub use choice::{Goal, choose};
 pub use condemn::{Needs, condemn, condemnable_bytes, keys, note_condemned};

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 
 use crate::checkpoint;
-use crate::clean::{self, Census};
+use crate::clean::{self, Audit, Census};
 use crate::error::Result;
 use crate::format::census::{Condemned, Making, MapChanges, ObjectAt, encode_rows};
 use crate::format::lineage::Moment;
@@ -16,7 +16,6 @@ use crate::format::manifest::Manifest;
 use crate::format::map_object::PageRef;
 use crate::format::segment::SegmentIndex;
 use crate::ownership::History;
-use crate::units::Epoch;
 use crate::volume::core::Volume;
 use crate::volume::pages::Shifts;
 
@@ -37,9 +36,8 @@ pub struct Books {
     state: State,
     /// The census began with a listing.
     is_listed: bool,
-    /// Segments that are still to be looked at before the hints are exact, and the last one that was.
-    pub(super) unaudited: usize,
-    pub(super) audited: ObjectAt,
+    /// Until it is over, the hints may be wrong.
+    pub(super) audit: Audit,
     /// Segments that cannot be emptied, since they are damaged.
     pub(super) stuck: BTreeSet<ObjectAt>,
     /// What the manifest condemns and may still be there.
@@ -60,8 +58,7 @@ impl Books {
             census: Census::default(),
             state,
             is_listed: false,
-            unaudited: 0,
-            audited: ObjectAt { epoch: Epoch(0), number: 0 },
+            audit: Audit::over(),
             stuck: BTreeSet::new(),
             condemned: manifest.condemned.clone(),
             held: Vec::new(),
@@ -79,6 +76,7 @@ impl Books {
     /// Notes a segment that has taken effect, and what that did to others.
     pub fn note_segment(&mut self, index: &SegmentIndex, shifts: Shifts) {
         self.add(index, 0);
+        self.audit.note_added();
         let volume = index.header.id.volume;
         for (id, blocks) in shifts.blocks.into_iter().filter(|(id, _)| id.volume == volume) {
             self.census.shift(id.into(), blocks);
@@ -109,7 +107,7 @@ impl Books {
         if let Some(census) = &mut census {
             census.note_checkpoint(changes);
         }
-        let making = Making { is_exact: self.unaudited == 0, is_listed: self.is_listed };
+        let making = Making { is_exact: self.audit.is_over(), is_listed: self.is_listed };
         Sorting { census, making }
     }
 
@@ -146,7 +144,8 @@ impl Books {
     /// so while the one who asks for this could not.
     pub fn begin_audit(&mut self) {
         let held = self.census.segments().filter(|(_, counted)| counted.dead_at.is_none());
-        self.unaudited = if self.are_whole() { held.count() } else { usize::MAX };
+        let held = if self.are_whole() { held.count() } else { usize::MAX };
+        self.audit.begin(held);
     }
 }
 
@@ -205,7 +204,7 @@ impl Volume {
         books.census = census;
         books.state = State::Whole;
         books.is_listed = making.is_listed;
-        if books.unaudited > 0 || !making.is_exact {
+        if !books.audit.is_over() || !making.is_exact {
             books.begin_audit();
         }
         Ok(())

@@ -170,7 +170,7 @@ impl Volume {
         };
         if chosen.is_empty() {
             self.reclaim(goal, true).await?;
-            return Ok(if self.books.lock().unaudited > 0 { Step::More } else { Step::Clean });
+            return Ok(if self.books.lock().audit.is_over() { Step::Clean } else { Step::More });
         }
         self.empty_segments(&chosen).await?;
         self.reclaim(goal, false).await?;
@@ -220,34 +220,36 @@ impl Volume {
     /// Looks at some segments again, as long as the hints may be wrong.
     async fn audit_some(&self) -> Result<()> {
         for _ in 0..AUDITS_AT_ONCE {
-            let at = {
+            let next = {
                 let mut books = self.books.lock();
-                let next = books.census.next_held(books.audited).filter(|_| books.unaudited > 0);
-                let Some(at) = next else {
-                    books.unaudited = 0;
-                    return Ok(());
-                };
-                books.unaudited -= 1;
-                books.audited = at;
-                at
+                let Books { audit, census, .. } = &mut *books;
+                audit.next(census)
             };
-            let before = self.books.lock().census.segment(at).map(|counted| counted.live);
-            let index = match segment_index(&self.shared, self.own_segment(at)).await {
-                Err(error) if error.kind() == ErrorKind::Damaged => {
-                    self.confirm_ownership().await?;
-                    self.books.lock().stuck.insert(at);
-                    continue;
-                }
-                other => other?,
-            };
-            let live: u64 = self.live_places(&index).await?.iter().map(|(range, _)| range.count.0).sum();
-            let dead_at = self.dead_from();
-            let mut books = self.books.lock();
-            if live == 0 {
-                books.census.bury(at, dead_at);
-            } else if books.census.segment(at).map(|counted| counted.live) == before {
-                books.census.set_live(at, index.block_count(), live);
+            let Some(look) = next else { return Ok(()) };
+            self.look_again(look.at).await?;
+            self.books.lock().audit.note_done(look);
+        }
+        Ok(())
+    }
+
+    /// Counts what of a segment is in use.
+    async fn look_again(&self, at: ObjectAt) -> Result<()> {
+        let before = self.books.lock().census.segment(at).map(|counted| counted.live);
+        let index = match segment_index(&self.shared, self.own_segment(at)).await {
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                self.confirm_ownership().await?;
+                self.books.lock().stuck.insert(at);
+                return Ok(());
             }
+            other => other?,
+        };
+        let live: u64 = self.live_places(&index).await?.iter().map(|(range, _)| range.count.0).sum();
+        let dead_at = self.dead_from();
+        let mut books = self.books.lock();
+        if live == 0 {
+            books.census.bury(at, dead_at);
+        } else if books.census.segment(at).map(|counted| counted.live) == before {
+            books.census.set_live(at, index.block_count(), live);
         }
         Ok(())
     }
