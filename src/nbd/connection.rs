@@ -31,6 +31,7 @@ use super::session::{self, Session, StatusQuery, Ticket, answer_all};
 use super::transport::{ReadState, Transport};
 use super::watch::Watch;
 use crate::block_device::{Attempt, Change, Geometry};
+use crate::limits::NEAR_BYTES_MAX;
 
 /// Replies gathered before they are sent though more requests of the round wait.
 const REPLY_BATCH_BYTES: usize = 1 << 20;
@@ -342,7 +343,8 @@ impl Connection {
             match head.command {
                 command::READ => self.read(to, u32::try_from(head.length).unwrap_or(u32::MAX)),
                 command::CACHE => {
-                    let ticket = self.ticket(to, 0);
+                    // What is brought near is in memory until it is there.
+                    let ticket = self.ticket(to, head.length.min(NEAR_BYTES_MAX));
                     session.runtime.spawn(session::prefetch(ticket, head.length));
                 }
                 command::BLOCK_STATUS => {

@@ -61,7 +61,7 @@ impl BlockDevice for VolumeDevice {
     async fn prefetch(&self, offset: u64, length: u64) -> Result<()> {
         self.volume.pass_gate().await?;
         self.volume.check_range(offset, length)?;
-        self.volume.bring_near(offset, length).await
+        self.volume.bring_all_near(offset, length).await
     }
 
     async fn residence(&self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<ResidenceExtent>> {

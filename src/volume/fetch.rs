@@ -234,12 +234,16 @@ async fn fetch_batch(shared: &Arc<Shared>, segment: SegmentId, batch: Vec<Missin
         missing.lead.fill(plain.clone());
         filled.push((missing.slot, plain));
     }
+    if kept.len() < filled.len() {
+        // All of them are parts of one answer, which these few would keep in memory as a whole until the disk has taken them.
+        kept.iter_mut().for_each(|(_, stored)| *stored = Bytes::copy_from_slice(stored));
+    }
     keep_on_disk(shared, kept);
     Ok(filled)
 }
 
 /// Fills the disk part of the cache behind the reader's back: nobody waits for it. What comes faster than the disk takes it is not kept, so that
-/// what waits for the disk is bounded.
+/// what waits for the disk is bounded: the frames together must be about all that they keep in memory.
 pub fn keep_on_disk(shared: &Arc<Shared>, kept: Vec<(FrameId, Bytes)>) {
     let kib: usize = kept.iter().map(|(_, stored)| stored.len().div_ceil(1024)).sum();
     let Ok(room) = shared.insertions.clone().try_acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX)) else {

@@ -1,13 +1,14 @@
 //! What every disk over segments does alike, whether it changes or not: reads that begin or end within a block, bringing segments near, and
 //! telling where they are.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use crate::block_device::{ChangeExtent, Residence, ResidenceExtent};
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::{FRAME_BLOCKS, REQUEST_BYTES_MAX};
+use crate::limits::{FRAME_BLOCKS, NEAR_BYTES_MAX, REQUEST_BYTES_MAX};
 use crate::map::SegmentPlace;
 use crate::units::{BLOCK_SIZE, BlockRange, FrameId, Lba};
 use crate::volume::fetch;
@@ -24,9 +25,13 @@ const NEAR_STEP_BYTES: u64 = 4 << 20;
 
 /// The blocks of `length` bytes from `offset` on, in parts that are looked up at a time to be brought near.
 pub fn steps(offset: u64, length: u64) -> impl Iterator<Item = BlockRange> {
+    parts(offset, length, NEAR_STEP_BYTES).map(|part| BlockRange::covering(part.start, part.end - part.start))
+}
+
+/// The bytes from `offset` on, cut into parts of `longest`.
+fn parts(offset: u64, length: u64, longest: u64) -> impl Iterator<Item = Range<u64>> {
     let end = offset + length;
-    let starts = (offset..end).step_by(NEAR_STEP_BYTES as usize);
-    starts.map(move |at| BlockRange::covering(at, NEAR_STEP_BYTES.min(end - at)))
+    (offset..end).step_by(longest as usize).map(move |at| at..end.min(at + longest))
 }
 
 /// Checks that a range of bytes lies within a disk of `size` bytes, which is called `name`.
@@ -98,8 +103,18 @@ pub trait ReadsAhead: Send + Sync + Sized + 'static {
     /// Its newest stream of reads.
     fn reads(&self) -> &Mutex<ReadAhead>;
 
-    /// Brings a range into the memory part of the cache.
+    /// Brings a range of at most [`NEAR_BYTES_MAX`] into the memory part of the cache.
     fn bring_near(&self, offset: u64, length: u64) -> impl Future<Output = Result<()>> + Send;
+
+    /// As [`ReadsAhead::bring_near`], for a range of any length: a part of it after the other, since all of it together could take any amount of memory.
+    fn bring_all_near(&self, offset: u64, length: u64) -> impl Future<Output = Result<()>> + Send {
+        async move {
+            for part in parts(offset, length, NEAR_BYTES_MAX) {
+                self.bring_near(part.start, part.end - part.start).await?;
+            }
+            Ok(())
+        }
+    }
 
     /// Notes a read that goes to segments, and reads ahead of it in the background if it is one of a sequence.
     fn note_stream(self: &Arc<Self>, offset: u64, length: u64) {

@@ -228,20 +228,20 @@ impl Volume {
         self.pass_gate().await?;
         self.check_range(offset, length)?;
         let mut residences = Residences::default();
-        let end = offset + length;
         let mut at = offset;
-        let scan_end = end.min(offset + near::RESIDENCE_SCAN_BYTES);
+        let scan_end = offset + length.min(near::RESIDENCE_SCAN_BYTES);
         while at < scan_end && residences.len() <= extents_max {
             let part = (scan_end - at).min(near::RESIDENCE_STEP_BYTES);
+            let part_end = at + part;
             for (run, source) in self.gather_waiting(BlockRange::covering(at, part)).await? {
-                let length = run.end().byte_offset().min(end) - run.start.byte_offset().max(at);
+                let length = run.end().byte_offset().min(part_end) - run.start.byte_offset().max(at);
                 match source {
                     Source::Zero => residences.push(length, Residence::Hole),
                     Source::Log(_) => residences.push(length, Residence::Log),
                     Source::Segment(place) => residences.push_segment(&self.shared, place, length),
                 }
             }
-            at += part;
+            at = part_end;
         }
         Ok(residences.finish(extents_max))
     }

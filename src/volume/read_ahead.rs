@@ -1,9 +1,11 @@
 //! Telling sequential readers from others, and how far to read ahead for them. Pure.
 
+use crate::limits::NEAR_BYTES_MAX;
+
 /// A reader is sequential once this many requests went on from each other.
 const STREAK: u32 = 2;
 /// How far ahead of a sequential reader frames are brought into memory, in bytes, if memory has room for that.
-pub const WINDOW_MAX: u64 = 16 << 20;
+pub const WINDOW_MAX: u64 = NEAR_BYTES_MAX;
 /// Requests in flight at the same time arrive in any order within this distance, in bytes.
 const SLACK: u64 = 16 << 20;
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 
@@ -18,6 +18,7 @@ use crate::volume::state_directory::{self, StateSettings};
 use crate::volume::{CLEANING, EngineSettings, Volume, VolumeDevice};
 
 mod again;
+mod asking;
 mod catalog;
 mod claims;
 mod crashes;
@@ -87,6 +88,21 @@ impl World {
 
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// Sleeps, and says whether nothing held this process up: after a suspension each volume asks whose it is.
+async fn sleep_undisturbed(time: Duration) -> bool {
+    let (step, began) = (Duration::from_millis(50), Instant::now());
+    let mut last = began;
+    while began.elapsed() < time {
+        tokio::time::sleep(step).await;
+        // Half of what counts as a suspension.
+        if last.elapsed() > Duration::from_millis(300) {
+            return false;
+        }
+        last = Instant::now();
+    }
+    true
 }
 
 async fn write(volume: &Arc<Volume>, offset: u64, byte: u8) {
