@@ -16,7 +16,7 @@ use super::world::{Snapshot, World};
 /// How often a volume is brought up until it can be handed back in good order.
 const TRIES: usize = 5;
 /// Longer than a destroyed volume can be brought back.
-const DAY_AND_MORE: i64 = 25 * 60 * 60 * 1000;
+pub const DAY_AND_MORE: i64 = 25 * 60 * 60 * 1000;
 
 impl World {
     pub async fn command(&mut self, which: usize) {
