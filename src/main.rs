@@ -30,7 +30,7 @@ use varve::volume::{CLEANING, EngineSettings};
 /// The C library keeps what each of many threads has freed: 200 MiB beyond the budgets after one sequential read of a disk
 /// (`design/measurements.md`). This one gives it back.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// How long clients may take to leave when the daemon stops.
 const CLIENTS_LEAVE: Duration = Duration::from_secs(5);
