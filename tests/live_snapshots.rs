@@ -235,9 +235,9 @@ fn put(client: &mut Client, block: u64, byte: u8) {
     client.write(block * BLOCK as u64, &[byte; BLOCK]).unwrap();
 }
 
-/// A volume of which a snapshot is taken every second, and kept for three.
+/// A volume of which a snapshot is taken every second, and kept for ten: each look at them takes a new process, and none must be missed.
 fn hurried(host: &Host) -> String {
-    let schedule = ["--snapshot-interval", "1s", "--snapshot-retention", "3s"];
+    let schedule = ["--snapshot-interval", "1s", "--snapshot-retention", "10s"];
     let create = ["volumes", "create", "disk", "--size", "16MiB"];
     id_in(&host.varve(&[&create[..], &schedule].concat()).succeeded())
 }

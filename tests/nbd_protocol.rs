@@ -285,21 +285,22 @@ fn a_payload_that_never_comes_and_replies_never_read_harm_nobody_else() {
 
 #[test]
 fn what_never_finishes_its_handshake_is_closed_in_time() {
-    let fixture = Fixture::with(|settings| settings.handshake_time = Duration::from_millis(300));
+    let fixture = Fixture::with(|settings| settings.handshake_time = Duration::from_secs(2));
     let mut idle: Vec<_> = (0..50).map(|_| RawClient::connect(&fixture.address())).collect();
     let mut half = RawClient::greet(&fixture.address());
     half.send(&[0x49, 0x48]);
     let mut dripping = RawClient::greet(&fixture.address());
     dripping.send(&[&b"IHAVEOPT"[..], &[0, 0, 0, 99, 0, 16, 0, 0]].concat());
+    // Slowly enough that the option has not come to its end by then.
     while dripping.stream.write_all(&[0]).is_ok() && fixture.server.connections() > 0 {
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(1));
     }
     for client in idle.iter_mut().chain([&mut half, &mut dripping]) {
         client.expect_closed();
     }
     fixture.wait_until_left();
     let mut client = RawClient::enter(&fixture.address(), "disk", Style::Simple);
-    std::thread::sleep(Duration::from_millis(400));
+    std::thread::sleep(Duration::from_millis(2500));
     client.request(command::READ, 0, 1, 0, 1, &[]);
     assert_eq!(client.reply(1).errno, 0, "the time limit is for the handshake only");
 }

@@ -8,7 +8,7 @@ mod support {
     pub mod minio;
 }
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,10 +17,11 @@ use support::minio::Minio;
 use tempfile::TempDir;
 use varve::admin::Admin;
 use varve::block_device::{BlockDevice, Change};
+use varve::clock;
 use varve::disk::host::HostDisk;
 use varve::fleet::Fleet;
 use varve::service::{AttachReport, Durability};
-use varve::store::{DirectoryStore, Effect, Faults, Matching, S3Store, Store, wrap};
+use varve::store::{DirectoryStore, Effect, Faults, Logged, Matching, S3Store, Store, wrap};
 use varve::units::VolumeId;
 use varve::volume::{Volume, VolumeDevice};
 
@@ -154,9 +155,68 @@ async fn restarts_do_not_add_round_trips(site: Site) {
 
 /// Longer than everything that the engine does from time to time: the age limit of segments (3 s), the pulse (100 ms).
 const IDLE: Duration = Duration::from_secs(8);
+/// A pause of the process from 0.6 s on makes each attached volume look at its manifest: a window with one of this length says nothing.
+const PAUSE: Duration = Duration::from_millis(400);
+/// Long enough for what a pause has made the volumes ask for.
+const SETTLED: Duration = Duration::from_secs(1);
+/// Windows after which the machine is found to be too busy for this test.
+const WINDOWS_MAX: usize = 10;
+
+/// Tells whether this process has stood still: ticks by the clock of the volumes' pulse, and more often.
+struct Ticks(Mutex<Ticked>);
+
+struct Ticked {
+    last: Duration,
+    gap: Duration,
+}
+
+impl Ticks {
+    fn start() -> Arc<Ticks> {
+        let ticks = Arc::new(Ticks(Mutex::new(Ticked { last: clock::uptime(), gap: Duration::ZERO })));
+        let ticking = ticks.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                ticking.tick();
+            }
+        });
+        ticks
+    }
+
+    fn tick(&self) {
+        let mut ticked = self.0.lock().unwrap();
+        let now = clock::uptime();
+        ticked.gap = ticked.gap.max(now.saturating_sub(ticked.last));
+        ticked.last = now;
+    }
+
+    /// The largest gap since this was asked the last time, up to now.
+    fn take_gap(&self) -> Duration {
+        self.tick();
+        std::mem::take(&mut self.0.lock().unwrap().gap)
+    }
+}
+
+/// What is asked of the store in a time in which the process did not stand still, from now on if it does not.
+async fn asked_while_idle(requests: &Faults, ticks: &Ticks) -> Vec<Logged> {
+    for _ in 0..WINDOWS_MAX {
+        requests.clear_log();
+        tokio::time::sleep(IDLE).await;
+        let asked = requests.log();
+        let gap = ticks.take_gap();
+        if gap <= PAUSE {
+            return asked;
+        }
+        println!("the process stood still for {gap:?}: once more");
+        tokio::time::sleep(SETTLED).await;
+    }
+    panic!("the process stood still in each of {WINDOWS_MAX} windows of {IDLE:?}");
+}
 
 async fn an_idle_volume_asks_for_nothing(site: Site) {
     let (quiet, busy_once) = (site.create().await, site.create().await);
+    // From here on: what follows from a pause before the window may be asked for within it.
+    let ticks = Ticks::start();
     let host = site.host("a", Setup::default()).await;
     host.attach(quiet, false, "quiet").await;
     let (volume, _) = host.attach(busy_once, false, "busy once").await;
@@ -165,9 +225,7 @@ async fn an_idle_volume_asks_for_nothing(site: Site) {
     write(&volume, 2).await;
     volume.sync().await.unwrap();
     check_blocks(&volume, 1..3).await;
-    host.requests.clear_log();
-    tokio::time::sleep(IDLE).await;
-    let asked = host.requests.log();
+    let asked = asked_while_idle(&host.requests, &ticks).await;
     assert!(asked.is_empty(), "two idle volumes asked the store for {asked:#?}");
     // They were idle, not dead.
     write(&volume, 3).await;
