@@ -125,7 +125,15 @@ fn is_one_moment(disk: &[u8], writers: &[Vec<Stamped>], before: u64, after: u64)
 fn fio(host: &Host, volume: &str) -> Child {
     let mut fio = Command::new("fio");
     fio.args(["--name=load", "--ioengine=nbd", "--rw=randwrite", "--bsrange=4k-64k", "--iodepth=8", "--loops=4"])
-        .args(["--offset=32m", "--size=32m", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--fsync=64"])
+        .args([
+            "--offset=32m",
+            "--size=32m",
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--do_verify=1",
+            "--verify_state_save=0",
+            "--fsync=64",
+        ])
         .arg(format!("--uri={}", host.uri(volume)))
         .stdin(Stdio::null())
         .stdout(Stdio::null());

@@ -93,7 +93,8 @@ impl Volume {
         self.append_batch(&mut batch, outcomes);
     }
 
-    /// Makes one change, waiting for whatever it needs.
+    /// Makes one change, waiting for whatever it needs. After each wait it passes the gate again before it is appended: so what is appended is
+    /// answered at once, in the order of the log.
     pub(super) async fn change_waiting(&self, change: Change<Bytes>) -> Result<()> {
         loop {
             self.pass_gate().await?;
@@ -108,7 +109,7 @@ impl Volume {
                 None => self.change_part_blocks(&borrowed).await?,
             };
             if done {
-                return self.stand_by().await;
+                return Ok(());
             }
         }
     }
@@ -125,7 +126,7 @@ impl Volume {
         }
     }
 
-    /// For what was done after a wait, before it is answered: the process may have been suspended meanwhile, and somebody else the owner.
+    /// For what was read after a wait, before it is answered: the process may have been suspended meanwhile, and somebody else the owner.
     ///
     /// # Errors
     /// Why the volume takes no requests any more, unless it just stops: then it was ours all the time.
@@ -234,7 +235,19 @@ impl Volume {
         }
     }
 
-    /// Appends one record, waiting for room.
+    /// True if the process was suspended, and the store is to say first whose the volume is.
+    ///
+    /// # Errors
+    /// Why the volume takes no requests any more.
+    fn is_in_doubt(&self) -> Result<bool> {
+        match self.gate.check() {
+            Ok(()) => Ok(false),
+            Err(Refusal::Doubtful) => Ok(true),
+            Err(Refusal::Closed(error)) => Err(error),
+        }
+    }
+
+    /// Appends one record, waiting for room. False if it must pass the gate again.
     async fn append_waiting(&self, record: &NewRecord<'_>) -> Result<bool> {
         self.space_waiters.fetch_add(1, Ordering::AcqRel);
         let _leave = LeaveQueue(&self.space_waiters);
@@ -245,7 +258,9 @@ impl Volume {
             tokio::pin!(woken, eased);
             woken.as_mut().enable();
             eased.as_mut().enable();
-            self.gate.ensure_not_closed()?;
+            if self.is_in_doubt()? {
+                return Ok(false);
+            }
             if self.append(&mut self.writer.lock(), std::slice::from_ref(record))? == 1 {
                 return Ok(true);
             }
@@ -282,6 +297,9 @@ impl Volume {
             self.read_blocks(BlockRange::new(lba, BlockCount(1)), buffer).await?;
         }
         fill_in(change, &mut merged.parts);
+        if self.is_in_doubt()? {
+            return Ok(false);
+        }
         let woken = self.space_wake.notified();
         tokio::pin!(woken);
         woken.as_mut().enable();

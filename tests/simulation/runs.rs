@@ -61,6 +61,7 @@ pub const KEPT: &[(u64, &str)] = &[
     (797547, "a fork may let go of its origin behind the sweep that finds the origin pinned"),
     (821383, "a segment that could not be looked at after a crash was taken for looked at, and stayed for ever"),
     (916087, "the store's clock is put forward while volumes are purged, and what is put then seems to be of tomorrow"),
+    (937106, "a write that waited over a suspension was appended before others and answered after them"),
 ];
 
 /// Which histories are to be run.
