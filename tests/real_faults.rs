@@ -221,7 +221,7 @@ fn a_refused_read_is_an_error_of_its_blocks_until_access_is_back() {
     let rule = site.proxy.add("GET", "/segments/", 0, u64::MAX, Fault::Refuse(403));
     let refused = client.ask(support::client::Command::Read, 0, 0, 1 << 20, &[]);
     assert_eq!(refused.map(|data| data.len()), Err(EIO));
-    client.write(0, &[0; 512]).expect("a write of a whole sector does not need the store");
+    client.write(0, &[0; 4096]).expect("a write of a whole block does not need the store");
     site.proxy.end(rule);
     client.ask(support::client::Command::Read, 0, 1 << 20, 1 << 20, &[]).expect("access is back");
     drop(client);
