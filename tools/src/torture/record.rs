@@ -230,8 +230,10 @@ mod tests {
         let mut strange = disks[30].clone();
         strange[BLOCK_BYTES + 9] ^= 1;
         assert!(record.judge(&strange, 0).is_err());
-        let differs = |block: &usize| disks[10][block * BLOCK_BYTES..][..8] != disks[30][block * BLOCK_BYTES..][..8];
-        let block = (0..64).find(differs).unwrap();
+        // A block that later writes changed, but not the last: the mixture shows the last, and so must show those before it.
+        let stamp = |moment: usize, block: usize| disks[moment][block * BLOCK_BYTES..][..8].to_vec();
+        let is_older = |block: &usize| stamp(10, *block) != stamp(29, *block) && stamp(29, *block) == stamp(30, *block);
+        let block = (0..64).find(is_older).unwrap();
         let mut mixture = disks[30].clone();
         mixture[block * BLOCK_BYTES..][..BLOCK_BYTES].copy_from_slice(&disks[10][block * BLOCK_BYTES..][..BLOCK_BYTES]);
         assert!(record.judge(&mixture, 0).is_err());
