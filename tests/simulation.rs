@@ -20,6 +20,8 @@ mod finale;
 mod host;
 #[path = "simulation/journal.rs"]
 mod journal;
+#[path = "simulation/layout.rs"]
+mod layout;
 #[path = "simulation/mutants.rs"]
 mod mutants;
 #[path = "simulation/network.rs"]

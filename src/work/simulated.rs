@@ -69,6 +69,8 @@ pub enum Mutation {
     DeleteEarly,
     /// What cleaning moved takes effect also where the map leads elsewhere by now.
     MoveOverNewer,
+    /// What was postponed when a directory was emptied is applied to it all the same.
+    ReviveTrimmed,
 }
 
 #[derive(Default)]

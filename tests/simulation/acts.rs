@@ -11,7 +11,7 @@ use varve::work::simulated::Join;
 
 use super::client::{Client, Wish};
 use super::host::within;
-use super::record::{BLOCK, SECTOR, Step};
+use super::record::{BLOCK, Step};
 use super::world::{Fork, Snapshot, Subject, World};
 
 /// Changes that may be under way on one volume.
@@ -204,11 +204,21 @@ impl World {
             first = first / BLOCK * BLOCK;
             count = (count.next_multiple_of(BLOCK)).min(sectors - first);
         }
-        let step = Step { first, count, stamp };
+        let layout = client.layout();
+        let mut step = layout.within_directory(Step { first, count, stamp });
+        let whole = layout.first_directory().filter(|_| random.random_bool(0.06));
+        if let Some(whole) = whole {
+            step = whole;
+        }
         if client.record.lock().unwrap().is_busy(&step) {
             return None;
         }
         Some(match random.random_range(0..10) {
+            // As a guest's mkfs or fstrim does it.
+            _ if whole.is_some() => {
+                self.journal.hit("client: trims a whole directory of the map");
+                Wish::Trim(step)
+            }
             0 | 1 => Wish::Trim(Step { stamp: 0, ..step }),
             2 => Wish::Zero(Step { stamp: 0, ..step }),
             _ => Wish::Write(step),
@@ -276,7 +286,7 @@ impl World {
         let subject = &self.subjects[which];
         subject.sectors_max.fetch_max(sectors, Ordering::SeqCst);
         self.journal.hit("family: growth");
-        let change = VolumeChange { size: Some(ByteLen((sectors * SECTOR) as u64)), ..VolumeChange::default() };
+        let change = VolumeChange { size: Some(ByteLen(client.layout().size(sectors))), ..VolumeChange::default() };
         Some(self.hosts[host as usize - 1].run(async move {
             match client.volume.update(&change).await {
                 Ok(()) => client.record.lock().unwrap().grow(sectors),

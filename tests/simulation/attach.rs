@@ -14,7 +14,8 @@ use varve::volume::{Volume, VolumeDevice};
 
 use super::client::{Client, Witness};
 use super::host::{kind_of, within};
-use super::record::{Floor, SECTOR};
+use super::layout::Layout;
+use super::record::Floor;
 use super::world::{Attached, World};
 
 /// Attempts to attach until the world gives up, and after how many it becomes calm.
@@ -153,7 +154,8 @@ impl World {
         let is_home = self.subjects[which].home == Some(number);
         let attached = self.client(which, number, volume.clone());
         let (read, sectors) = loop {
-            let sectors = VolumeDevice::new(volume.clone()).geometry().size as usize / SECTOR;
+            let size = VolumeDevice::new(volume.clone()).geometry().size;
+            let sectors = Layout::of(size).sectors(size);
             let subject = &self.subjects[which];
             let known = (subject.record.lock().unwrap().sectors(), subject.sectors_max.load(Ordering::SeqCst));
             if sectors < known.0 && self.subjects[which].has_rivals {
@@ -196,13 +198,18 @@ impl World {
         }
         self.journal.note(format_args!("{why}: at step {at}"));
         subject.put_out_others(at);
-        let record = Arc::new(Mutex::new(record));
-        subject.record = record.clone();
+        let is_same = is_home && subject.epoch == Some(report.status.epoch);
+        if is_same {
+            // Reads and flushes of its clients of before may still be under way, and see what the new ones do.
+            *subject.record.lock().unwrap() = record;
+        } else {
+            subject.record = Arc::new(Mutex::new(record));
+        }
+        let record = subject.record.clone();
         let Attached { host, life, client: Client { volume, witness } } = attached;
         subject.attached =
             Some(Attached { host, life, client: Client { volume, witness: Witness { record, ..witness } } });
         // One that was there already has not looked at its log anew: rot in there is still to be found.
-        let is_same = is_home && subject.epoch == Some(report.status.epoch);
         if !is_same {
             subject.floor = Floor::Acknowledged;
             subject.rotted.remove(&number);

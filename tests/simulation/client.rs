@@ -14,6 +14,7 @@ use varve::service::Durability;
 use varve::volume::{Volume, VolumeDevice};
 
 use super::journal::Journal;
+use super::layout::Layout;
 use super::record::{BLOCK, Record, SECTOR, Stamp, Step, fill, stamps_of};
 
 /// What goes wrong in a history: promises that were broken.
@@ -78,9 +79,9 @@ impl Wish {
         steps.into_iter().filter(|step| step.count > 0).collect()
     }
 
-    fn change(&self) -> Change<Bytes> {
-        let range = self.range();
-        let (offset, length) = ((range.first * SECTOR) as u64, (range.count * SECTOR) as u64);
+    fn change(&self, layout: Layout) -> Change<Bytes> {
+        let range = layout.range(&self.range());
+        let (offset, length) = (range.start, range.end - range.start);
         match self {
             Wish::Zero(_) => Change::Zero { offset, length },
             Wish::Trim(_) => Change::Trim { offset, length },
@@ -200,9 +201,13 @@ impl Client {
         VolumeDevice::new(self.volume.clone())
     }
 
+    pub fn layout(&self) -> Layout {
+        Layout::of(self.device().geometry().size)
+    }
+
     /// Makes a change that the record has begun with, and flushes it if it is FUA.
     pub async fn change(self, number: u64, wish: Wish, fua: bool) {
-        let change = wish.change();
+        let change = wish.change(self.layout());
         let borrowed = match &change {
             Change::Write { offset, data } => Change::Write { offset: *offset, data: &data[..] },
             Change::Zero { offset, length } => Change::Zero { offset: *offset, length: *length },
@@ -286,9 +291,11 @@ impl Client {
     }
 
     pub async fn prefetch(self, first: usize, count: usize) {
-        let (offset, length) = ((first * SECTOR) as u64, (count * SECTOR) as u64);
-        if let Err(error) = self.device().prefetch(offset, length).await {
-            self.met("a prefetch", &error);
+        let layout = self.layout();
+        for range in layout.parts(first, count).iter().map(|part| layout.range(part)) {
+            if let Err(error) = self.device().prefetch(range.start, range.end - range.start).await {
+                return self.met("a prefetch", &error);
+            }
         }
     }
 }
@@ -299,12 +306,20 @@ pub async fn read_device(
     first: usize,
     count: usize,
 ) -> Result<std::result::Result<Vec<Stamp>, String>> {
-    let mut bytes = vec![0xa5; count * SECTOR];
-    let offset = (first * SECTOR) as u64;
-    match device.try_read(offset, &mut bytes) {
-        Attempt::Done => {}
-        Attempt::Failed(error) => return Err(error),
-        Attempt::WouldBlock => device.read(offset, &mut bytes).await?,
+    let layout = Layout::of(device.geometry().size);
+    let mut stamps = Vec::with_capacity(count);
+    for part in layout.parts(first, count) {
+        let mut bytes = vec![0xa5; part.count * SECTOR];
+        let offset = layout.offset(part.first);
+        match device.try_read(offset, &mut bytes) {
+            Attempt::Done => {}
+            Attempt::Failed(error) => return Err(error),
+            Attempt::WouldBlock => device.read(offset, &mut bytes).await?,
+        }
+        match stamps_of(&bytes, part.first) {
+            Ok(read) => stamps.extend(read),
+            fault => return Ok(fault),
+        }
     }
-    Ok(stamps_of(&bytes, first))
+    Ok(Ok(stamps))
 }

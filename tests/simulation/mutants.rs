@@ -45,6 +45,7 @@ pub fn all() -> Vec<Mutant> {
         engine("a fork lets go of its origin early", Mutation::LetGoEarly),
         engine("cleaning deletes a segment before a checkpoint does without it", Mutation::DeleteEarly),
         engine("what was moved takes effect over what is newer", Mutation::MoveOverNewer),
+        engine("what a trim of a whole directory took comes back", Mutation::ReviveTrimmed),
     ]
 }
 

@@ -20,8 +20,9 @@ use varve::work::simulated;
 use super::client::Wish;
 use super::host::{Host, Setup, Surroundings, within};
 use super::journal::Journal;
+use super::layout::Layout;
 use super::network::{Capture, Network};
-use super::record::{BLOCK, Expected, Floor, Record, SECTOR, Step};
+use super::record::{BLOCK, Expected, Floor, Record, Step};
 use super::world::{Family, Fork, Scene, SceneSubject, Snapshot, Subject, World};
 
 /// Random subsets of the unsynced that are tried at each point.
@@ -303,7 +304,7 @@ impl World {
         self.show_scene();
         let attached = self.subjects[0].attached.as_ref().expect("the script has attached it");
         let (client, host) = (attached.client.clone(), attached.host);
-        let change = VolumeChange { size: Some(ByteLen((sectors * SECTOR) as u64)), ..VolumeChange::default() };
+        let change = VolumeChange { size: Some(ByteLen(client.layout().size(sectors))), ..VolumeChange::default() };
         let join = self.host(host).run(async move {
             match client.volume.update(&change).await {
                 Ok(()) => client.record.lock().unwrap().grow(sectors),
@@ -321,7 +322,7 @@ async fn stage(seed: u64, journal: Journal, script: Script) -> World {
     let hosts = (1..=2).map(|number| Host::new(number, around.clone())).collect();
     let mut world = World::with(seed, around, hosts);
     world.window = if script == Script::Past { 3600 } else { 0 };
-    world.create(SECTORS, Durability::Local).await;
+    world.create(Layout::Narrow, SECTORS, Durability::Local).await;
     world
 }
 

@@ -137,6 +137,8 @@ pub struct Record {
     under_way: BTreeMap<u64, Vec<Floating>>,
     /// Those of which nobody knows whether they took effect.
     unknown: Vec<Floating>,
+    /// Those that a look at the disk did not find, each with the step after which that was: a read of before may have seen them.
+    unfound: Vec<(usize, Step)>,
     flushed: usize,
     stored: usize,
     /// Another owner took over at this step: what is said to be stored or flushed to the store must lie before it.
@@ -154,6 +156,7 @@ impl Record {
             current: stamps,
             under_way: BTreeMap::new(),
             unknown: optional.into_iter().map(|step| Floating { step, since: 0 }).collect(),
+            unfound: Vec::new(),
             flushed: 0,
             stored: 0,
             survived: None,
@@ -258,7 +261,8 @@ impl Record {
         for (at, (&stamp, &before)) in read.iter().zip(before).enumerate() {
             let sector = first + at;
             let may = |step: &Step| step.covers(sector) && step.stamp == stamp;
-            let mut floating = self.floating().map(|floating| &floating.step);
+            let unfound = self.unfound.iter().filter(|(at, _)| since <= *at).map(|(_, step)| step);
+            let mut floating = self.floating().map(|floating| &floating.step).chain(unfound);
             if stamp != before && !later.iter().any(may) && !floating.any(may) {
                 return Err(format!("sector {sector} was read as {stamp:x}, but it was {before:x}"));
             }
@@ -302,7 +306,7 @@ impl Record {
         self.all.truncate(at);
         self.all.extend(taken.iter().map(|floating| floating.step));
         self.steps.extend(taken);
-        self.unknown.clear();
+        self.unfound.extend(self.unknown.drain(..).map(|floating| (at, floating.step)));
         self.current.copy_from_slice(disk);
         let now = self.now();
         (self.flushed, self.stored) = (self.flushed.min(now), self.stored.min(now));

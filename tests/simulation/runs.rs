@@ -62,6 +62,7 @@ pub const KEPT: &[(u64, &str)] = &[
     (821383, "a segment that could not be looked at after a crash was taken for looked at, and stayed for ever"),
     (916087, "the store's clock is put forward while volumes are purged, and what is put then seems to be of tomorrow"),
     (937106, "a write that waited over a suspension was appended before others and answered after them"),
+    (1017115, "a read of before an attachment is asked for again sees what clients write after that"),
 ];
 
 /// Which histories are to be run.

@@ -18,9 +18,10 @@ use super::client::{Client, Excuses, Faults, Witness};
 use super::disk;
 use super::host::{Host, Setup, Surroundings, keyed};
 use super::journal::Journal;
+use super::layout::Layout;
 use super::network::{self, Network};
 use super::past::Past;
-use super::record::{Expected, Floor, Record, SECTOR};
+use super::record::{Expected, Floor, Record};
 
 /// The deliberate bugs of the world's edges.
 #[derive(Clone, Copy, Debug, Default)]
@@ -232,10 +233,11 @@ impl World {
         let window = if matches!(seed % 12, 2 | 3 | 6 | 10) { [4, 60, 3600][seed as usize / 12 % 3] } else { 0 };
         let known = World { random, broken, hardness, has_commands, window, ..World::with(seed, around, hosts) };
         let mut world = World { is_dangerous: true, ..known };
+        let layout = if matches!(seed % 7, 0 | 4) { Layout::Wide } else { Layout::Narrow };
         for _ in 0..world.random.random_range(1..3) {
             let sectors = 2048 * world.random.random_range(1..3) + 8 * world.random.random_range(0..30);
             let durability = if world.random.random_bool(0.3) { Durability::Store } else { Durability::Local };
-            world.create(sectors, durability).await;
+            world.create(layout, sectors, durability).await;
         }
         world
     }
@@ -262,9 +264,9 @@ impl World {
         Admin::new(keyed(store))
     }
 
-    pub async fn create(&mut self, sectors: usize, durability: Durability) {
+    pub async fn create(&mut self, layout: Layout, sectors: usize, durability: Durability) {
         let name = format!("disk-{}", self.next_number());
-        let size = ByteLen((sectors * SECTOR) as u64);
+        let size = ByteLen(layout.size(sectors));
         // Some are plain: there a checksum is all that tells rot.
         let encrypted = !clock::random_u64().is_multiple_of(4);
         let new = NewVolume { durability, history_seconds: self.window, encrypted, ..NewVolume::named(name, size) };

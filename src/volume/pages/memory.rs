@@ -13,6 +13,7 @@ use crate::segment::apply_entry;
 use crate::units::{BlockCount, BlockRange, VolumeId};
 use crate::volume::pages::PageTable;
 use crate::volume::pages::count::Shifts;
+use crate::work::simulated::{self, Mutation};
 
 /// Neighbours that a fetch from the checkpoint may bring along.
 const READ_AHEAD_PAGES: usize = 64;
@@ -86,7 +87,10 @@ impl Residents {
         if !self.changed.contains(index) {
             return false;
         }
-        let outlived = self.outlived.get(&directory_of(index)).copied().unwrap_or(0);
+        let outlived = match self.outlived.get(&directory_of(index)) {
+            Some(&outlived) if !simulated::has(Mutation::ReviveTrimmed) => outlived,
+            _ => 0,
+        };
         // Each of them, also after the first that changes something.
         self.postponed[outlived..].iter().filter(|segment| apply_segment(page, index, segment)).count() > 0
     }
