@@ -48,17 +48,13 @@ fn guarded(world: &World, table: &str) -> (Host, PathBuf) {
 
 /// Somebody with a certificate.
 struct Visitor {
-    port: String,
+    port: u16,
     files: PathBuf,
 }
 
 impl Visitor {
     fn new(host: &Host, files: &Path, who: &str) -> Self {
-        let status = host.varve_json(&["status"]);
-        let addresses = status["daemon"]["nbd"].as_array().unwrap().clone();
-        let port = addresses.iter().find_map(|address| address.as_str()?.strip_prefix("nbds://127.0.0.1:"));
-        let port = port.unwrap_or_else(|| panic!("no TCP address in {status}")).to_owned();
-        Visitor { port, files: tls_files::client(files, who, None, 2) }
+        Visitor { port: host.nbd_port("nbds"), files: tls_files::client(files, who, None, 2) }
     }
 
     fn nbdinfo(&self, more: &[&str], export: &str) -> Outcome {

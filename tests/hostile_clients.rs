@@ -77,10 +77,7 @@ impl Scene {
         let host = world.host("a").with(&flags);
         let (good, _evil) = (host.create("good", "128MiB"), host.create("evil", "128MiB"));
         let daemon = host.start();
-        let status = host.varve_json(&["status"]);
-        let addresses = status["daemon"]["nbd"].as_array().unwrap();
-        let tcp = addresses.iter().filter_map(|address| address.as_str()?.strip_prefix("nbd://127.0.0.1:")).next();
-        let port = tcp.and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("no TCP address in {status}"));
+        let port = host.nbd_port("nbd");
         // The volume of the hostile is attached before anything is counted.
         drop(enter(Ipv4Addr::LOCALHOST, port, "evil").unwrap());
         let honest = Honest::start(Client::connect(&host.nbd(), &good).unwrap());

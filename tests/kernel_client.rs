@@ -23,10 +23,7 @@ both_stores!(a_guest_keeps_its_files);
 /// Runs a script in a guest; `$1` in it is the port of the daemon, `$2` the export.
 #[track_caller]
 fn in_guest(host: &Host, volume: &str, script: &str) -> String {
-    let status = host.varve_json(&["status"]);
-    let addresses = status["daemon"]["nbd"].as_array().unwrap();
-    let mut tcp = addresses.iter().filter_map(|address| address.as_str()?.strip_prefix("nbd://127.0.0.1:"));
-    let port = tcp.next().unwrap_or_else(|| panic!("no port in {status}")).trim_end_matches('/').to_owned();
+    let port = host.nbd_port("nbd");
     let script = format!("set -eu\nset -- {port} {volume}\n{script}");
     run_within(Command::new(repository().join("tools/guest")).args(["run", &script]), GUEST).succeeded()
 }

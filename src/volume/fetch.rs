@@ -234,21 +234,22 @@ async fn fetch_batch(shared: &Arc<Shared>, segment: SegmentId, batch: Vec<Missin
         missing.lead.fill(plain.clone());
         filled.push((missing.slot, plain));
     }
-    if kept.len() < filled.len() {
-        // All of them are parts of one answer, which these few would keep in memory as a whole until the disk has taken them.
-        kept.iter_mut().for_each(|(_, stored)| *stored = Bytes::copy_from_slice(stored));
-    }
-    keep_on_disk(shared, kept);
+    let answer = entries.iter().map(|entry| entry.stored_length as usize).sum();
+    keep_on_disk(shared, kept, answer);
     Ok(filled)
 }
 
 /// Fills the disk part of the cache behind the reader's back: nobody waits for it. What comes faster than the disk takes it is not kept, so that
-/// what waits for the disk is bounded: the frames together must be about all that they keep in memory.
-pub fn keep_on_disk(shared: &Arc<Shared>, kept: Vec<(FrameId, Bytes)>) {
+/// what waits for the disk is bounded. The frames are parts of `whole` bytes: if there is more of these than of the frames, the frames are copied, since they
+/// would keep all of it in memory until the disk has taken them.
+pub fn keep_on_disk(shared: &Arc<Shared>, mut kept: Vec<(FrameId, Bytes)>, whole: usize) {
     let kib: usize = kept.iter().map(|(_, stored)| stored.len().div_ceil(1024)).sum();
     let Ok(room) = shared.insertions.clone().try_acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX)) else {
         return;
     };
+    if kept.iter().map(|(_, stored)| stored.len()).sum::<usize>() < whole {
+        kept.iter_mut().for_each(|(_, stored)| *stored = Bytes::copy_from_slice(stored));
+    }
     let cache = shared.cache.clone();
     drop(shared.runtime.spawn_blocking(move || {
         for (id, stored) in kept {

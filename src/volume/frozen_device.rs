@@ -240,21 +240,19 @@ impl BlockDevice for FrozenDevice {
     async fn residence(&self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<ResidenceExtent>> {
         self.0.check_range(offset, length)?;
         let mut residences = Residences::default();
-        let mut at = offset;
-        let scan_end = offset + length.min(near::RESIDENCE_SCAN_BYTES);
-        while at < scan_end && residences.len() <= extents_max {
-            let part = (scan_end - at).min(near::RESIDENCE_STEP_BYTES);
-            let part_end = at + part;
+        for part in near::residence_steps(offset, length) {
+            if residences.len() > extents_max {
+                break;
+            }
             let mut places = Vec::new();
-            self.0.map.lookup(BlockRange::covering(at, part), &mut places).await?;
+            self.0.map.lookup(BlockRange::covering(part.start, part.end - part.start), &mut places).await?;
             for found in places {
-                let length = found.range.end().byte_offset().min(part_end) - found.range.start.byte_offset().max(at);
+                let length = near::length_within(found.range, &part);
                 match found.place {
                     None => residences.push(length, Residence::Hole),
                     Some(place) => residences.push_segment(&self.0.shared, place, length),
                 }
             }
-            at = part_end;
         }
         Ok(residences.finish(extents_max))
     }

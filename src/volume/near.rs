@@ -17,15 +17,25 @@ use crate::volume::shared::Shared;
 use crate::work::Task;
 
 /// How much of a disk one query looks at, so that it ends soon on a large and empty one.
-pub const RESIDENCE_SCAN_BYTES: u64 = 4 << 30;
+const RESIDENCE_SCAN_BYTES: u64 = 4 << 30;
 /// How much of it is looked up at a time.
-pub const RESIDENCE_STEP_BYTES: u64 = 64 << 20;
+const RESIDENCE_STEP_BYTES: u64 = 64 << 20;
 /// How much is looked up at a time to be brought near.
 const NEAR_STEP_BYTES: u64 = 4 << 20;
 
 /// The blocks of `length` bytes from `offset` on, in parts that are looked up at a time to be brought near.
 pub fn steps(offset: u64, length: u64) -> impl Iterator<Item = BlockRange> {
     parts(offset, length, NEAR_STEP_BYTES).map(|part| BlockRange::covering(part.start, part.end - part.start))
+}
+
+/// The bytes that one query looks at, in parts that are looked up at a time.
+pub fn residence_steps(offset: u64, length: u64) -> impl Iterator<Item = Range<u64>> {
+    parts(offset, length.min(RESIDENCE_SCAN_BYTES), RESIDENCE_STEP_BYTES)
+}
+
+/// How many bytes of these blocks lie within a part.
+pub fn length_within(run: BlockRange, part: &Range<u64>) -> u64 {
+    run.end().byte_offset().min(part.end) - run.start.byte_offset().max(part.start)
 }
 
 /// The bytes from `offset` on, cut into parts of `longest`.

@@ -228,20 +228,18 @@ impl Volume {
         self.pass_gate().await?;
         self.check_range(offset, length)?;
         let mut residences = Residences::default();
-        let mut at = offset;
-        let scan_end = offset + length.min(near::RESIDENCE_SCAN_BYTES);
-        while at < scan_end && residences.len() <= extents_max {
-            let part = (scan_end - at).min(near::RESIDENCE_STEP_BYTES);
-            let part_end = at + part;
-            for (run, source) in self.gather_waiting(BlockRange::covering(at, part)).await? {
-                let length = run.end().byte_offset().min(part_end) - run.start.byte_offset().max(at);
+        for part in near::residence_steps(offset, length) {
+            if residences.len() > extents_max {
+                break;
+            }
+            for (run, source) in self.gather_waiting(BlockRange::covering(part.start, part.end - part.start)).await? {
+                let length = near::length_within(run, &part);
                 match source {
                     Source::Zero => residences.push(length, Residence::Hole),
                     Source::Log(_) => residences.push(length, Residence::Log),
                     Source::Segment(place) => residences.push_segment(&self.shared, place, length),
                 }
             }
-            at = part_end;
         }
         Ok(residences.finish(extents_max))
     }

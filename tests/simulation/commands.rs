@@ -16,7 +16,7 @@ use super::world::{Snapshot, World};
 /// How often a volume is brought up until it can be handed back in good order.
 const TRIES: usize = 5;
 /// Longer than a destroyed volume can be brought back.
-pub const DAY_AND_MORE: i64 = 25 * 60 * 60 * 1000;
+const DAY_AND_MORE: i64 = 25 * 60 * 60 * 1000;
 
 impl World {
     pub async fn command(&mut self, which: usize) {
@@ -146,10 +146,16 @@ impl World {
 
     /// Removes what was destroyed and nothing needs, at a time when nobody can bring it back any more; returns what went.
     async fn sweep_a_day_later(&self) -> Vec<VolumeId> {
-        simulated::set_wall_clock(HostId(0), DAY_AND_MORE, false);
-        let swept = self.admin().purge().await.expect("a store that works can be swept");
-        simulated::set_wall_clock(HostId(0), 0, false);
+        let swept = a_day_later(self.admin().purge()).await.expect("a store that works can be swept");
         assert!(swept.failures.is_empty(), "{:?}", swept.failures);
         swept.purged
     }
+}
+
+/// Does something while the clock of the store, and of commands, is put forward.
+pub async fn a_day_later<T>(act: impl Future<Output = T>) -> T {
+    simulated::set_wall_clock(HostId(0), DAY_AND_MORE, false);
+    let done = act.await;
+    simulated::set_wall_clock(HostId(0), 0, false);
+    done
 }

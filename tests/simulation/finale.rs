@@ -15,10 +15,10 @@ use varve::segment::fetch_index;
 use varve::service::{Service, VolumeChange};
 use varve::store::{ObjectKey, list_all};
 use varve::units::SnapshotId;
-use varve::work::simulated::{self, HostId};
+use varve::work::simulated::HostId;
 
 use super::client::read_device;
-use super::commands::DAY_AND_MORE;
+use super::commands::a_day_later;
 use super::host::{Host, keyed, within};
 use super::record::Expected;
 use super::world::World;
@@ -100,9 +100,7 @@ impl World {
         let store = keyed(self.network.line(HostId(0)));
         let admin = self.admin();
         // The store goes by the clock that is put forward to purge, so some objects may seem to be of tomorrow.
-        simulated::set_wall_clock(HostId(0), DAY_AND_MORE, false);
-        let swept = admin.sweep(false).await.expect("a sweep");
-        simulated::set_wall_clock(HostId(0), 0, false);
+        let swept = a_day_later(admin.sweep(false)).await.expect("a sweep");
         assert!(swept.failures.is_empty(), "{:?}", swept.failures);
         for subject in &self.subjects {
             let manifest = ownership::load_unlocked(&*store, subject.id).await.expect("a manifest").manifest;

@@ -279,6 +279,17 @@ impl Host {
         self.varve_json(&["status"])["daemon"]["store_counts"].clone()
     }
 
+    /// The port on which the daemon takes NBD clients over TCP, if it was told to choose one; `scheme` is `nbd`, or `nbds` with TLS.
+    #[track_caller]
+    pub fn nbd_port(&self, scheme: &str) -> u16 {
+        let status = self.varve_json(&["status"]);
+        let prefix = format!("{scheme}://127.0.0.1:");
+        let addresses = status["daemon"]["nbd"].as_array().unwrap();
+        let mut ports = addresses.iter().filter_map(|address| address.as_str()?.strip_prefix(&prefix));
+        let port = ports.next().and_then(|port| port.trim_end_matches('/').parse().ok());
+        port.unwrap_or_else(|| panic!("no TCP address in {status}"))
+    }
+
     /// Waits until the daemon has left the store alone for so long. A pause of the machine between two looks is not the daemon's silence:
     /// no more than a little is counted for each look.
     #[track_caller]

@@ -171,12 +171,11 @@ impl Volume {
             .filter_map(|number| {
                 let frame = built.index.frames.get(*number as usize)?;
                 let start = frame.offset as usize;
-                // A copy: a part would keep all of the segment in memory.
-                let stored = built.bytes.get(start..start + frame.stored_length as usize)?;
-                Some((FrameId { segment: id, frame: *number }, Bytes::copy_from_slice(stored)))
+                let stored = built.bytes.slice(start..start + frame.stored_length as usize);
+                Some((FrameId { segment: id, frame: *number }, stored))
             })
             .collect();
-        crate::volume::fetch::keep_on_disk(&self.shared, kept);
+        crate::volume::fetch::keep_on_disk(&self.shared, kept, built.bytes.len());
     }
 }
 

@@ -48,15 +48,11 @@ impl MapView for PageTable {
 
     async fn occupied(&self, which: u32) -> Result<Vec<OccupiedPage>> {
         let (directory, changed) = loop {
-            let below = self.base();
             let (base, changed) = self.state_of(which);
-            let directory = match base {
-                Some(base) => base.directory(which).await,
-                None => Ok(Arc::default()),
-            };
-            match directory {
+            let Some(base) = base else { break (Arc::default(), changed) };
+            match base.directory(which).await {
                 // A checkpoint has come meanwhile, and what only the one before it needed may be gone.
-                Err(error) if error.is_damage() && !Arc::ptr_eq(&below, &self.base()) => {}
+                Err(error) if error.is_damage() && !Arc::ptr_eq(&base, &self.base()) => {}
                 directory => break (directory?, changed),
             }
         };
