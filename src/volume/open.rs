@@ -93,13 +93,6 @@ async fn complete(
     found: Found,
 ) -> Result<Opened> {
     let late_owner = loaded.manifest.owner.clone();
-    let rescued_log = match found.foreign {
-        Some(foreign) => rescue::keep_aside(shared, id, foreign).await?,
-        None => None,
-    };
-    if let Some(error) = &found.unreadable {
-        rescue::keep_unread_aside(shared, id, &attachment, error)?;
-    }
     let manifest = attachment.loaded.manifest.clone();
     let root = async {
         match &loaded.manifest.checkpoint {
@@ -118,6 +111,14 @@ async fn complete(
     let inherited = lineage::replayed_indexes(&*shared.store, &manifest.inherited);
     let unused = ownership::only_unused(&*shared.store, id, attachment.epoch);
     let (base, inherited, history, ()) = tokio::try_join!(root, inherited, history, unused)?;
+    // Now that the epochs before are sealed, it is known what of an old log they have.
+    let rescued_log = match found.foreign {
+        Some(foreign) => rescue::keep_aside(shared, id, foreign).await?,
+        None => None,
+    };
+    if let Some(error) = &found.unreadable {
+        rescue::keep_unread_aside(shared, id, &attachment, error)?;
+    }
     let newest = newest_moment(&attachment, &history);
     let behind_checkpoint: Vec<Arc<SegmentIndex>> =
         inherited.into_iter().map(Arc::new).chain(history.segments.iter().cloned()).collect();

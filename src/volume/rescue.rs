@@ -2,20 +2,23 @@
 //! still held records that were not in the store. They are never replayed and never dropped: the log is kept aside under
 //! another name and reported. So is a log of which nothing can be read any more, once nobody can need it or somebody gives it up.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::{Context, Error, ErrorKind, Result};
-use crate::log::{RecordKind, Recovered};
+use crate::error::{Context, Error, Result};
+use crate::limits::UPLOADS_AT_ONCE;
+use crate::log::{Ending, RecordKind, Recovered};
 use crate::ownership::Attachment;
 use crate::segment::fetch_index;
 use crate::service::RescuedLog;
 use crate::store::ObjectKey;
-use crate::units::{ByteLen, Sequence, VolumeId};
+use crate::units::{ByteLen, Epoch, SegmentId, Sequence, VolumeId};
 use crate::volume::open::log_path;
 use crate::volume::shared::Shared;
 
-/// Puts a foreign log out of the way. Returns what only it holds; `None` if that is nothing, and then it is removed.
+/// Puts a foreign log out of the way, whose epoch is sealed by now. Returns what only it holds; `None` if that is nothing, and then it is removed.
+/// One that is damaged may hold more than can be read, and is kept in any case.
 ///
 /// # Errors
 /// What the store or the local disk say.
@@ -32,9 +35,14 @@ pub async fn keep_aside(shared: &Arc<Shared>, volume: VolumeId, log: Recovered) 
             }
         }
     }
+    let damaged = match log.ending() {
+        Ending::Damaged { records_beyond, .. } => Some(records_beyond),
+        Ending::Clean | Ending::Torn { .. } => None,
+    };
+    records += damaged.unwrap_or(0);
     let path = log_path(shared, volume);
     drop(log);
-    if records == 0 {
+    if records == 0 && damaged.is_none() {
         shared.disk.remove(&path).context(|| format!("cannot remove the old log {}", path.display()))?;
         return Ok(None);
     }
@@ -73,23 +81,37 @@ fn move_aside(shared: &Shared, path: &Path, name: &str) -> Result<PathBuf> {
     Ok(aside)
 }
 
-/// The last place of the sequence that an epoch which is over has in the store.
-async fn stored_by(shared: &Arc<Shared>, volume: VolumeId, epoch: crate::units::Epoch) -> Result<Sequence> {
-    let prefix = ObjectKey::epoch_segments(volume, epoch);
-    let (mut after, mut newest) = (None, None);
-    loop {
-        let page = shared.store.list(&prefix, after.as_ref()).await?;
-        newest = page.objects.last().and_then(|object| object.key.parse_segment()).or(newest);
-        match page.next {
-            Some(next) => after = Some(next),
-            None => break,
+/// The last place of the sequence that an epoch which is over has in the store: its seal says it. What lies behind the seal was under way when
+/// that was put there, and is no part of the history.
+async fn stored_by(shared: &Arc<Shared>, volume: VolumeId, epoch: Epoch) -> Result<Sequence> {
+    let newest = newest_of(shared, volume, epoch).await?;
+    let Some(last) = newest.back().map(|id| id.number.0) else { return Ok(Sequence(0)) };
+    for id in newest.into_iter().rev() {
+        let index = match fetch_index(&*shared.store, id).await {
+            Ok(index) => index,
+            Err(error) if error.is_damage() => continue,
+            Err(error) => return Err(error),
+        };
+        // A listing may lack the seal. What is so far from the newest had taken effect before that was begun.
+        if index.header.seal || id.number.0 + UPLOADS_AT_ONCE as u64 <= last {
+            return Ok(index.header.last);
         }
     }
-    let Some(id) = newest else { return Ok(Sequence(0)) };
-    // The newest is the seal, which says where its epoch ended; a listing may lack it, and then it is the last segment.
-    match fetch_index(&*shared.store, id).await {
-        Ok(index) => Ok(index.header.last),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Sequence(0)),
-        Err(error) => Err(error),
+    // Less than is there, so that more is kept than must be.
+    Ok(Sequence(0))
+}
+
+/// The newest objects of an epoch, the last of them last: so many that the seal is among them, unless the listing lacks it.
+async fn newest_of(shared: &Arc<Shared>, volume: VolumeId, epoch: Epoch) -> Result<VecDeque<SegmentId>> {
+    let prefix = ObjectKey::epoch_segments(volume, epoch);
+    let (mut after, mut newest) = (None, VecDeque::new());
+    loop {
+        let page = shared.store.list(&prefix, after.as_ref()).await?;
+        newest.extend(page.objects.iter().filter_map(|object| object.key.parse_segment()));
+        newest.drain(..newest.len().saturating_sub(UPLOADS_AT_ONCE + 1));
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(newest),
+        }
     }
 }

@@ -2,10 +2,12 @@
 
 use std::fs;
 
+use std::time::Duration;
+
 use super::{World, read, write};
 use crate::error::ErrorKind;
-use crate::store::{Effect, Gate, Matching, Operation};
-use crate::units::{Sequence, VolumeId};
+use crate::store::{Effect, Gate, Matching, ObjectKey, Operation};
+use crate::units::{SegmentId, SegmentNumber, Sequence, VolumeId};
 
 /// Dies after the manifest names this host as the owner, and before there is a log.
 fn die_while_attaching(world: &World, host: &str, volume: VolumeId, takeover: bool) {
@@ -70,6 +72,43 @@ fn a_death_during_a_takeover_keeps_the_old_log_aside_later() {
         let (volume, report) = fleet.attach(id, false, false).await.unwrap();
         assert!(!report.taken_over && read(&volume, 0).await == 0);
         assert_eq!(report.rescued_log.map(|log| log.records), Some(1));
+    });
+}
+
+/// The first of two segments under way never arrives, and the epoch is sealed in its place: the second, behind the seal, is no part of the history.
+#[test]
+fn what_lies_behind_a_seal_is_not_stored() {
+    let world = World::new();
+    let id = world.create();
+    world.life("a", async |fleet| {
+        let (volume, _) = fleet.attach(id, false, false).await.unwrap();
+        let [first, second] = [0, 1].map(|number| {
+            ObjectKey::segment(SegmentId { volume: id, epoch: volume.epoch, number: SegmentNumber(number) })
+        });
+        let gate = Gate::closed();
+        let put = Matching::operation(Operation::Put).on(first.as_str());
+        world.faults.inject(put, Effect::HoldBefore(gate.clone()), 1);
+        write(&volume, 0, 7).await;
+        gate.arrived(1).await;
+        write(&volume, 4096, 8).await;
+        let all = ObjectKey::epoch_segments(id, volume.epoch);
+        let there = async || world.store.list(&all, None).await.unwrap().objects;
+        while !there().await.iter().any(|object| object.key == second) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    world.faults.clear();
+    world.life("b", async |fleet| {
+        let (volume, report) = fleet.attach(id, true, false).await.unwrap();
+        assert!(report.taken_over);
+        assert_eq!((read(&volume, 0).await, read(&volume, 4096).await), (0, 0));
+        fleet.detach(id, false).await.unwrap();
+    });
+    world.life("a", async |fleet| {
+        let (_, report) = fleet.attach(id, false, false).await.unwrap();
+        let rescued = report.rescued_log.expect("the only copy of two writes is kept");
+        assert_eq!(rescued.records, 2);
+        assert!(fs::exists(rescued.path).unwrap());
     });
 }
 
