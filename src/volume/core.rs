@@ -91,14 +91,14 @@ pub struct Volume {
     /// Held while a checkpoint is written.
     pub(super) checkpointing: tokio::sync::Mutex<()>,
     /// What is to be uploaded next for the cleaner, and whom to tell once it has taken effect.
-    pub(super) relocation: Mutex<Option<(Relocation, oneshot::Sender<()>)>>,
+    pub(crate) relocation: Mutex<Option<(Relocation, oneshot::Sender<()>)>>,
     /// What is being uploaded for the cleaner, and whom to tell once it has taken effect. By name: whoever waited for an earlier one may
     /// have gone away, and must not make a later one be taken for done.
     pub(super) relocating: Mutex<Vec<(SegmentId, oneshot::Sender<()>)>>,
     /// New writes are to wait for cleaning: no two segments of them without one of moved blocks in between.
     pub(super) is_cleaning_pressing: AtomicBool,
     /// Those who wait for a checkpoint.
-    pub(super) checkpoint_asked: Mutex<Vec<oneshot::Sender<()>>>,
+    pub(crate) checkpoint_asked: Mutex<Vec<oneshot::Sender<()>>>,
     /// Tells the cleaner that there may be something to do.
     pub(super) clean_wake: Notify,
     pub(super) schedule: ScheduleState,

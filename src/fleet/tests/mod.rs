@@ -21,6 +21,7 @@ mod again;
 mod asking;
 mod catalog;
 mod claims;
+mod counting;
 mod crashes;
 mod export_log;
 mod family;

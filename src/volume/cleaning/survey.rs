@@ -44,9 +44,12 @@ impl Volume {
             found.push((at, object.length, blocks));
         }
         let listed: BTreeSet<ObjectAt> = found.iter().map(|(at, ..)| *at).collect();
-        for (id, blocks) in live.iter().filter(|(id, _)| !listed.contains(&ObjectAt::from(**id))) {
-            // Missed by the listing. How long it is does not matter much.
-            found.push((ObjectAt::from(*id), blocks * BLOCK_SIZE, *blocks));
+        for (at, blocks) in live.iter().map(|(id, blocks)| (ObjectAt::from(*id), *blocks)) {
+            // Missed by the listing. How long it is does not matter much. One that is just taking effect is not among them, for only a part of
+            // what is live in it may show: it is noted when all of it does.
+            if at < end && !listed.contains(&at) {
+                found.push((at, blocks * BLOCK_SIZE, blocks));
+            }
         }
         let (seals, unreadable) = self.look_at_the_dead(&found).await?;
         let mut books = self.books.lock();

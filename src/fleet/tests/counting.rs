@@ -1,0 +1,66 @@
+//! Counting what a volume has in the store, where no census says so, while its clients write.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{World, read, runtime, write};
+use crate::block_device::{BlockDevice, Change};
+use crate::service::NewSnapshot;
+use crate::store::{Effect, Gate, Matching, ObjectKey, Operation};
+use crate::units::Epoch;
+use crate::volume::VolumeDevice;
+
+const PAGE_BYTES: u64 = 1 << 20;
+
+/// A segment has taken effect in one page of the map, and waits for the store to bring the next one, when the map is walked: only a part of
+/// what is live in it shows.
+#[test]
+fn a_segment_that_is_taking_effect_is_not_counted_by_what_shows_of_it() {
+    let world = World::new();
+    let id = world.create();
+    // Two pages of the map, in two objects.
+    for offset in [0, PAGE_BYTES] {
+        world.life("a", async |fleet| {
+            let (volume, _) = fleet.attach(id, false, false).await.unwrap();
+            write(&volume, offset, 1).await;
+            fleet.detach(id, false).await.unwrap();
+        });
+    }
+    // A volume that was rolled back has no census.
+    let past = runtime().block_on(world.admin().snapshot(id, NewSnapshot::default())).unwrap().id;
+    runtime().block_on(world.admin().roll_back(id, past)).unwrap();
+    world.life("b", async |fleet| {
+        let (volume, _) = fleet.attach(id, false, false).await.unwrap();
+        assert_eq!(read(&volume, 0).await, 1);
+        let gate = Gate::closed();
+        let second = ObjectKey::map_object(id, Epoch(2), 0);
+        world.faults.inject(
+            Matching::operation(Operation::Get).on(second.as_str()),
+            Effect::HoldBefore(gate.clone()),
+            1,
+        );
+        let data = Bytes::from(vec![2; 10 * 4096]);
+        let both = Change::Write { offset: PAGE_BYTES - 4096, data };
+        VolumeDevice::new(volume.clone()).change(both).await.unwrap();
+        gate.arrived(1).await;
+        let cleaning = tokio::spawn({
+            let volume = volume.clone();
+            async move { volume.clean_now().await.map(drop) }
+        });
+        // Until it waits for the uploader, for whatever reason.
+        while volume.relocation.lock().is_none() && volume.checkpoint_asked.lock().is_empty() {
+            assert!(!cleaning.is_finished(), "it cannot end before the segment has taken effect");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        gate.open();
+        cleaning.await.unwrap().unwrap();
+        fleet.detach(id, false).await.unwrap();
+    });
+    world.life("c", async |fleet| {
+        let (volume, _) = fleet.attach(id, false, false).await.unwrap();
+        for block in 0..10 {
+            assert_eq!(read(&volume, PAGE_BYTES - 4096 + block * 4096).await, 2, "block {block} of the write");
+        }
+    });
+}
