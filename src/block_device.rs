@@ -167,6 +167,8 @@ pub trait BlockDevice: Send + Sync + 'static {
 
 /// A device that a client has opened. Dropping it tells the owner that this client has gone.
 pub struct OpenDevice {
+    /// What tells it from all others, whichever of its names the client has used.
+    pub id: String,
     /// The device.
     pub device: Arc<dyn BlockDevice>,
     /// Dropped when the client goes.

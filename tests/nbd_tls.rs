@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use nbd_fixture::{Fixture, SIZE};
 use tempfile::TempDir;
@@ -54,11 +56,15 @@ struct Guarded {
 
 impl Guarded {
     fn new(rules: Option<Rules>) -> Self {
+        Guarded::with(|settings| settings.rules = rules)
+    }
+
+    fn with(change: impl FnOnce(&mut NbdSettings)) -> Self {
         let files = tempfile::tempdir().unwrap();
         let tls = tls_files::settings(files.path(), TlsMode::Require, true);
         let fixture = Fixture::with(|settings| {
             settings.tls = tls.clone();
-            settings.rules = rules;
+            change(settings);
         });
         let port = fixture.address().rsplit(':').next().unwrap().to_owned();
         Guarded { files, tls, fixture, port }
@@ -143,10 +149,13 @@ fn a_client_sees_what_its_certificate_may_open_and_nothing_else() {
     ])));
     let build = guarded.client("build-7", None);
     let said = succeeds("nbdinfo", &["--list", &guarded.uri("", &build)]);
-    assert!(said.contains("export=\"disk\"") && !said.contains("big") && !said.contains("read-only"), "{said}");
-    let denied = fails("nbdinfo", &[&guarded.uri("big", &build)]);
-    let missing = fails("nbdinfo", &[&guarded.uri("gib", &build)]);
-    assert_eq!(denied.replace("big", "gib"), missing, "the answer tells what exists");
+    assert!(
+        said.contains("export=\"disk\"") && !said.contains("export=\"big\"") && !said.contains("read-only"),
+        "{said}"
+    );
+    let denied = fails("nbdinfo", &[&guarded.uri("read-only", &build)]);
+    let missing = fails("nbdinfo", &[&guarded.uri("no-such-x", &build)]);
+    assert_eq!(denied.replace("read-only", "no-such-x"), missing, "the answer tells what exists");
     // QEMU repeats the server's words.
     let by_qemu = |export| {
         let [credentials, image] = guarded.qemu(export, &build);
@@ -225,6 +234,24 @@ fn plain_clients_get_nothing_where_tls_is_required() {
     let bare = Fixture::new();
     let address = bare.address().replace("nbd://127.0.0.1", "nbds://localhost");
     fails("nbdinfo", &[&format!("{address}/disk?tls-certificates={}", good.display())]);
+}
+
+#[test]
+fn who_waits_for_an_answer_is_not_idle() {
+    let idle = Duration::from_secs(3);
+    let guarded = Guarded::with(|settings| settings.idle_time = Some(idle));
+    let uri = guarded.uri("disk", &guarded.client("patient", None));
+    guarded.fixture.disk.slow.store(true, Ordering::Relaxed);
+    let held = guarded.fixture.disk.gate.blocking_write();
+    let script = "import nbd,sys; h=nbd.NBD(); h.set_uri_allow_local_file(True); h.connect_uri(sys.argv[1]); print(len(h.pread(512, 0)))";
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| succeeds("/usr/bin/python3", &["-c", script, &uri]));
+        guarded.fixture.wait_for(|fixture| fixture.exports.clients.load(Ordering::SeqCst) == 1);
+        // The socket's time runs out more than once.
+        std::thread::sleep(3 * idle);
+        drop(held);
+        assert_eq!(reader.join().unwrap().trim(), "512");
+    });
 }
 
 #[test]

@@ -19,6 +19,7 @@ use varve::nbd::protocol::{Put, RequestHead, Style, command, command_flag, optio
 const STYLES: [Style; 3] = [Style::Simple, Style::Structured, Style::Extended];
 const EINVAL: u32 = 22;
 const ENOSPC: u32 = 28;
+const ESHUTDOWN: u32 = 108;
 
 /// The flag that a write must have.
 fn write_flag(style: Style) -> u16 {
@@ -50,6 +51,46 @@ fn stopping_answers_what_is_in_flight_and_cuts_off_what_does_not_end() {
     assert_eq!(&disk.snapshot()[..3], b"abc");
     assert_eq!(exports.clients.load(Ordering::SeqCst), 0);
     assert!(std::net::TcpStream::connect(address.trim_start_matches("nbd://")).is_err());
+}
+
+#[test]
+fn a_change_that_waits_when_its_client_is_lost_is_given_up() {
+    let fixture = Fixture::new();
+    fixture.disk.slow.store(true, Ordering::Relaxed);
+    let held = fixture.disk.gate.blocking_write();
+    let wait_with_a_write = |byte: u8| {
+        let mut client = RawClient::enter(&fixture.address(), "disk", Style::Structured);
+        client.request(command::WRITE, 0, 1, 0, 4096, &[byte; 4096]);
+        // A reply to the refused request tells that the one before it has been taken in.
+        client.request(99, 0, 2, 0, 0, &[]);
+        assert_eq!(client.reply(0).cookie, 2);
+        client
+    };
+    let mut half = wait_with_a_write(1);
+    half.end_sending();
+    assert_eq!(half.reply(0).errno, ESHUTDOWN, "whoever only stopped sending is told");
+    assert!(half.expect_closed().is_empty());
+    drop(wait_with_a_write(1));
+    // Their places come free although nothing goes on.
+    fixture.wait_until_left();
+    let mut polite = wait_with_a_write(2);
+    polite.request(command::DISC, 0, 3, 0, 0, &[]);
+    drop((held, polite));
+    fixture.wait_until_left();
+    assert!(fixture.disk.snapshot()[..4096] == [2; 4096], "who says goodbye has all done that was asked for");
+
+    // A client that lost its connection comes back, and writes the same block.
+    let held = fixture.disk.gate.blocking_write();
+    let lost = wait_with_a_write(3);
+    drop(lost);
+    fixture.wait_until_left();
+    fixture.disk.slow.store(false, Ordering::Relaxed);
+    let mut again = RawClient::enter(&fixture.address(), "disk", Style::Structured);
+    again.request(command::WRITE, command_flag::FUA, 1, 0, 4096, &[4; 4096]);
+    assert_eq!(again.reply(0).errno, 0);
+    drop((held, again));
+    fixture.wait_until_left();
+    assert!(fixture.disk.snapshot()[..4096] == [4; 4096], "what was given up took effect behind what is newer");
 }
 
 #[test]
@@ -140,7 +181,7 @@ fn requests_of_the_longest_kind_survive_the_way_there_and_back() {
         client.request(command::READ, 0, 2, 12_345, length, &[]);
         assert!(client.reply(length as usize).data == payload, "{style:?} slow: {slow}");
         client.request(command::TRIM, 0, 3, 0, 64 << 20, &[]);
-        client.end_sending();
+        client.request(command::DISC, 0, 4, 0, 0, &[]);
         assert_eq!(client.reply(0).errno, 0, "what was asked before the end is answered");
         assert!(client.expect_closed().is_empty());
     }

@@ -82,12 +82,13 @@ impl Exports for FleetExports {
         match self.export(name).await? {
             Export::Snapshot(id) => {
                 let device = FrozenDevice::open(&self.0.shared, id).await?;
-                Ok(OpenDevice { device: Arc::new(device), session: Box::new(()) })
+                Ok(OpenDevice { id: id.to_string(), device: Arc::new(device), session: Box::new(()) })
             }
             Export::Volume(id) => {
                 let (volume, _) = self.0.attach(id, false, true).await?;
                 let session = Session { fleet: self.0.clone(), volume: volume.clone() };
-                Ok(OpenDevice { device: Arc::new(VolumeDevice::new(volume)), session: Box::new(session) })
+                let device = Arc::new(VolumeDevice::new(volume));
+                Ok(OpenDevice { id: id.to_string(), device, session: Box::new(session) })
             }
         }
     }

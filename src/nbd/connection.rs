@@ -13,7 +13,9 @@
 //! # Errors
 //! A refused request is answered and the connection goes on. A stream that has lost its step, a socket error or the end
 //! of the stream end the loop; then everything in flight is awaited, so that the device is let go of only when
-//! nothing of this client is under way.
+//! nothing of this client is under way. Changes that still wait for something (room in a log, a block of the store) are given up,
+//! unless the client has said goodbye or the server stops: a client that lost its connection sends them again on another one, and they
+//! must not take effect behind what it writes there.
 
 use std::io::ErrorKind;
 use std::ops::Range;
@@ -113,6 +115,8 @@ pub struct Connection {
     receiving: Option<Received>,
     /// The client cannot be reached any more: nothing it still wants is worth doing.
     broken: bool,
+    /// The client has said goodbye: all it has asked for is done.
+    said_goodbye: bool,
     /// The newest round was a single request, answered at once: the next may come any moment.
     is_next_near: bool,
     /// Rounds of a single request in a row: what a client that waits for each answer makes.
@@ -135,14 +139,16 @@ impl Connection {
             long: 0,
             receiving: None,
             broken: false,
+            said_goodbye: false,
             is_next_near: false,
             singles: 0,
             watch: Watch::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
         }
     }
 
-    /// Serves the client until it goes, and returns when nothing of it is in flight any more.
-    pub fn run(mut self) {
+    /// Serves the client until it goes, and returns when nothing of it is in flight any more. The end of the stream is not the client's doing
+    /// if the server `is_stopping`.
+    pub fn run(mut self, is_stopping: impl Fn() -> bool) {
         loop {
             self.make_room();
             if self.is_next_near {
@@ -174,6 +180,9 @@ impl Connection {
         }
         self.buffer = ReceiveBuffer::new();
         self.receiving = None;
+        if !self.said_goodbye && !is_stopping() {
+            self.session.gone.send_replace(true);
+        }
         self.session.flow.wait_until_idle();
         self.session.writer.finish();
     }
@@ -237,13 +246,15 @@ impl Connection {
         if bytes.is_empty() || self.discarding.is_some() {
             return (End::Continue, 0, false);
         }
-        let style = self.session.style;
-        let geometry = self.session.device.geometry();
+        let (style, geometry) = (self.session.style, self.session.device.geometry());
         let mut at = 0;
         self.long = 0;
         while at < bytes.len() {
             match parse(style, &bytes[at..]) {
-                Parsed::Whole { head, .. } if head.command == command::DISC => return (End::Close, at, false),
+                Parsed::Whole { head, .. } if head.command == command::DISC => {
+                    self.said_goodbye = true;
+                    return (End::Close, at, false);
+                }
                 Parsed::Whole { head, payload } => {
                     let payload = at + payload.start..at + payload.end;
                     at = payload.end;

@@ -47,8 +47,6 @@ pub struct Agreement {
     pub style: Style,
     /// The metadata contexts; only with structured replies or extended headers.
     pub contexts: Vec<MetaContext>,
-    /// The export's name, as the client has it.
-    pub name: String,
     /// The export.
     pub open: OpenDevice,
     /// The connection.
@@ -149,7 +147,7 @@ pub fn negotiate(host: Host<'_>, channel: Channel) -> io::Result<Option<Agreemen
                     (false, true) => Style::Structured,
                     (false, false) => Style::Simple,
                 };
-                return Ok(Some(Agreement { style, contexts: agreed.contexts_for(&name), name, open, channel }));
+                return Ok(Some(Agreement { style, contexts: agreed.contexts_for(&name), open, channel }));
             }
         }
     }

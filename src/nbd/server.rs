@@ -28,6 +28,7 @@ use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::budget::{Account, Budget, Purse};
 use super::connection::Connection;
@@ -122,7 +123,7 @@ struct Shared {
     inflight_bytes_max: u64,
     incoming: Arc<Budget>,
     outgoing: Arc<Budget>,
-    /// Of the exports that anybody has open: what their clients have of both budgets.
+    /// Of the exports that anybody has open, by id: what their clients have of both budgets.
     accounts: Mutex<HashMap<String, Weak<Accounts>>>,
     stopping: AtomicBool,
     /// Readable, at its end, when the acceptor should look at `stopping`.
@@ -321,8 +322,8 @@ fn serve_one(shared: &Shared, place: &Place, socket: Arc<OwnedFd>, origin: Origi
         Ok(None) => return,
         Err(error) => return tracing::debug!(%origin, %error, "an NBD handshake failed"),
     };
-    let Agreement { style, contexts, name, open, channel } = agreement;
-    let OpenDevice { device, session: client } = open;
+    let Agreement { style, contexts, open, channel } = agreement;
+    let OpenDevice { id, device, session: client } = open;
     let transport = Arc::new(channel.into_transport());
     if let Some(time) = shared.idle_time
         && let Err(error) = transport.set_idle_time(time)
@@ -330,7 +331,7 @@ fn serve_one(shared: &Shared, place: &Place, socket: Arc<OwnedFd>, origin: Origi
         return tracing::warn!(%error, "refusing an NBD connection: its idle time cannot be set");
     }
     // Kept as long as the connection, so that all who have the export open share them.
-    let accounts = shared.accounts(name);
+    let accounts = shared.accounts(id);
     let purse = |budget: &Arc<Budget>, account: &Arc<Account>| Purse::new(budget.clone(), account.clone());
     let flow = Flow::new(shared.inflight_bytes_max, purse(&shared.outgoing, &accounts.outgoing));
     place.is_served(Watched { pace: transport.pace().clone(), flow: flow.clone() });
@@ -342,7 +343,8 @@ fn serve_one(shared: &Shared, place: &Place, socket: Arc<OwnedFd>, origin: Origi
         flow,
         incoming: purse(&shared.incoming, &accounts.incoming),
         runtime: shared.runtime.clone(),
+        gone: watch::Sender::new(false),
     };
-    Connection::new(Arc::new(session), transport).run();
+    Connection::new(Arc::new(session), transport).run(|| shared.stopping.load(Ordering::SeqCst));
     drop((client, accounts));
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::budget::Purse;
 use super::flow::{Charge, Flow};
@@ -33,6 +34,8 @@ pub struct Session {
     pub incoming: Purse,
     /// Where slower requests run.
     pub runtime: Handle,
+    /// True once the client has gone without a goodbye.
+    pub gone: watch::Sender<bool>,
 }
 
 /// A promise to answer one request. One that is dropped unanswered (a task that panicked, a callback never called)
@@ -94,11 +97,19 @@ pub fn answer_all(mut tickets: Vec<Ticket>) -> CommitDone {
     })
 }
 
-/// Makes a change that could not be made at once, and makes it durable where `durable` is set.
+/// Makes a change that could not be made at once, and makes it durable where `durable` is set. While it waits, it is given up if the
+/// client goes: a client that comes back on another connection sends it again, and what it then writes must not be overwritten by this.
 pub async fn change(ticket: Ticket, change: Change<Bytes>, durable: bool) {
-    let device = ticket.session.device.clone();
-    match device.change(change).await {
-        Ok(()) if durable => device.commit(answer_all(vec![ticket])),
+    let session = ticket.session.clone();
+    let mut gone = session.gone.subscribe();
+    let outcome = tokio::select! {
+        biased;
+        // An error would say that the session is no more, which this task keeps.
+        _ = gone.wait_for(|gone| *gone) => Err(Error::new(ErrorKind::Stopping, "the client has gone")),
+        outcome = session.device.change(change) => outcome,
+    };
+    match outcome {
+        Ok(()) if durable => session.device.commit(answer_all(vec![ticket])),
         outcome => ticket.finish(&outcome),
     }
 }

@@ -225,9 +225,10 @@ impl Transport {
                 return Ok(count);
             }
             state.raw.resize(RAW_BYTES, 0);
-            state.start = 0;
-            state.end = self.receive(&mut state.raw)?;
-            if state.end == 0 {
+            // Not before it has come: after a timeout this is called again, and what was decrypted must not be so once more.
+            let received = self.receive(&mut state.raw)?;
+            (state.start, state.end) = (0, received);
+            if received == 0 {
                 return Ok(0);
             }
         }

@@ -236,6 +236,7 @@ impl Exports for MemoryExports {
         }
         self.inspect(name).await?;
         self.clients.fetch_add(1, Ordering::SeqCst);
-        Ok(OpenDevice { device: self.devices[name].clone(), session: Box::new(Client(self.clients.clone())) })
+        let (id, device) = (name.to_owned(), self.devices[name].clone());
+        Ok(OpenDevice { id, device, session: Box::new(Client(self.clients.clone())) })
     }
 }

@@ -33,6 +33,10 @@ fn many_lists_read_the_store_once() {
             assert_eq!(exports.inspect("one").await.unwrap().size, 8 << 20);
         }
         assert_eq!(lists(&world), 1);
+        // By whichever name it is opened, it is the same: its clients share what one export may have.
+        for name in ["one", &id.to_string()] {
+            assert_eq!(exports.open(name).await.unwrap().id, id.to_string());
+        }
     });
 }
 
