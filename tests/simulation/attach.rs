@@ -5,17 +5,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::RngExt;
-use varve::block_device::BlockDevice;
 use varve::clock;
 use varve::error::ErrorKind;
 use varve::ownership;
 use varve::service::AttachReport;
-use varve::volume::{Volume, VolumeDevice};
+use varve::volume::Volume;
 
 use super::client::{Client, Witness};
 use super::host::{kind_of, within};
-use super::layout::Layout;
-use super::record::Floor;
+use super::record::{Floor, Stamp};
 use super::world::{Attached, World};
 
 /// Attempts to attach until the world gives up, and after how many it becomes calm.
@@ -152,33 +150,8 @@ impl World {
     ) -> bool {
         self.calm(number);
         let is_home = self.subjects[which].home == Some(number);
-        let attached = self.client(which, number, volume.clone());
-        let (read, sectors) = loop {
-            let size = VolumeDevice::new(volume.clone()).geometry().size;
-            let sectors = Layout::of(size).sectors(size);
-            let subject = &self.subjects[which];
-            let known = (subject.record.lock().unwrap().sectors(), subject.sectors_max.load(Ordering::SeqCst));
-            if sectors < known.0 && self.subjects[which].has_rivals {
-                self.journal.note(format_args!("volume {which} has grown elsewhere, and host {number} cannot be told"));
-                return false;
-            }
-            assert!(sectors >= known.0 && sectors <= known.1, "the volume has {sectors} sectors, not {known:?}");
-            let client = attached.client.clone();
-            let reading = self.host(number).run(async move { client.read_sectors(0, sectors).await });
-            match within(PATIENCE, reading).await {
-                // It may have grown under the hands of the attachment before, if that is the same one.
-                Some(Ok(Ok(read))) if self.subjects[which].record.lock().unwrap().sectors() <= sectors => {
-                    break (read, sectors);
-                }
-                Some(Ok(Ok(_))) => {}
-                other => {
-                    let said = other.map(|done| done.map(|read| kind_of(&read)));
-                    self.journal.note(format_args!("volume {which} cannot be read: {said:?}"));
-                    return false;
-                }
-            }
-        };
-        let disk = read.unwrap_or_else(|fault| panic!("volume {which}, just attached: {fault}"));
+        let attached = self.client(which, number, volume);
+        let Some(disk) = self.read_attached(which, number, &attached.client).await else { return false };
         self.branches(report);
         let subject = &mut self.subjects[which];
         let is_given_up = takeover && subject.floor == Floor::Stored;
@@ -186,7 +159,7 @@ impl World {
         let floor = if is_own { subject.floor } else { Floor::Stored };
         let why = format!("volume {which}, attached to host {number} as {floor:?}");
         let mut record = subject.record.lock().unwrap().clone();
-        record.grow(sectors);
+        record.grow(disk.len());
         record.survived = None;
         let at = record.settle(&disk, floor, &why).unwrap_or_else(|fault| panic!("{fault}"));
         // An attachment that was there already has made nothing durable.
@@ -218,6 +191,34 @@ impl World {
         self.show_scene();
         self.look();
         true
+    }
+
+    /// Reads all of a volume that was just attached, if that can be done and this world knows how large it is.
+    async fn read_attached(&mut self, which: usize, number: u32, client: &Client) -> Option<Vec<Stamp>> {
+        loop {
+            let sectors = client.sectors();
+            let subject = &self.subjects[which];
+            let known = (subject.record.lock().unwrap().sectors(), subject.sectors_max.load(Ordering::SeqCst));
+            if sectors < known.0 && self.subjects[which].has_rivals {
+                self.journal.note(format_args!("volume {which} has grown elsewhere, and host {number} cannot be told"));
+                return None;
+            }
+            assert!(sectors >= known.0 && sectors <= known.1, "the volume has {sectors} sectors, not {known:?}");
+            let client = client.clone();
+            let reading = self.host(number).run(async move { client.read_sectors(0, sectors).await });
+            match within(PATIENCE, reading).await {
+                // It may have grown under the hands of the attachment before, if that is the same one.
+                Some(Ok(Ok(read))) if self.subjects[which].record.lock().unwrap().sectors() <= sectors => {
+                    return Some(read.unwrap_or_else(|fault| panic!("volume {which}, just attached: {fault}")));
+                }
+                Some(Ok(Ok(_))) => {}
+                other => {
+                    let said = other.map(|done| done.map(|read| kind_of(&read)));
+                    self.journal.note(format_args!("volume {which} cannot be read: {said:?}"));
+                    return None;
+                }
+            }
+        }
     }
 
     fn branches(&self, report: &AttachReport) {

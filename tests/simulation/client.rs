@@ -201,6 +201,10 @@ impl Client {
         VolumeDevice::new(self.volume.clone())
     }
 
+    pub fn sectors(&self) -> usize {
+        self.layout().sectors(self.device().geometry().size)
+    }
+
     pub fn layout(&self) -> Layout {
         Layout::of(self.device().geometry().size)
     }
