@@ -122,8 +122,10 @@ fn is_one_moment(disk: &[u8], writers: &[Vec<Stamped>], before: u64, after: u64)
 }
 
 /// fio on the upper half of the disk, which verifies what it has written at its end.
-fn fio(host: &Host, volume: &str) -> Child {
+fn fio(world: &World, host: &Host, volume: &str) -> Child {
     let mut fio = Command::new("fio");
+    // It may leave files where it runs.
+    fio.current_dir(world.path());
     fio.args(["--name=load", "--ioengine=nbd", "--rw=randwrite", "--bsrange=4k-64k", "--iodepth=8", "--loops=4"])
         .args([
             "--offset=32m",
@@ -156,7 +158,7 @@ fn a_snapshot_under_load_is_one_moment(kind: StoreKind) {
         let threads: Vec<_> = (0..WRITERS).map(start).collect();
         // A command to a volume that is just being attached is refused.
         process::until("the writers write", || ticks.load(Ordering::SeqCst) > 100);
-        let mut load = fio(&host, &volume);
+        let mut load = fio(&world, &host, &volume);
         while load.try_wait().unwrap().is_none() || taken.len() < 3 {
             let before = ticks.fetch_add(1, Ordering::SeqCst);
             let id = snapshot(&host, &volume);

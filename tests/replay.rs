@@ -76,8 +76,6 @@ fn power_is_lost_below(system: FileSystem) {
     let mut daemon = host.start();
     let mut clients: Vec<Client> =
         volumes.iter().map(|volume| Client::connect(&host.nbd(), &volume.id).unwrap()).collect();
-    // From here on nothing comes to be in the store, so that one copy of it fits all moments.
-    world.store_away();
     let begin = told_so_far();
     let mut chance = Chance::new(29);
     for _ in 0..WRITES {
@@ -96,12 +94,13 @@ fn power_is_lost_below(system: FileSystem) {
     daemon.kill9();
     mount.crash();
     drop((disk, server));
-    world.store_back();
     let flushes = told[begin..].iter().filter(|told| matches!(told, Told::Flush)).count();
     let promises: usize = volumes.iter().map(|volume| volume.promised.len()).sum();
     assert!(promises > 20 && flushes >= promises / 2, "{flushes} flushes reached the disk for {promises} of clients");
 
     let store = world.path().join("store");
+    let segments = shell("find \"$1\" -path '*/segments/*' -type f", &[store.to_str().unwrap()]).succeeded();
+    assert_eq!(segments, "", "one copy of the store is to fit all moments");
     let kept = world.path().join("kept");
     shell("cp -a \"$1\" \"$2\"", &[store.to_str().unwrap(), kept.to_str().unwrap()]).succeeded();
     let mut cuts: Vec<usize> = (0..CUTS).map(|_| begin + chance.below((told.len() - begin) as u64) as usize).collect();
@@ -117,7 +116,9 @@ fn power_is_lost_below(system: FileSystem) {
 
 fn host(world: &World, disk: &Path) -> Host {
     let state = disk.join("state").display().to_string();
-    world.host("a").with(&["--log-size", "128MiB", "--cache-size", "64MiB"]).with_environment("VARVE_STATE", &state)
+    // Nothing comes to be in the store by itself.
+    let arguments = ["--log-size", "128MiB", "--cache-size", "64MiB", "--segment-age", "1h"];
+    world.host("a").with(&arguments).with_environment("VARVE_STATE", &state)
 }
 
 /// A disk that was told some things, and loses power.

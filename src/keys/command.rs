@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 const LOOK: Duration = Duration::from_millis(10);
+/// What a command that failed has said is waited for so long: what it has left behind may keep its standard error open.
+const SAID: Duration = Duration::from_secs(1);
 
 /// What is asked of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +58,8 @@ pub(super) fn run(command: &str, ask: Ask, volume: VolumeId, input: &[u8]) -> Re
     }
     let status = wait(&mut child, deadline).context(doing)?;
     let left = deadline.saturating_sub(clock::running()).max(LOOK);
-    let said = errors.recv_timeout(LOOK).unwrap_or_default();
     let failed = |why: String| {
+        let said = errors.recv_timeout(SAID).unwrap_or_default();
         let said = String::from_utf8_lossy(&said);
         let said = said.trim().lines().last().unwrap_or_default().to_owned();
         Error::new(ErrorKind::Denied, format!("{}: {why}: {said:.200}", doing()))

@@ -25,6 +25,8 @@ pub const REGION: &str = "us-east-1";
 
 /// Starting takes less than a second on an idle machine.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// Ports that are tried.
+const STARTS_MAX: usize = 5;
 const POLL: Duration = Duration::from_millis(20);
 
 /// A running MinIO.
@@ -59,10 +61,18 @@ impl Minio {
     }
 
     fn start_in(directory: PathBuf, scheme: &'static str) -> Minio {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let watcher = watch(&directory);
         let server = serve(&directory, port);
-        let minio = Minio { server: Mutex::new(server), watcher, port, directory, scheme };
+        let mut minio = Minio { server: Mutex::new(server), watcher, port, directory, scheme };
+        // Somebody else may have been given the port before the server has it.
+        for _ in 1..STARTS_MAX {
+            if minio.becomes_ready() {
+                return minio;
+            }
+            minio.port = free_port();
+            *minio.server.get_mut().unwrap() = serve(&minio.directory, minio.port);
+        }
         minio.wait_until_ready();
         minio
     }
@@ -148,14 +158,24 @@ impl Minio {
     }
 
     fn wait_until_ready(&self) {
+        assert!(self.becomes_ready(), "MinIO ended: {}", self.log());
+    }
+
+    /// Waits until it is ready. False if it has ended.
+    fn becomes_ready(&self) -> bool {
         let began = Instant::now();
         while !self.is_ready() {
-            let ended = self.server.lock().unwrap().try_wait().unwrap();
-            let log = || std::fs::read_to_string(self.directory.join("log")).unwrap_or_default();
-            assert!(ended.is_none(), "MinIO ended ({ended:?}): {}", log());
-            assert!(began.elapsed() < READY_DEADLINE, "MinIO does not become ready: {}", log());
+            if self.server.lock().unwrap().try_wait().unwrap().is_some() {
+                return false;
+            }
+            assert!(began.elapsed() < READY_DEADLINE, "MinIO does not become ready: {}", self.log());
             std::thread::sleep(POLL);
         }
+        true
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
     /// How it begins to answer a plain request for its health.
@@ -178,6 +198,10 @@ impl Drop for Minio {
         let _ = self.watcher.wait();
         let _ = self.server.lock().map(|mut server| server.wait());
     }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn fresh_directory() -> PathBuf {

@@ -4,7 +4,7 @@ use super::*;
 use crate::error::ErrorKind;
 use crate::lineage::FrozenMap;
 use crate::service::{NewForks, NewSnapshot, ScheduleChange, VolumeChange, VolumeState};
-use crate::store::ObjectKey;
+use crate::store::{ObjectKey, Operation};
 use crate::units::{BlockCount, BlockRange, Lba, SnapshotId};
 
 async fn attach(fleet: &Arc<Fleet>, volume: VolumeId) -> Arc<Volume> {
@@ -183,14 +183,15 @@ fn snapshots_and_forks_cost_four_requests_at_most() {
             write(&volume, block * 4096, 1).await;
         }
         volume.sync().await.unwrap();
-        // A checkpoint may be due by now: it is waited for.
+        // A checkpoint may be due by now: it is waited for. What that condemns may be deleted behind it, by the cleaner.
         volume.clean_now().await.unwrap();
-        let before = world.faults.log().len();
+        let asked = || world.faults.log().iter().filter(|logged| logged.operation != Operation::Delete).count();
+        let before = asked();
         volume.snapshot(NewSnapshot::default()).await.unwrap();
-        assert_eq!(world.faults.log().len() - before, 2);
+        assert_eq!(asked() - before, 2);
         write(&volume, 0, 2).await;
         volume.fork(&one_fork()).await.unwrap();
-        assert!(world.faults.log().len() - before <= 2 + 3, "the lag is one segment");
+        assert!(asked() - before <= 2 + 3, "the lag is one segment");
     });
 }
 
@@ -213,6 +214,8 @@ fn scheduled_snapshots_come_and_go_by_themselves() {
         while objects().await > 0 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        // What goes with a snapshot is deleted after it.
+        tokio::time::sleep(Duration::from_millis(100)).await;
         // Nothing was written since: nothing is taken, and nothing is asked of the store.
         let mut windows = 0;
         while windows < 20 {

@@ -25,6 +25,8 @@ async fn a_snapshot_from_its_creation_to_its_end() {
     ] {
         assert_eq!(value(&taken, label), expected);
     }
+    // They are listed by the millisecond of their creation.
+    tokio::time::sleep(Duration::from_millis(2)).await;
     text(&place, "vol snapshot create demo").await;
     let listed = text(&place, "volumes snapshots ls demo").await;
     let lines: Vec<&str> = listed.lines().collect();
