@@ -176,6 +176,7 @@ impl World {
             // Reads and flushes of its clients of before may still be under way, and see what the new ones do.
             *subject.record.lock().unwrap() = record;
         } else {
+            record.forget_unfound();
             subject.record = Arc::new(Mutex::new(record));
         }
         let record = subject.record.clone();

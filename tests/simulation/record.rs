@@ -313,6 +313,11 @@ impl Record {
         Ok(at)
     }
 
+    /// No read of before is under way any more: what was not found then must not be seen any more.
+    pub fn forget_unfound(&mut self) {
+        self.unfound.clear();
+    }
+
     /// The process was started anew and made everything durable that it found.
     pub fn flushed_all(&mut self) {
         self.flushed = self.now();

@@ -22,6 +22,7 @@ use super::layout::Layout;
 use super::network::{self, Network};
 use super::past::Past;
 use super::record::{Expected, Floor, Record};
+use super::runs::KEPT;
 
 /// The deliberate bugs of the world's edges.
 #[derive(Clone, Copy, Debug, Default)]
@@ -233,7 +234,9 @@ impl World {
         let window = if matches!(seed % 12, 2 | 3 | 6 | 10) { [4, 60, 3600][seed as usize / 12 % 3] } else { 0 };
         let known = World { random, broken, hardness, has_commands, window, ..World::with(seed, around, hosts) };
         let mut world = World { is_dangerous: true, ..known };
-        let layout = if matches!(seed % 7, 0 | 4) { Layout::Wide } else { Layout::Narrow };
+        // Those that found something when there were no wide ones stay what they were.
+        let is_kept = KEPT.iter().any(|(kept, _)| *kept == seed);
+        let layout = if matches!(seed % 7, 0 | 4) && !is_kept { Layout::Wide } else { Layout::Narrow };
         for _ in 0..world.random.random_range(1..3) {
             let sectors = 2048 * world.random.random_range(1..3) + 8 * world.random.random_range(0..30);
             let durability = if world.random.random_bool(0.3) { Durability::Store } else { Durability::Local };
