@@ -1,13 +1,12 @@
 //! A host that dies while it attaches, or with everything stored, attaches again by itself; one that has lost something does not.
 
 use std::fs;
-
 use std::time::Duration;
 
-use super::{World, read, write};
+use super::{World, first_segments, read, write};
 use crate::error::ErrorKind;
 use crate::store::{Effect, Gate, Matching, ObjectKey, Operation};
-use crate::units::{SegmentId, SegmentNumber, Sequence, VolumeId};
+use crate::units::{Sequence, VolumeId};
 
 /// Dies after the manifest names this host as the owner, and before there is a log.
 fn die_while_attaching(world: &World, host: &str, volume: VolumeId, takeover: bool) {
@@ -82,9 +81,7 @@ fn what_lies_behind_a_seal_is_not_stored() {
     let id = world.create();
     world.life("a", async |fleet| {
         let (volume, _) = fleet.attach(id, false, false).await.unwrap();
-        let [first, second] = [0, 1].map(|number| {
-            ObjectKey::segment(SegmentId { volume: id, epoch: volume.epoch, number: SegmentNumber(number) })
-        });
+        let [first, second] = first_segments(&volume);
         let gate = Gate::closed();
         let put = Matching::operation(Operation::Put).on(first.as_str());
         world.faults.inject(put, Effect::HoldBefore(gate.clone()), 1);

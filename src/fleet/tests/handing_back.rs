@@ -2,12 +2,12 @@
 
 use std::task::Poll;
 
-use super::{World, read, write};
+use super::{World, first_segments, read, write};
 use crate::error::{Error, ErrorKind};
 use crate::ownership;
 use crate::service::VolumeChange;
-use crate::store::{Condition, Effect, Gate, Matching, ObjectKey, Operation, StoreErrorKind};
-use crate::units::{ByteLen, SegmentId, SegmentNumber};
+use crate::store::{Condition, Effect, Gate, Matching, Operation, StoreErrorKind};
+use crate::units::ByteLen;
 
 #[test]
 fn what_cannot_be_uploaded_is_not_handed_back() {
@@ -15,8 +15,7 @@ fn what_cannot_be_uploaded_is_not_handed_back() {
     let id = world.create();
     world.life("a", async |fleet| {
         let (volume, _) = fleet.attach(id, false, false).await.unwrap();
-        let [first, second] = [0, 1].map(|number| {
-            let key = ObjectKey::segment(SegmentId { volume: id, epoch: volume.epoch, number: SegmentNumber(number) });
+        let [first, second] = first_segments(&volume).map(|key| {
             let gate = Gate::closed();
             world.faults.inject(
                 Matching::operation(Operation::Put).on(key.as_str()),

@@ -12,8 +12,8 @@ use crate::fleet::Fleet;
 use crate::keys::{KeySource, Keyring};
 use crate::seal::{KEY_BYTES, VolumeKey};
 use crate::service::{Durability, NewVolume};
-use crate::store::{Faults, Keyed, MemoryStore, Store};
-use crate::units::{ByteLen, StoreId, VolumeId};
+use crate::store::{Faults, Keyed, MemoryStore, ObjectKey, Store};
+use crate::units::{ByteLen, SegmentId, SegmentNumber, StoreId, VolumeId};
 use crate::volume::state_directory::{self, StateSettings};
 use crate::volume::{CLEANING, EngineSettings, Volume, VolumeDevice};
 
@@ -104,6 +104,12 @@ async fn sleep_undisturbed(time: Duration) -> bool {
         last = Instant::now();
     }
     true
+}
+
+/// The first two segments of an attachment.
+fn first_segments(volume: &Volume) -> [ObjectKey; 2] {
+    let id = |number| SegmentId { volume: volume.id, epoch: volume.epoch, number: SegmentNumber(number) };
+    [0, 1].map(|number| ObjectKey::segment(id(number)))
 }
 
 async fn write(volume: &Arc<Volume>, offset: u64, byte: u8) {
