@@ -45,6 +45,11 @@ impl OverlayPlace {
         }
     }
 
+    /// True if no record from `head` on has to do with it.
+    pub fn is_before(self, head: LogOffset) -> bool {
+        self == OverlayPlace::Below || self.record() < head
+    }
+
     fn plus(self, count: u64) -> Self {
         match self {
             OverlayPlace::Log(place) => {

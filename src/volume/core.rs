@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{MappedRwLockReadGuard, Mutex};
 use tokio::sync::{Notify, oneshot};
 
 use crate::block_device::CommitDone;
@@ -25,9 +25,10 @@ use crate::volume::cleaning::{Books, Hydrating, Relocation};
 use crate::volume::first_reads::FirstReads;
 use crate::volume::gate::Gate;
 use crate::volume::pages::PageTable;
-use crate::volume::places::PlacesShare;
+use crate::volume::places::CountedOverlay;
 use crate::volume::progress::Progress;
 use crate::volume::read_ahead::ReadAhead;
+use crate::volume::release::StoredRuns;
 use crate::volume::schedule::ScheduleState;
 use crate::volume::shared::Shared;
 use crate::volume::warm::VolumeWarming;
@@ -51,9 +52,9 @@ pub struct Volume {
     pub(super) writer: Mutex<Appender>,
     pub(super) log: LogReader,
     pub(super) committer: Committer,
-    pub(super) overlay: RwLock<LogOverlay>,
-    /// The memory of the overlay.
-    pub(super) places: PlacesShare,
+    pub(super) overlay: CountedOverlay,
+    /// What is stored and still in the log.
+    pub(super) stored_runs: Mutex<StoredRuns>,
     /// Everything before this offset of the log is given back: the overlay names nothing there.
     pub(super) released: AtomicU64,
     pub(super) pages: PageTable,
@@ -160,7 +161,22 @@ impl Volume {
         self.end_uploads();
     }
 
-    /// Tells those who wait for the uploader that nothing comes of it any more.
+    /// What the log holds.
+    ///
+    /// # Errors
+    /// Why the attachment is over.
+    pub(super) fn overlay(&self) -> Result<MappedRwLockReadGuard<'_, LogOverlay>> {
+        self.overlay.read().ok_or_else(|| self.why_closed())
+    }
+
+    /// Why nothing comes of what was asked for any more.
+    fn why_closed(&self) -> Error {
+        let stopping = || Error::new(ErrorKind::Stopping, format!("volume {} is stopping", self.id));
+        self.gate.closed().unwrap_or_else(stopping)
+    }
+
+    /// Tells those who wait for the uploader that nothing comes of it any more. Without it the log takes nothing more, either, and what is
+    /// known of it is let go of: other volumes may wait for that memory.
     pub(super) fn end_uploads(&self) {
         self.is_uploader_gone.store(true, Ordering::Release);
         self.moment_waiters.lock().clear();
@@ -168,6 +184,7 @@ impl Volume {
         self.relocating.lock().clear();
         self.checkpoint_asked.lock().clear();
         self.clean_wake.notify_one();
+        self.overlay.give_up();
     }
 
     /// Waits for what the uploader was asked for.
@@ -180,8 +197,7 @@ impl Volume {
         if let Some(error) = self.gate.closed().filter(|error| is_over || error.kind() != ErrorKind::Stopping) {
             return Err(error);
         }
-        let stopping = || Error::new(ErrorKind::Stopping, format!("volume {} is stopping", self.id));
-        receiver.await.map_err(|_| self.gate.closed().unwrap_or_else(stopping))
+        receiver.await.map_err(|_| self.why_closed())
     }
 
     /// The error of an owner that was put out.
@@ -221,7 +237,7 @@ impl Volume {
             // The one who asked may have gone away; then nobody needs the answer.
             let _ = sender.send(result);
         }));
-        receiver.await.map_err(|_| Error::new(ErrorKind::Stopping, format!("volume {} is stopping", self.id)))?
+        receiver.await.map_err(|_| self.why_closed())?
     }
 
     /// Looks at the manifest: opens a doubtful gate if the volume is still ours, and closes it for good if not.

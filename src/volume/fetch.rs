@@ -265,9 +265,7 @@ pub fn keep_on_disk(shared: &Arc<Shared>, mut kept: Vec<(FrameId, Bytes)>, whole
 /// `Damaged`, `NotFound` turned into `Damaged` (a segment that the map names must exist), and what the store says.
 pub async fn segment_index(shared: &Arc<Shared>, id: SegmentId) -> Result<Arc<SegmentIndex>> {
     let load = async {
-        if let Some(bytes) = shared.index.segment_index(id)?
-            && let Some(index) = open_local_index(shared, id, &bytes)?
-        {
+        if let Some(index) = local_index(shared, id)? {
             return Ok(Arc::new(index));
         }
         let index = match fetch_index(&*shared.store, id).await {
@@ -298,6 +296,15 @@ pub fn keep_index(shared: &Shared, index: &SegmentIndex) -> Result<()> {
     shared.index.put_segment_index(id, &row)
 }
 
+/// The index of a segment, if RocksDB has it, undamaged.
+///
+/// # Errors
+/// What RocksDB says; `Denied` for a volume that was not unlocked.
+pub fn local_index(shared: &Shared, id: SegmentId) -> Result<Option<SegmentIndex>> {
+    let row = shared.index.segment_index(id)?;
+    row.map_or(Ok(None), |row| open_local_index(shared, id, &row))
+}
+
 fn open_local_index(shared: &Shared, id: SegmentId, row: &[u8]) -> Result<Option<SegmentIndex>> {
     let tail = match shared.store.key_of(id.volume)? {
         Some(key) => key.open_item(ItemPlace::LocalIndex(id), row).map(Cow::Owned),
@@ -308,7 +315,7 @@ fn open_local_index(shared: &Shared, id: SegmentId, row: &[u8]) -> Result<Option
         parse_object_tail(id, &tail, length, IndexSeal::Around).ok()
     });
     if parsed.is_none() {
-        tracing::warn!(segment = %id, "the local copy of a segment's index is damaged and fetched again");
+        tracing::warn!(segment = %id, "the local copy of a segment's index is damaged, and not used");
     }
     Ok(parsed)
 }

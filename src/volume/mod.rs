@@ -5,7 +5,7 @@
 //! | `core` | the parts of a volume and what they agree on |
 //! | `write`, `read` | the two paths |
 //! | `progress` | how far the sequence has come; when a segment is cut |
-//! | `upload` | cutting, packing, uploading, taking effect, releasing log space |
+//! | `upload`, `release` | cutting, packing, uploading, taking effect; giving back log space |
 //! | `checkpointing`, `stop` | checkpoints, and the end of an attachment |
 //! | `cleaning` | emptying segments, deleting what nobody needs, and knowing what there is |
 //! | `open`, `claims`, `rescue` | attaching, again after a crash meanwhile, and logs that are no longer part of the history |
@@ -34,6 +34,7 @@ mod places;
 mod progress;
 mod read;
 mod read_ahead;
+mod release;
 mod rescue;
 mod schedule;
 mod shared;

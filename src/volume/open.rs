@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::checkpoint::Checkpoint;
@@ -32,7 +32,7 @@ use crate::volume::first_reads::FirstReads;
 use crate::volume::gate::Gate;
 use crate::volume::local_state::LocalState;
 use crate::volume::pages::PageTable;
-use crate::volume::places::PlacesShare;
+use crate::volume::places::CountedOverlay;
 use crate::volume::progress::{Mark, Progress};
 use crate::volume::read_ahead::ReadAhead;
 use crate::volume::rescue;
@@ -398,8 +398,6 @@ fn assemble(
     let space_wake = Arc::new(Notify::new());
     let wake = space_wake.clone();
     log.committer.on_space_freed(Arc::new(move || wake.notify_waiters()));
-    let places = PlacesShare::new(shared.places.clone());
-    places.set(replay.overlay.extent_count());
     let manifest = &attachment.loaded.manifest;
     Arc::new(Volume {
         id: manifest.volume,
@@ -413,8 +411,8 @@ fn assemble(
         writer: Mutex::new(log.appender),
         log: log.reader,
         committer: log.committer,
-        overlay: RwLock::new(replay.overlay),
-        places,
+        overlay: CountedOverlay::new(shared.places.clone(), replay.overlay),
+        stored_runs: Mutex::default(),
         released: AtomicU64::new(replay.released.0),
         pages,
         progress: Mutex::new(progress),

@@ -75,8 +75,10 @@ impl Volume {
     pub(super) fn try_read_blocks(&self, range: BlockRange, buffer: &mut [u8]) -> Attempt {
         let mut runs = Runs::new();
         let mut places = Vec::new();
-        if !self.gather(range, &mut runs, &mut places) {
-            return Attempt::WouldBlock;
+        match self.gather(range, &mut runs, &mut places) {
+            Ok(true) => {}
+            Ok(false) => return Attempt::WouldBlock,
+            Err(error) => return Attempt::Failed(error),
         }
         for (run, source) in runs {
             let part = near::slice_of(range, run, buffer);
@@ -98,32 +100,32 @@ impl Volume {
     }
 
     /// Pushes what the overlay knows of a range onto `runs`, and returns the parts that only the pages know.
-    fn gather_overlay(&self, range: BlockRange, runs: &mut Runs) -> Vec<BlockRange> {
+    fn gather_overlay(&self, range: BlockRange, runs: &mut Runs) -> Result<Vec<BlockRange>> {
         let mut below = Vec::new();
-        self.overlay.read().lookup(range, |run, place| match place {
+        self.overlay()?.lookup(range, |run, place| match place {
             OverlayPlace::Log(place) => runs.push((run, Source::Log(place))),
             OverlayPlace::Zero(_) => runs.push((run, Source::Zero)),
             OverlayPlace::Below => below.push(run),
         });
-        below
+        Ok(below)
     }
 
-    /// Looks up a range if its pages are in memory: the overlay's answer, and the pages' where the overlay has none.
-    fn gather(&self, range: BlockRange, runs: &mut Runs, places: &mut Vec<PagePlace>) -> bool {
-        for run in self.gather_overlay(range, runs) {
+    /// Looks up a range if its pages are in memory: the overlay's answer, and the pages' where the overlay has none. False if they are not.
+    fn gather(&self, range: BlockRange, runs: &mut Runs, places: &mut Vec<PagePlace>) -> Result<bool> {
+        for run in self.gather_overlay(range, runs)? {
             if !self.pages.try_lookup(run, places) {
-                return false;
+                return Ok(false);
             }
         }
         join_places(places);
         runs.extend(places.drain(..).map(from_page));
-        true
+        Ok(true)
     }
 
     /// Looks up a range, loading pages as needed.
     async fn gather_waiting(&self, range: BlockRange) -> Result<Runs> {
         let mut runs = Runs::new();
-        let below = self.gather_overlay(range, &mut runs);
+        let below = self.gather_overlay(range, &mut runs)?;
         let mut places = Vec::new();
         for run in below {
             let found = self.pages.lookup(run, &mut places).await;
@@ -258,7 +260,7 @@ impl Volume {
         let stored = self.progress.lock().stored().end;
         let range = BlockRange::covering(offset, length);
         let mut changed = Vec::new();
-        self.overlay.read().lookup(range, |run, place| match place {
+        self.overlay()?.lookup(range, |run, place| match place {
             OverlayPlace::Log(LogPlace { record, .. }) | OverlayPlace::Zero(record) if record >= stored => {
                 changed.push(run);
             }

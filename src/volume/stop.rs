@@ -25,6 +25,7 @@ impl Volume {
     pub(crate) async fn let_go(self: &Arc<Self>) {
         self.upload_wake.notify_one();
         self.pages.close();
+        self.overlay.give_up();
         // Whoever was let through before has appended by now.
         drop(self.writer.lock());
         let volume = self.clone();

@@ -1,5 +1,5 @@
 //! The uploader of one volume: cuts runs of the sequence, has them packed and uploaded in parallel, and lets them take effect in
-//! order; then the log gives their space back, and now and then a checkpoint is written.
+//! order; then the log may give their space back (`release`), and now and then a checkpoint is written.
 //!
 //! Order of effects for each segment, and why:
 //! 1. the object is in the store, and so are all before it: from here on it is part of the history;
@@ -25,17 +25,17 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::lineage::count_segments;
 use crate::format::manifest::Position;
 use crate::format::segment::{SegmentHeader, SegmentIndex};
-use crate::limits::{LOG_BYTES_MIN, RECORD_BYTES_MAX, UPLOADS_AT_ONCE};
+use crate::limits::UPLOADS_AT_ONCE;
 use crate::log::{LogRead, LogReader, RecordKind};
 use crate::map::{LogOverlay, LogPlace, OverlayPlace};
 use crate::seal::VolumeKey;
 use crate::segment::{SegmentBuilder, fetch_index};
 use crate::store::{Condition, ObjectKey, StoreErrorKind};
-use crate::units::{BLOCK_SIZE, BlockCount, ByteLen, LogOffset, SegmentId, SegmentNumber};
+use crate::units::{BLOCK_SIZE, BlockCount, SegmentId, SegmentNumber};
 use crate::volume::cleaning::Relocation;
 use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
-use crate::volume::progress::{Mark, Run};
+use crate::volume::progress::Run;
 use crate::volume::shared::UPLOADS_KIB_MAX;
 use crate::work::Task;
 use crate::work::simulated::{self, Mutation};
@@ -43,8 +43,6 @@ use crate::work::simulated::{self, Mutation};
 /// First and longest pause between attempts at a store that refuses.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
-/// Bytes that the log releases at a time, so that no step takes long.
-const RELEASE_STEP: u64 = 16 << 20;
 
 struct Uploaded {
     index: SegmentIndex,
@@ -53,8 +51,8 @@ struct Uploaded {
 
 /// What a segment was made of.
 enum What {
-    /// A run of the sequence that ends here.
-    Run(Mark),
+    /// A run of the sequence.
+    Run(Run),
     /// What cleaning has moved.
     Relocation,
 }
@@ -62,22 +60,6 @@ enum What {
 type Uploads = FuturesOrdered<Task<Result<Uploaded>>>;
 
 impl Volume {
-    /// Below this much free space the log gives back what is stored already; above it, keeps it for reads.
-    pub(super) fn release_below(&self) -> ByteLen {
-        let length = self.committer.length().0;
-        // Tests have logs that are shorter than what settings allow: of these it is half.
-        let longest = if length < LOG_BYTES_MIN { length / 2 } else { 2 * RECORD_BYTES_MAX };
-        ByteLen((length / 8).max(longest))
-    }
-
-    /// Whether what is written is to be stored, and given back by the log, sooner than it would be for its age: the log or memory has little
-    /// room, or somebody waits for more.
-    pub(super) fn is_tight(&self) -> bool {
-        self.committer.free() < self.release_below()
-            || self.shared.places.is_pressed()
-            || self.wants_room.load(Ordering::Acquire)
-    }
-
     /// Runs until the volume fails or stops.
     ///
     /// # Errors
@@ -188,7 +170,7 @@ impl Volume {
         drop(room.split(room.num_permits().saturating_sub(built.bytes.len().div_ceil(1024))));
         self.put_segment(header.id, built.bytes).await?;
         drop(room);
-        Ok(Uploaded { index: built.index, what: What::Run(run.end) })
+        Ok(Uploaded { index: built.index, what: What::Run(run) })
     }
 
     async fn pack_and_move(self: Arc<Self>, relocation: Relocation, header: SegmentHeader) -> Result<Uploaded> {
@@ -255,8 +237,9 @@ impl Volume {
         self.note_in_books(&index).await;
         self.note_stored(&index);
         match what {
-            What::Run(end) => {
-                let waiting = self.progress.lock().store(end);
+            What::Run(run) => {
+                self.stored_runs.lock().push(run, index.header.id);
+                let waiting = self.progress.lock().store(run.end);
                 for done in waiting {
                     done(Ok(()));
                 }
@@ -300,56 +283,6 @@ impl Volume {
             clock::sleep(pause).await;
             pause = (pause * 2).min(RETRY_MAX);
         }
-    }
-
-    /// Gives back log space that is stored already, as long as little is free, its places take too much memory, or somebody waits for room.
-    pub(super) fn release_log(&self) -> Result<()> {
-        if self.gate.closed().is_some() {
-            return Ok(());
-        }
-        loop {
-            let stored = self.progress.lock().stored();
-            let from = LogOffset(self.released.load(Ordering::Acquire));
-            let free = self.committer.length().0 - (self.log_head().0 - from.0);
-            if from >= stored.end {
-                return Ok(());
-            }
-            let keeps = free >= self.release_below().0 && !self.shared.places.is_pressed();
-            // For whoever waits for room a step is made in any case: a record that does not fit behind the newest, before the end of the
-            // ring, may need more than what is kept free.
-            if !self.wants_room.swap(false, Ordering::AcqRel) && keeps {
-                return Ok(());
-            }
-            let mut to = Mark { sequence: stored.sequence, end: from };
-            let mut ranges = Vec::new();
-            for view in self.log.headers(from, stored.end) {
-                let view = view.context(|| "releasing log space")?;
-                let keeps_place = matches!(view.kind, RecordKind::Write | RecordKind::Zero);
-                if keeps_place {
-                    ranges.push(view.range);
-                    to = Mark { sequence: view.place.sequence, end: view.place.end };
-                } else {
-                    // A fence or pad carries the number of the record that comes next.
-                    let sequence = crate::units::Sequence(view.place.sequence.0.saturating_sub(1));
-                    to = Mark { sequence, end: view.place.end };
-                }
-                if to.end.0 - from.0 >= RELEASE_STEP {
-                    break;
-                }
-            }
-            self.released.store(to.end.0, Ordering::Release);
-            let mut overlay = self.overlay.write();
-            for range in ranges {
-                overlay.release(range, to.end);
-            }
-            self.places.set(overlay.extent_count());
-            drop(overlay);
-            self.committer.release(to.end, to.sequence.next())?;
-        }
-    }
-
-    fn log_head(&self) -> LogOffset {
-        self.progress.lock().accepted().end
     }
 }
 

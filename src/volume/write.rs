@@ -1,8 +1,8 @@
 //! The write path: from a batch of changes to records in the log and places in the overlay.
 //!
 //! Whole blocks go into the log as they are. Part blocks are merged with what is there: read without a lock, then appended
-//! only if the block's place is still the one that was read (else again), so concurrent writers of the same
-//! block never lose each other's bytes, and nobody waits for anybody.
+//! only if nobody has written to the block since (else again), so concurrent writers of the same block never lose each other's bytes.
+//! Whoever finds no room waits in one line, whatever it writes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,32 +15,32 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::log::{Appender, LogPlace as Appended, NewRecord};
 use crate::map::{LogPlace, OverlayPlace};
-use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, Lba};
+use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, Lba, LogOffset};
 use crate::volume::core::Volume;
 use crate::volume::gate::Refusal;
 use crate::volume::progress::Mark;
 
-/// How long a merged write waits on a full log before it looks again.
-const FULL_LOG_LOOK: Duration = Duration::from_millis(50);
-
 /// A change whose first or last block must be merged with what is there, as the records that it becomes.
 struct Merged {
     parts: Vec<Part>,
-    /// The places that the merged blocks were read from.
-    seen: Vec<(Lba, OverlayPlace)>,
-    /// The log's tail when they were read: if it moved, a place may have changed its meaning.
-    tail: u64,
+    /// The log's head before any block was read: what was read holds everything before it.
+    head: LogOffset,
 }
 
 enum Part {
-    Data { lba: Lba, data: Vec<u8> },
+    /// Blocks, and those of them that must be merged.
+    Data {
+        lba: Lba,
+        data: Vec<u8>,
+        edges: Vec<Lba>,
+    },
     Zero(BlockRange),
 }
 
-/// What came of a try to append a merged change.
-enum AppendMerged {
+/// What came of a try to append a change.
+enum Appending {
     Done,
-    /// Somebody changed a merged block meanwhile.
+    /// It must be made anew: somebody may have changed a block of it since it was read, or the gate is in doubt.
     Outdated,
     NoRoom,
 }
@@ -48,14 +48,21 @@ enum AppendMerged {
 impl Part {
     /// The bytes of one block, if it is among the data.
     fn block_mut(&mut self, wanted: Lba) -> Option<&mut [u8]> {
-        let Part::Data { lba, data } = self else { return None };
+        let Part::Data { lba, data, .. } = self else { return None };
         let start = usize::try_from(wanted.0.checked_sub(lba.0)? * BLOCK_SIZE).ok()?;
         data.get_mut(start..start + BLOCK_SIZE as usize)
     }
 
+    fn edges(&self) -> &[Lba] {
+        match self {
+            Part::Data { edges, .. } => edges,
+            Part::Zero(_) => &[],
+        }
+    }
+
     fn record(&self) -> NewRecord<'_> {
         match self {
-            Part::Data { lba, data } => NewRecord::Write { lba: *lba, data },
+            Part::Data { lba, data, .. } => NewRecord::Write { lba: *lba, data },
             Part::Zero(range) => NewRecord::Zero { lba: range.start, blocks: range.count },
         }
     }
@@ -105,10 +112,10 @@ impl Volume {
             };
             self.check_change(&borrowed)?;
             let done = match whole_blocks(&borrowed) {
-                Some(record) => self.append_waiting(&record).await?,
+                Some(record) => self.append_waiting(|| self.append_record(&record)).await?,
                 None => self.change_part_blocks(&borrowed).await?,
             };
-            if done {
+            if let Appending::Done = done {
                 return Ok(());
             }
         }
@@ -190,20 +197,19 @@ impl Volume {
             }
         };
         if fitted > 0 {
-            let mut overlay = self.overlay.write();
-            for (record, place) in records.iter().zip(&places) {
-                match record {
-                    NewRecord::Write { lba, data } => {
-                        let range = BlockRange::new(*lba, BlockCount(data.len() as u64 / BLOCK_SIZE));
-                        overlay.set(range, OverlayPlace::Log(LogPlace { record: place.record, block: 0 }));
-                    }
-                    NewRecord::Zero { lba, blocks } => {
-                        overlay.set(BlockRange::new(*lba, *blocks), OverlayPlace::Zero(place.record));
+            self.overlay.change(|overlay| {
+                for (record, place) in records.iter().zip(&places) {
+                    match record {
+                        NewRecord::Write { lba, data } => {
+                            let range = BlockRange::new(*lba, BlockCount(data.len() as u64 / BLOCK_SIZE));
+                            overlay.set(range, OverlayPlace::Log(LogPlace { record: place.record, block: 0 }));
+                        }
+                        NewRecord::Zero { lba, blocks } => {
+                            overlay.set(BlockRange::new(*lba, *blocks), OverlayPlace::Zero(place.record));
+                        }
                     }
                 }
-            }
-            self.places.set(overlay.extent_count());
-            drop(overlay);
+            });
             self.note_accepted(&records[..fitted], &places);
         }
         // Whoever found no room tries again when some came free, and then asks again.
@@ -247,8 +253,23 @@ impl Volume {
         }
     }
 
-    /// Appends one record, waiting for room. False if it must pass the gate again.
-    async fn append_waiting(&self, record: &NewRecord<'_>) -> Result<bool> {
+    fn append_record(&self, record: &NewRecord<'_>) -> Result<Appending> {
+        let fitted = self.append(&mut self.writer.lock(), std::slice::from_ref(record))?;
+        Ok(if fitted == 1 { Appending::Done } else { Appending::NoRoom })
+    }
+
+    /// Appends something once it is its turn, waiting for room as long as `append` finds none.
+    async fn append_waiting(&self, mut append: impl FnMut() -> Result<Appending>) -> Result<Appending> {
+        // As long as anybody stands in the line, all others must join it; so nobody does who finds room.
+        if self.space_waiters.load(Ordering::Acquire) == 0 {
+            if self.is_in_doubt()? {
+                return Ok(Appending::Outdated);
+            }
+            match append()? {
+                Appending::NoRoom => {}
+                done => return Ok(done),
+            }
+        }
         self.space_waiters.fetch_add(1, Ordering::AcqRel);
         let _leave = LeaveQueue(&self.space_waiters);
         let _turn = self.space_turn.lock().await;
@@ -259,10 +280,11 @@ impl Volume {
             woken.as_mut().enable();
             eased.as_mut().enable();
             if self.is_in_doubt()? {
-                return Ok(false);
+                return Ok(Appending::Outdated);
             }
-            if self.append(&mut self.writer.lock(), std::slice::from_ref(record))? == 1 {
-                return Ok(true);
+            match append()? {
+                Appending::NoRoom => {}
+                done => return Ok(done),
             }
             tracing::debug!(volume = %self.id, "writers wait for the full log");
             tokio::select! {
@@ -283,35 +305,21 @@ impl Volume {
             }
         }
         fill_in(change, &mut merged.parts);
-        match self.append_merged(&merged) {
-            Ok(AppendMerged::Done) => Attempt::Done,
-            Ok(AppendMerged::Outdated | AppendMerged::NoRoom) => Attempt::WouldBlock,
+        match self.append_merged(&mut merged) {
+            Ok(Appending::Done) => Attempt::Done,
+            Ok(Appending::Outdated | Appending::NoRoom) => Attempt::WouldBlock,
             Err(error) => Attempt::Failed(error),
         }
     }
 
-    async fn change_part_blocks(&self, change: &Change<&[u8]>) -> Result<bool> {
-        let Some((mut merged, edges)) = self.plan_merge(change) else { return Ok(true) };
+    async fn change_part_blocks(&self, change: &Change<&[u8]>) -> Result<Appending> {
+        let Some((mut merged, edges)) = self.plan_merge(change) else { return Ok(Appending::Done) };
         for lba in edges {
             let Some(buffer) = merged.parts.iter_mut().find_map(|part| part.block_mut(lba)) else { continue };
             self.read_blocks(BlockRange::new(lba, BlockCount(1)), buffer).await?;
         }
         fill_in(change, &mut merged.parts);
-        if self.is_in_doubt()? {
-            return Ok(false);
-        }
-        let woken = self.space_wake.notified();
-        tokio::pin!(woken);
-        woken.as_mut().enable();
-        match self.append_merged(&merged)? {
-            AppendMerged::Done => return Ok(true),
-            AppendMerged::Outdated => {}
-            // Bounded, since other writers may take the room that came free without another wake-up.
-            AppendMerged::NoRoom => {
-                let _ = clock::timeout(FULL_LOG_LOOK, woken).await;
-            }
-        }
-        Ok(false)
+        self.append_waiting(|| self.append_merged(&mut merged)).await
     }
 
     /// Lays out the records of a change with part blocks, and says which blocks must be read first. `None` for a trim
@@ -331,40 +339,41 @@ impl Volume {
         if !(offset + length).is_multiple_of(BLOCK_SIZE) && edges.first() != Some(&last) {
             edges.push(last);
         }
-        let data_part =
-            |range: BlockRange| Part::Data { lba: range.start, data: vec![0; range.count.bytes().0 as usize] };
+        let data_part = |range: BlockRange, edges: &[Lba]| {
+            let data = vec![0; range.count.bytes().0 as usize];
+            Part::Data { lba: range.start, data, edges: edges.to_vec() }
+        };
         let mut parts = Vec::with_capacity(3);
         if all_data {
-            parts.push(data_part(range));
+            parts.push(data_part(range, &edges));
         } else {
-            parts.extend(edges.iter().map(|&lba| data_part(BlockRange::new(lba, BlockCount(1)))));
+            parts.extend(edges.iter().map(|&lba| data_part(BlockRange::new(lba, BlockCount(1)), &[lba])));
             let start = offset.div_ceil(BLOCK_SIZE);
             let end = (offset + length) / BLOCK_SIZE;
             if end > start {
                 parts.push(Part::Zero(BlockRange::new(Lba(start), BlockCount(end - start))));
             }
         }
-        let tail = self.released.load(Ordering::Acquire);
-        let overlay = self.overlay.read();
-        let seen = edges.iter().map(|&lba| (lba, overlay.block(lba))).collect();
-        Some((Merged { parts, seen, tail }, edges))
+        Some((Merged { parts, head: self.log_head() }, edges))
     }
 
-    /// Appends a merged change if the blocks it was merged with are still where they were read.
-    fn append_merged(&self, merged: &Merged) -> Result<AppendMerged> {
+    /// Appends a merged change, if nobody has written to a merged block since it was read. Parts that found room are taken out of it.
+    fn append_merged(&self, merged: &mut Merged) -> Result<Appending> {
         let mut writer = self.writer.lock();
-        let unchanged = {
-            let overlay = self.overlay.read();
-            self.released.load(Ordering::Acquire) == merged.tail
-                && merged.seen.iter().all(|(lba, place)| overlay.block(*lba) == *place)
+        let is_current = {
+            let overlay = self.overlay()?;
+            // What was written since lies in the log from there on. As long as nothing of that was given back, the overlay names it.
+            let names_all = self.released.load(Ordering::Acquire) <= merged.head.0;
+            let mut edges = merged.parts.iter().flat_map(Part::edges);
+            edges.all(|&lba| names_all && overlay.block(lba).is_before(merged.head))
         };
-        if !unchanged {
-            return Ok(AppendMerged::Outdated);
+        if !is_current {
+            return Ok(Appending::Outdated);
         }
         let records: Vec<NewRecord<'_>> = merged.parts.iter().map(Part::record).collect();
-        // If only some find room, the whole change is made again: it is the same content.
-        let is_done = self.append(&mut writer, &records)? == records.len();
-        Ok(if is_done { AppendMerged::Done } else { AppendMerged::NoRoom })
+        let fitted = self.append(&mut writer, &records)?;
+        merged.parts.drain(..fitted);
+        Ok(if merged.parts.is_empty() { Appending::Done } else { Appending::NoRoom })
     }
 }
 
@@ -402,7 +411,7 @@ fn fill_in(change: &Change<&[u8]>, parts: &mut [Part]) {
         Change::Zero { offset, length } | Change::Trim { offset, length } => (*offset, *length),
     };
     for part in parts {
-        let Part::Data { lba, data: blocks } = part else { continue };
+        let Part::Data { lba, data: blocks, .. } = part else { continue };
         let base = lba.byte_offset();
         let from = offset.max(base);
         let to = (offset + length).min(base + blocks.len() as u64);

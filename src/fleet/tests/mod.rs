@@ -39,6 +39,8 @@ struct World {
     directory: tempfile::TempDir,
     store: Arc<dyn Store>,
     faults: Faults,
+    /// Of each daemon.
+    memory_size: ByteLen,
 }
 
 impl World {
@@ -46,7 +48,7 @@ impl World {
         let faults = Faults::new();
         let keyring = Arc::new(Keyring::new(vec![KeySource::Given(VolumeKey::new([7; KEY_BYTES]))]));
         let store = Arc::new(Keyed::new(faults.wrap(Arc::new(MemoryStore::new())), keyring));
-        World { directory: tempfile::tempdir().unwrap(), store, faults }
+        World { directory: tempfile::tempdir().unwrap(), store, faults, memory_size: ByteLen(32 << 20) }
     }
 
     fn admin(&self) -> Admin {
@@ -54,7 +56,11 @@ impl World {
     }
 
     fn create(&self) -> VolumeId {
-        let new = NewVolume { encrypted: true, ..NewVolume::named("v", ByteLen(8 << 20)) };
+        self.create_as("v")
+    }
+
+    fn create_as(&self, name: &str) -> VolumeId {
+        let new = NewVolume { encrypted: true, ..NewVolume::named(name, ByteLen(8 << 20)) };
         runtime().block_on(self.admin().create_volume(new)).unwrap().id
     }
 
@@ -76,7 +82,7 @@ impl World {
         };
         let path: &Path = &self.directory.path().join(host);
         let cache_size = ByteLen(32 << 20);
-        let settings = StateSettings { path: path.to_owned(), cache_size, memory_size: ByteLen(32 << 20), engine };
+        let settings = StateSettings { path: path.to_owned(), cache_size, memory_size: self.memory_size, engine };
         let opened = state_directory::open(settings, self.store.clone(), StoreId(1), runtime.handle().clone());
         let (shared, _lock) = opened.unwrap();
         let fleet = Fleet::start(shared, Duration::from_hours(1), PurgeTimer::default());

@@ -75,7 +75,7 @@ fn world_of(base: &Base) -> (World, Arc<dyn Store>) {
         ..RetryPolicy::default()
     };
     let store = Arc::new(Retry::new(faults.wrap(bare.clone()), policy, Arc::new(Counts::default())));
-    (World { directory: folder(), store, faults }, bare)
+    (World { directory: folder(), store, faults, memory_size: ByteLen(32 << 20) }, bare)
 }
 
 /// In memory if that is possible: hundreds of daemons are started, and none of them loses power.
