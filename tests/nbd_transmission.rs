@@ -93,6 +93,40 @@ fn a_change_that_waits_when_its_client_is_lost_is_given_up() {
     assert!(fixture.disk.snapshot()[..4096] == [4; 4096], "what was given up took effect behind what is newer");
 }
 
+/// A client with more under way than it may have: what it sent last waits in the socket, behind a thread that waits for memory.
+#[test]
+fn a_client_that_is_lost_while_its_requests_wait_for_memory_is_given_up() {
+    // Behind its own requests, and behind those of another client that has all that is shared.
+    for inflight_bytes_max in [8 << 10, 64 << 20] {
+        let fixture = Fixture::with(|settings| {
+            settings.inflight_bytes_max = inflight_bytes_max;
+            settings.transfer_bytes_max = 2;
+        });
+        let (disk, big) = (&fixture.disk, &fixture.exports.devices["big"]);
+        let wait_with_writes = |name| {
+            let mut client = RawClient::enter(&fixture.address(), name, Style::Structured);
+            for cookie in 0..66 {
+                client.request(command::WRITE, 0, cookie, 0, 512, &[1; 512]);
+            }
+            client
+        };
+        big.slow.store(true, Ordering::Relaxed);
+        let held_big = big.gate.blocking_write();
+        let other = wait_with_writes("big");
+        disk.slow.store(true, Ordering::Relaxed);
+        let held = disk.gate.blocking_write();
+        drop(wait_with_writes("disk"));
+        fixture.wait_for(|fixture| fixture.exports.clients.load(Ordering::SeqCst) == 1);
+        disk.slow.store(false, Ordering::Relaxed);
+        let mut again = RawClient::enter(&fixture.address(), "disk", Style::Structured);
+        again.request(command::WRITE, command_flag::FUA, 1, 0, 4096, &[2; 4096]);
+        assert_eq!(again.reply(0).errno, 0);
+        drop((held, held_big, again, other));
+        fixture.wait_until_left();
+        assert!(disk.snapshot()[..4096] == [2; 4096], "what was given up took effect behind what is newer");
+    }
+}
+
 #[test]
 fn who_asks_for_nothing_is_let_go_and_who_waits_for_an_answer_is_not() {
     let fixture = Fixture::with(|settings| settings.idle_time = Some(Duration::from_secs(2)));

@@ -151,13 +151,9 @@ impl Purse {
         bytes == 0 || (budget.waiting.load(Ordering::SeqCst) == 0 && budget.take(bytes, &self.account))
     }
 
-    /// Takes `bytes`, which are at most the whole, waiting for them if need be.
-    pub fn take(&self, bytes: u64) {
-        self.take_unless(bytes, || false);
-    }
-
-    /// The same, but gives up, and says false, once `needless` says true. It is asked anew at every change, and after [`Purse::give`]; it is
-    /// called with a lock held, and must not call the budget.
+    /// Takes `bytes`, which are at most the whole, waiting for them if need be, but gives up, and says false, once `needless` says true. It is
+    /// asked anew at every change, after [`Purse::give`], and after each [relief](Relief); it is called with a lock held, and must not call
+    /// the budget.
     pub fn take_unless(&self, bytes: u64, needless: impl Fn() -> bool) -> bool {
         if self.try_take(bytes) {
             return true;
@@ -206,6 +202,12 @@ mod tests {
     use std::thread;
 
     use super::*;
+
+    impl Purse {
+        fn take(&self, bytes: u64) {
+            assert!(self.take_unless(bytes, || false));
+        }
+    }
 
     fn purse(total: u64) -> Purse {
         Purse::new(Arc::new(Budget::new(total)), Arc::default())

@@ -15,7 +15,7 @@
 //! of the stream end the loop; then everything in flight is awaited, so that the device is let go of only when
 //! nothing of this client is under way. Changes that still wait for something (room in a log, a block of the store) are given up,
 //! unless the client has said goodbye or the server stops: a client that lost its connection sends them again on another one, and they
-//! must not take effect behind what it writes there.
+//! must not take effect behind what it writes there. A thread that waits for memory looks now and then whether its client is still there.
 
 use std::io::ErrorKind;
 use std::ops::Range;
@@ -74,10 +74,10 @@ struct Received {
 }
 
 impl Received {
-    fn new(budget: &Purse, bytes: u64) -> Self {
+    /// Waits for it, unless `is_over` says true.
+    fn new(budget: &Purse, bytes: u64, is_over: impl Fn() -> bool) -> Option<Self> {
         let bytes = budget.counted(bytes);
-        budget.take(bytes);
-        Received { budget: budget.clone(), bytes }
+        budget.take_unless(bytes, is_over).then(|| Received { budget: budget.clone(), bytes })
     }
 }
 
@@ -99,9 +99,11 @@ enum End {
 const SINGLES_OF_ONE_AT_A_TIME: u32 = 16;
 
 /// The thread's own part of a connection.
-pub struct Connection {
+pub struct Connection<'a> {
     session: Arc<Session>,
     transport: Arc<Transport>,
+    /// The server ends connections: the end of the stream is not the client's doing.
+    is_stopping: &'a dyn Fn() -> bool,
     read_state: ReadState,
     buffer: ReceiveBuffer,
     replies: ReplyBuffer,
@@ -124,12 +126,13 @@ pub struct Connection {
     watch: Watch,
 }
 
-impl Connection {
-    /// A connection that has finished its handshake.
-    pub fn new(session: Arc<Session>, transport: Arc<Transport>) -> Self {
+impl<'a> Connection<'a> {
+    /// A connection that has finished its handshake. The end of the stream is not the client's doing if the server `is_stopping`.
+    pub fn new(session: Arc<Session>, transport: Arc<Transport>, is_stopping: &'a dyn Fn() -> bool) -> Self {
         Connection {
             session,
             transport,
+            is_stopping,
             read_state: ReadState::default(),
             buffer: ReceiveBuffer::new(),
             replies: ReplyBuffer::default(),
@@ -146,11 +149,9 @@ impl Connection {
         }
     }
 
-    /// Serves the client until it goes, and returns when nothing of it is in flight any more. The end of the stream is not the client's doing
-    /// if the server `is_stopping`.
-    pub fn run(mut self, is_stopping: impl Fn() -> bool) {
-        loop {
-            self.make_room();
+    /// Serves the client until it goes, and returns when nothing of it is in flight any more.
+    pub fn run(mut self) {
+        while self.make_room() {
             if self.is_next_near {
                 self.watch.before_sleep(&self.transport);
             }
@@ -180,20 +181,28 @@ impl Connection {
         }
         self.buffer = ReceiveBuffer::new();
         self.receiving = None;
-        if !self.said_goodbye && !is_stopping() {
+        if !self.said_goodbye && !(self.is_stopping)() {
             self.session.gone.send_replace(true);
         }
         self.session.flow.wait_until_idle();
         self.session.writer.finish();
     }
 
-    /// A long request is received only when there is memory for all of it: half of one would be in the way of others.
-    fn make_room(&mut self) {
+    /// A long request is received only when there is memory for all of it: half of one would be in the way of others. False if the client was
+    /// lost meanwhile.
+    fn make_room(&mut self) -> bool {
         if self.long == 0 {
             self.receiving = None;
         } else if self.receiving.is_none() {
-            self.receiving = Some(Received::new(&self.session.incoming, self.long));
+            self.receiving = Received::new(&self.session.incoming, self.long, || self.is_lost());
+            return self.receiving.is_some();
         }
+        true
+    }
+
+    /// True if the client has gone while something of it was still to be read. Goodbyes among that are not seen.
+    fn is_lost(&self) -> bool {
+        self.transport.is_hung_up() && !(self.is_stopping)()
     }
 
     fn round(&mut self) -> End {
@@ -303,7 +312,7 @@ impl Connection {
                 Some(Attempt::WouldBlock) => {
                     let change = to_owned(&change);
                     commit(&session, &mut durable);
-                    let ticket = self.ticket(to, request.payload.len() as u64);
+                    let Some(ticket) = self.ticket(to, request.payload.len() as u64) else { break };
                     session.runtime.spawn(session::change(ticket, change, request.is_durable()));
                 }
                 Some(Attempt::Failed(error)) => {
@@ -336,7 +345,7 @@ impl Connection {
             return durable.push(Ticket::new(self.session.clone(), to, charge));
         }
         commit(&self.session, durable);
-        durable.push(self.ticket(to, 0));
+        durable.extend(self.ticket(to, 0));
     }
 
     /// Answers what changes nothing: refusals, reads, and questions.
@@ -355,12 +364,12 @@ impl Connection {
                 command::READ => self.read(to, u32::try_from(head.length).unwrap_or(u32::MAX)),
                 command::CACHE => {
                     // What is brought near is in memory until it is there.
-                    let ticket = self.ticket(to, head.length.min(NEAR_BYTES_MAX));
+                    let Some(ticket) = self.ticket(to, head.length.min(NEAR_BYTES_MAX)) else { return };
                     session.runtime.spawn(session::prefetch(ticket, head.length));
                 }
                 command::BLOCK_STATUS => {
                     if let Ok(query) = status_query(&session, head, &self.buffer.filled()[request.payload.clone()]) {
-                        let ticket = self.ticket(to, query.bytes_max());
+                        let Some(ticket) = self.ticket(to, query.bytes_max()) else { return };
                         session.runtime.spawn(session::block_status(ticket, query));
                     }
                 }
@@ -377,7 +386,10 @@ impl Connection {
             self.send_replies();
         }
         // A long one has its memory for itself, and gives it back when it is sent.
-        let charge = (bytes > KEEP_BYTES).then(|| self.admit(bytes as u64));
+        let charge = if bytes > KEEP_BYTES { self.admit(bytes as u64) } else { None };
+        if self.broken {
+            return;
+        }
         let (head, content) = self.replies.room(bytes).split_at_mut(head_bytes);
         match self.session.device.try_read(to.offset, content) {
             Attempt::Done => {
@@ -394,7 +406,10 @@ impl Connection {
                         self.replies.clear();
                         charge
                     }
-                    None => self.admit(bytes as u64),
+                    None => {
+                        let Some(charge) = self.admit(bytes as u64) else { return };
+                        charge
+                    }
                 };
                 let ticket = Ticket::new(self.session.clone(), to, charge);
                 self.session.runtime.spawn(session::read(ticket, length));
@@ -412,18 +427,20 @@ impl Connection {
         }
     }
 
-    /// A promise to answer, within the bounds of what may be in flight. If that means waiting, what is answered goes out first.
-    fn ticket(&mut self, to: Address, bytes: u64) -> Ticket {
-        let charge = self.admit(bytes);
-        Ticket::new(self.session.clone(), to, charge)
+    /// A promise to answer, within the bounds of what may be in flight. If that means waiting, what is answered goes out first. `None` if the
+    /// client was lost meanwhile.
+    fn ticket(&mut self, to: Address, bytes: u64) -> Option<Ticket> {
+        let charge = self.admit(bytes)?;
+        Some(Ticket::new(self.session.clone(), to, charge))
     }
 
-    fn admit(&mut self, bytes: u64) -> Charge {
-        let charge = self.session.flow.try_admit(bytes).unwrap_or_else(|| {
+    fn admit(&mut self, bytes: u64) -> Option<Charge> {
+        let at_once = self.session.flow.try_admit(bytes);
+        let charge = at_once.or_else(|| {
             self.send_replies();
-            self.session.flow.admit(bytes)
+            self.session.flow.admit(bytes, || self.is_lost())
         });
-        self.broken |= self.session.writer.is_closed();
+        self.broken |= charge.is_none() || self.session.writer.is_closed();
         self.is_next_near = false;
         charge
     }

@@ -5,6 +5,7 @@
 //! connections too.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -13,6 +14,8 @@ use super::budget::Purse;
 /// Least bytes charged for a request, so that requests without content are bounded as well: what is kept of one until it is answered
 /// takes about as much.
 const CHARGE_BYTES_MIN: u64 = 4096;
+/// How often whoever waits looks whether it still has to.
+pub const LOOK: Duration = Duration::from_millis(500);
 /// What every connection may have in flight whatever the others do: 64 requests without content.
 pub const OWN_BYTES: u64 = 256 << 10;
 
@@ -54,14 +57,19 @@ impl Flow {
         Some(self.charge(&mut state, bytes))
     }
 
-    /// Takes `bytes`, waiting until there is room. Whoever calls this must have begun everything that its other charges are for.
-    pub fn admit(self: &Arc<Self>, bytes: u64) -> Charge {
+    /// Takes `bytes`, waiting until there is room, or `is_over` says true: it is asked now and then, with a lock held. Whoever calls this must
+    /// have begun everything that its other charges are for.
+    pub fn admit(self: &Arc<Self>, bytes: u64, is_over: impl Fn() -> bool) -> Option<Charge> {
         let bytes = bytes.max(CHARGE_BYTES_MIN);
         let mut taken = 0;
         loop {
             let mut state = self.state.lock();
             while !self.has_room(&state, bytes) {
-                self.changed.wait(&mut state);
+                if self.changed.wait_for(&mut state, LOOK).timed_out() && is_over() {
+                    drop(state);
+                    self.budget.give(taken);
+                    return None;
+                }
             }
             let missing = self.missing(&state, bytes);
             if taken >= missing {
@@ -69,15 +77,17 @@ impl Flow {
                 drop(state);
                 // Some of ours came back while we waited.
                 self.budget.give(taken - missing);
-                return charge;
+                return Some(charge);
             }
             // Not under the lock: what is in flight must be able to end. What comes back of ours may be all that is missing.
             drop(state);
             // All at once: what is more than an export's half is given to nobody who has some of it already.
             self.budget.give(taken);
             taken = 0;
-            if self.budget.take_unless(missing, || self.missing(&self.state.lock(), bytes) < missing) {
+            if self.budget.take_unless(missing, || self.missing(&self.state.lock(), bytes) < missing || is_over()) {
                 taken = missing;
+            } else if is_over() {
+                return None;
             }
         }
     }
@@ -157,7 +167,7 @@ mod tests {
         assert!(flow.try_admit(1).is_none());
         let waiter = std::thread::spawn({
             let flow = flow.clone();
-            move || drop(flow.admit(5_000))
+            move || drop(flow.admit(5_000, || false))
         });
         drop(alone);
         waiter.join().unwrap();
@@ -167,15 +177,15 @@ mod tests {
     #[test]
     fn requests_of_which_each_takes_nearly_all_follow_each_other() {
         let flow = Flow::new(64 << 20, purse(8 << 20));
-        let mut last = flow.admit(7 << 20);
+        let mut last = flow.admit(7 << 20, || false).unwrap();
         for _ in 0..3 {
             let waiter = std::thread::spawn({
                 let flow = flow.clone();
-                move || flow.admit(7 << 20)
+                move || flow.admit(7 << 20, || false)
             });
             // Whether it waits already or not makes no difference to what must come of it.
             drop(last);
-            last = waiter.join().unwrap();
+            last = waiter.join().unwrap().unwrap();
         }
     }
 
@@ -183,20 +193,20 @@ mod tests {
     fn connections_share_a_budget_beyond_a_part_of_their_own() {
         let budget = purse(1 << 20);
         let [first, second] = [(); 2].map(|()| Flow::new(64 << 20, budget.clone()));
-        let stalled = first.admit(2 << 20);
+        let stalled = first.admit(2 << 20, || false).unwrap();
         let own = second.try_admit(OWN_BYTES).unwrap();
         assert!(second.try_admit(1).is_none(), "the first has all of the budget");
         assert!(second.try_admit(0).is_none(), "requests without content count as well");
         let waiter = std::thread::spawn({
             let second = second.clone();
-            move || drop(second.admit(1 << 20))
+            move || drop(second.admit(1 << 20, || false))
         });
         drop(stalled);
         waiter.join().unwrap();
-        let stalled = first.admit(2 << 20);
+        let stalled = first.admit(2 << 20, || false).unwrap();
         let waiter = std::thread::spawn({
             let second = second.clone();
-            move || drop(second.admit(OWN_BYTES))
+            move || drop(second.admit(OWN_BYTES, || false))
         });
         // Its own part is enough for the one that waits, though the budget has nothing.
         drop(own);

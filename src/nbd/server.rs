@@ -33,7 +33,7 @@ use tokio::sync::watch;
 use super::budget::{Account, Budget, Purse};
 use super::connection::Connection;
 use super::crowd::{Crowd, Place};
-use super::flow::Flow;
+use super::flow::{Flow, LOOK};
 use super::handshake::{Agreement, Host, negotiate};
 use super::listen::{Listener, Origin};
 use super::pace::{Share, Watched};
@@ -176,7 +176,8 @@ impl Server {
         let crowd = Crowd::new(settings.connections_max, settings.origin_connections_max);
         let budget = |share| {
             let (budget, crowd) = (Budget::new(settings.transfer_bytes_max / 2), crowd.clone());
-            budget.relieve(settings.stall_time / 4, move || crowd.cut_off_stalled(share, settings.stall_time));
+            budget
+                .relieve(LOOK.min(settings.stall_time / 4), move || crowd.cut_off_stalled(share, settings.stall_time));
             Arc::new(budget)
         };
         let (wake, woken) = UnixStream::pair().context(|| "cannot make a pair of sockets for the NBD server")?;
@@ -345,6 +346,6 @@ fn serve_one(shared: &Shared, place: &Place, socket: Arc<OwnedFd>, origin: Origi
         runtime: shared.runtime.clone(),
         gone: watch::Sender::new(false),
     };
-    Connection::new(Arc::new(session), transport).run(|| shared.stopping.load(Ordering::SeqCst));
+    Connection::new(Arc::new(session), transport, &|| shared.stopping.load(Ordering::SeqCst)).run();
     drop((client, accounts));
 }

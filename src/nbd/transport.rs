@@ -188,6 +188,14 @@ impl Transport {
         Ok(set_socket_timeout(&self.socket, Timeout::Recv, Some(time))?)
     }
 
+    /// True if the client has ended its stream, though not all of it was read yet, or cannot be reached any more. The end is not seen behind more
+    /// than the socket holds.
+    pub fn is_hung_up(&self) -> bool {
+        let mut ends = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        // An error of poll itself says nothing of the client.
+        poll(&mut ends, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+    }
+
     /// True if bytes or the end of the stream come within `time`, which is spent watching the socket without sleeping. A
     /// thread that has something to do on this core goes first; if nothing has come when it is done, the core is wanted, and the watch ends. Not
     /// under TLS, where bytes may have come already.
