@@ -60,6 +60,8 @@ pub const NAME_BYTES_MAX: usize = 128;
 pub const FORKS_AT_ONCE_MAX: u32 = 1000;
 /// Longest JSON object (manifest, snapshot, store root) that a reader accepts.
 pub const JSON_OBJECT_BYTES_MAX: u64 = 16 << 20;
+/// Manifests take no more snapshots and forks from here on, in bytes: their owners need the rest.
+pub const PINNED_MANIFEST_BYTES_MAX: u64 = JSON_OBJECT_BYTES_MAX / 4 * 3;
 /// Bytes of payloads and replies that one NBD connection may have in flight; beyond it nothing more is read from
 /// its socket. Twice the longest request, so that one can be answered while the next is taken in.
 pub const NBD_INFLIGHT_BYTES_MAX: u64 = 64 << 20;

@@ -44,7 +44,7 @@ struct EnvelopeIn<'a> {
 /// Puts `body` into an envelope of the given kind.
 ///
 /// # Errors
-/// `Invalid` if it cannot be written as JSON, which only a bug can cause.
+/// `Invalid` if it is too long to be read again, or cannot be written as JSON, which only a bug can cause.
 pub fn encode<T: Serialize>(kind: &str, body: &T) -> Result<Vec<u8>> {
     encode_with(kind, 0, body)
 }
@@ -65,7 +65,11 @@ pub fn encode_with<T: Serialize>(kind: &str, incompatible_features: u32, body: &
         crc32c,
         body: &body,
     };
-    serde_json::to_vec(&envelope).map_err(unwritable)
+    let bytes = serde_json::to_vec(&envelope).map_err(unwritable)?;
+    if bytes.len() as u64 > JSON_OBJECT_BYTES_MAX {
+        return Err(Error::invalid(format!("not written: {} bytes are too long for a {kind}", bytes.len())));
+    }
+    Ok(bytes)
 }
 
 /// Takes a body of the given kind out of its envelope; `what` names the object in messages.

@@ -12,7 +12,7 @@ use crate::units::{BLOCK_SIZE, ByteLen, Epoch, SegmentId, SegmentNumber, Sequenc
 
 const SNAPSHOT_KIND: &str = "snapshot";
 /// More segments than this are never replayed over one checkpoint.
-const REPLAY_SEGMENTS_MAX: u64 = 1 << 16;
+pub const REPLAY_SEGMENTS_MAX: u64 = 1 << 16;
 
 /// Segments of one epoch that follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

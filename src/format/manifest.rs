@@ -238,11 +238,19 @@ impl Manifest {
         }
     }
 
+    /// How many snapshots and forks need moments of the volume.
+    pub fn holder_count(&self) -> usize {
+        self.pins.iter().map(|pin| pin.holders.len()).sum()
+    }
+
     /// The manifest as an object.
     ///
     /// # Errors
-    /// See [`envelope::encode`].
+    /// `Invalid` if nobody could read it again.
     pub fn encode(&self) -> Result<Vec<u8>> {
+        let what = format!("the manifest of {}", self.volume);
+        self.check(&what)
+            .map_err(|error| Error::invalid(format!("not written, for nobody could read it again: {error}")))?;
         let features = if self.encryption.is_some() { FEATURE_ENCRYPTED } else { 0 };
         envelope::encode_with(KIND, features, self)
     }
@@ -262,27 +270,32 @@ impl Manifest {
         if manifest.volume != volume {
             return Err(Error::damaged(format!("{what} is damaged: it belongs to {}", manifest.volume)));
         }
-        let size = manifest.size;
+        manifest.check(&what)?;
+        Ok(manifest)
+    }
+
+    /// Refuses what makes no sense.
+    fn check(&self, what: &str) -> Result<()> {
+        let size = self.size;
         if !is_size_of_a_volume(size) {
             return Err(Error::damaged(format!("{what} is damaged: a size of {size} bytes makes no sense")));
         }
-        if manifest.epoch > EPOCH_MAX {
-            return Err(Error::damaged(format!("{what} is damaged: epoch {} makes no sense", manifest.epoch)));
+        if self.epoch > EPOCH_MAX {
+            return Err(Error::damaged(format!("{what} is damaged: epoch {} makes no sense", self.epoch)));
         }
-        if manifest.replay_from.epoch > manifest.epoch.next() {
+        if self.replay_from.epoch > self.epoch.next() {
             return Err(Error::damaged(format!("{what} is damaged: its checkpoint is newer than its epoch")));
         }
-        if manifest.epoch.0.saturating_sub(manifest.replay_from.epoch.0) > EPOCHS_REPLAYED_MAX {
-            let from = manifest.replay_from.epoch;
+        if self.epoch.0.saturating_sub(self.replay_from.epoch.0) > EPOCHS_REPLAYED_MAX {
+            let from = self.replay_from.epoch;
             return Err(Error::damaged(format!("{what} is damaged: no epoch since {from} has written a checkpoint")));
         }
-        manifest.check_counts(&what)?;
-        check_runs(&what, &manifest.inherited)?;
-        manifest.condemned.check(&what)?;
-        let moments = manifest.pins.iter().map(|pin| &pin.moment);
-        let mut moments = moments.chain(manifest.history.iter().map(|past| &past.moment));
-        moments.try_for_each(|moment| check_moment(&what, moment))?;
-        Ok(manifest)
+        self.check_counts(what)?;
+        check_runs(what, &self.inherited)?;
+        self.condemned.check(what)?;
+        let moments = self.pins.iter().map(|pin| &pin.moment);
+        let mut moments = moments.chain(self.history.iter().map(|past| &past.moment));
+        moments.try_for_each(|moment| check_moment(what, moment))
     }
 
     /// Refuses counts that nothing counts up to, before anybody adds to them.

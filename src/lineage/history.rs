@@ -10,7 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use futures_util::stream::{self, StreamExt};
 
 use crate::error::{Error, Result};
-use crate::format::lineage::{Moment, PastMoment, push_segment};
+use crate::format::lineage::{Moment, PastMoment, REPLAY_SEGMENTS_MAX, count_segments, push_segment};
 use crate::format::manifest::{Manifest, Position};
 use crate::lineage::current::segments_from;
 use crate::segment::fetch_index;
@@ -106,7 +106,7 @@ pub fn past_before(manifest: &Manifest, time: UnixMillis, now: UnixMillis) -> Re
 /// [`past_before`] says, and one request for each segment up to then.
 ///
 /// # Errors
-/// `Damaged` if a segment is missing; what the store says.
+/// `Damaged` if a segment is missing; `Invalid` if there are more than a manifest may name; what the store says.
 pub async fn moment_at(store: &dyn Store, manifest: &Manifest, past: &PastMoment, time: UnixMillis) -> Result<Moment> {
     let mut moment = past.moment.clone();
     // The next moment is of a later time, so what is wanted lies before it.
@@ -136,6 +136,15 @@ pub async fn moment_at(store: &dyn Store, manifest: &Manifest, past: &PastMoment
             moment.sequence = moment.sequence.max(header.last);
             moment.position = Position { epoch, number: header.id.number.next() };
             push_segment(&mut moment.replay, header.id);
+            if count_segments(&moment.replay) > REPLAY_SEGMENTS_MAX {
+                return Err(Error::invalid(format!(
+                    "volume {} cannot go back to {}: too much was written between the moments that it kept around it; it can go back to {}, and to \
+                     what was written soon after that",
+                    manifest.volume,
+                    written(time),
+                    written(past.at)
+                )));
+            }
         }
         if !is_sealed && end.is_some_and(|end| moment.position < end) {
             let missing = SegmentId { volume: manifest.volume, epoch, number: moment.position.number };
@@ -149,7 +158,11 @@ pub async fn moment_at(store: &dyn Store, manifest: &Manifest, past: &PastMoment
 mod tests {
     use super::*;
     use crate::error::ErrorKind;
-    use crate::units::{ByteLen, Epoch, Sequence, Token, VolumeId};
+    use crate::format::lineage::SegmentRun;
+    use crate::format::segment::SegmentHeader;
+    use crate::segment::SegmentBuilder;
+    use crate::store::{Condition, MemoryStore, ObjectKey};
+    use crate::units::{BlockCount, BlockRange, ByteLen, Epoch, Lba, Sequence, Token, VolumeId};
 
     const SECOND: u64 = 1000;
 
@@ -236,5 +249,34 @@ mod tests {
         assert_eq!(times, [0, 100, 100], "what was the future is now");
         checkpoint(&mut manifest, 3, 3800, 3);
         assert_eq!(numbers(&manifest), [2, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_moment_that_nobody_could_name_is_refused() {
+        let store = MemoryStore::new();
+        let id = SegmentId { volume: VolumeId(1), epoch: Epoch(1), number: SegmentNumber(1 << 20) };
+        let created_at = UnixMillis(5);
+        let header = SegmentHeader {
+            id,
+            token: Token(1),
+            first: Sequence(1),
+            last: Sequence(1),
+            created_at,
+            seal: false,
+            salt: None,
+        };
+        let mut builder = SegmentBuilder::new(header, BlockCount(1), None);
+        builder.push_zero(BlockRange::new(Lba(0), BlockCount(1)));
+        store.put(&ObjectKey::segment(id), builder.finish().unwrap().bytes, Condition::IfAbsent).await.unwrap();
+        let mut manifest = begun();
+        manifest.epoch = Epoch(1);
+        for (count, is_refused) in [(REPLAY_SEGMENTS_MAX - 1, false), (REPLAY_SEGMENTS_MAX, true)] {
+            let run = SegmentRun { volume: id.volume, epoch: Epoch(0), first: SegmentNumber(0), count };
+            let position = Position { epoch: id.epoch, number: id.number };
+            let moment = Moment { position, replay: vec![run], ..manifest.moment() };
+            let past = PastMoment { moment, ..manifest.history[0].clone() };
+            let found = moment_at(&store, &manifest, &past, created_at).await;
+            assert_eq!(found.as_ref().err().map(Error::kind), is_refused.then_some(ErrorKind::Invalid), "{found:?}");
+        }
     }
 }

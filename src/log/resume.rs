@@ -83,6 +83,21 @@ impl Recovered {
         open(self.ring, superblock, ends, warm_to)
     }
 
+    /// Makes durable whose the log is, before a claim rests on it: an attachment that died or failed within [`Recovered::resume`] may have left
+    /// its fence in the page cache alone. Nothing changes of what can be read.
+    ///
+    /// # Errors
+    /// `Io`; then nothing may be built on the log's identity.
+    pub fn settle(&self) -> Result<()> {
+        // A superblock follows the sync of its fence.
+        if self.identity.token == self.superblock.identity.token {
+            return Ok(());
+        }
+        self.ring.write_superblock(&self.superblock)?;
+        self.write_again(self.end())?;
+        self.ring.sync()
+    }
+
     fn check(&self, identity: &LogIdentity, accept_damage: bool) -> Result<()> {
         let name = &self.ring.name;
         if identity.store != self.identity.store || identity.volume != self.identity.volume {

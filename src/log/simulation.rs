@@ -266,3 +266,31 @@ fn l3_a_crash_while_resuming_is_recovered_from() {
         }
     }
 }
+
+/// A fence that was written, and whose sync failed, can be read until the page leaves memory.
+#[test]
+fn whose_a_log_is_can_be_made_durable() {
+    use crate::disk::fault::{FaultDisk, Operation};
+    use crate::disk::simulated::Kept;
+    for is_settled in [false, true] {
+        let (mut world, mut log) = World::new(1);
+        world.append(&mut log);
+        world.commit(&log);
+        drop(log);
+        let faulty = FaultDisk::new(std::sync::Arc::new(world.disk.clone()));
+        faulty.fail(Operation::Sync, 1, std::io::ErrorKind::Other);
+        let recovered = recover(&faulty, &path(), &key_of).unwrap();
+        assert!(recovered.resume(identity(2), false).is_err());
+        world.disk.lose_unsynced(&path()).unwrap();
+        let recovered = recover(&world.disk, &path(), &key_of).unwrap();
+        assert_eq!(recovered.identity(), identity(2), "the fence is still in memory");
+        if is_settled {
+            recovered.settle().unwrap();
+        }
+        world.disk.power_loss_keeping(Kept::Nothing);
+        let recovered = recover(&world.disk, &path(), &key_of).unwrap();
+        assert_eq!(recovered.identity(), identity(if is_settled { 2 } else { 1 }));
+        assert!(recovered.last_sequence() >= world.committed);
+        world.compare(&recovered);
+    }
+}

@@ -1,5 +1,8 @@
 //! Claiming the next epoch of a volume.
 
+use std::time::Duration;
+
+use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::{Manifest, Owner};
 use crate::ownership::manifests::{Loaded, update};
@@ -28,6 +31,8 @@ pub struct Attachment {
     pub loaded: Loaded,
     /// Who owned the volume before, if anybody did.
     pub previous: Option<Owner>,
+    /// When the claim was asked for: nobody else was the owner then. By [`clock::uptime`].
+    pub claimed_at: Duration,
 }
 
 /// Claims the next epoch by compare-and-swap. The claimant owns the volume once it has also sealed the epochs before
@@ -38,6 +43,7 @@ pub struct Attachment {
 pub async fn claim(store: &dyn Store, loaded: &Loaded, owner: Owner, permit: Permit) -> Result<Attachment> {
     let manifest = &loaded.manifest;
     may_claim(manifest, permit)?;
+    let claimed_at = clock::uptime();
     let (epoch, token) = (manifest.epoch.next(), owner.token);
     let previous = manifest.owner.clone();
     let loaded = update(store, loaded, |manifest| {
@@ -46,7 +52,7 @@ pub async fn claim(store: &dyn Store, loaded: &Loaded, owner: Owner, permit: Per
         manifest.complete = false;
     })
     .await?;
-    Ok(Attachment { epoch, token, loaded, previous })
+    Ok(Attachment { epoch, token, loaded, previous, claimed_at })
 }
 
 /// Whether a claim with this permit could succeed.

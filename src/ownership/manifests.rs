@@ -8,6 +8,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use crate::clock;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::manifest::Manifest;
+use crate::limits::PINNED_MANIFEST_BYTES_MAX;
 use crate::ownership::seals;
 use crate::seal::VolumeKey;
 use crate::store::{ByteRange, Condition, ETag, ObjectKey, Store};
@@ -72,7 +73,7 @@ fn key_at_hand(store: &dyn Store, manifest: &Manifest) -> Option<Arc<VolumeKey>>
 /// Swaps in a changed manifest if nobody else changed it since it was loaded.
 ///
 /// # Errors
-/// `Conflict` if somebody did; `Denied` for a change of what an encrypted volume holds or keeps, without its key; what the store says. After an error other than `Conflict` the change may have had effect.
+/// `Conflict` if somebody did; `Invalid` if nobody could read it again, or it has too many snapshots and forks; `Denied` for a change of what an encrypted volume holds or keeps, without its key; what the store says. After an error other than `Conflict` the change may have had effect.
 pub async fn update(store: &dyn Store, loaded: &Loaded, change: impl FnOnce(&mut Manifest)) -> Result<Loaded> {
     let mut manifest = loaded.manifest.clone();
     change(&mut manifest);
@@ -89,6 +90,13 @@ pub async fn update(store: &dyn Store, loaded: &Loaded, change: impl FnOnce(&mut
     manifest.nonce = clock::random_token();
     let key = ObjectKey::manifest(manifest.volume);
     let body = Bytes::from(manifest.encode()?);
+    let (pinned, before) = (manifest.holder_count(), loaded.manifest.holder_count());
+    if pinned > before && body.len() as u64 > PINNED_MANIFEST_BYTES_MAX {
+        return Err(Error::invalid(format!(
+            "volume {} has {before} snapshots and forks, and its manifest has no room for more: delete some first, or let them expire",
+            manifest.volume
+        )));
+    }
     let etag = store
         .put(&key, body, Condition::IfMatch(loaded.etag.clone()))
         .await
@@ -202,5 +210,60 @@ pub fn only_named(store: &dyn Store, name: &str, named: Vec<VolumeId>) -> Result
             let ids: Vec<String> = named.iter().map(ToString::to_string).collect();
             Err(Error::invalid(format!("several volumes are named '{shown}': use the id of one: {}", ids.join(", "))))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::lineage::{Moment, Pin, PinHolder, SegmentRun};
+    use crate::store::MemoryStore;
+    use crate::units::{ByteLen, Epoch, SegmentNumber, Token, UnixMillis};
+
+    const VOLUME: VolumeId = VolumeId(7);
+
+    /// A pin of so many forks, of a moment that replays so many segments.
+    fn pin(manifest: &Manifest, forks: u64, segments: u64) -> Pin {
+        let run = SegmentRun { volume: VOLUME, epoch: Epoch(1), first: SegmentNumber(0), count: segments };
+        let moment = Moment { replay: vec![run], ..manifest.moment() };
+        let fork = |number| PinHolder::Fork {
+            volume: VolumeId(number),
+            region: None,
+            created_at: UnixMillis(1_700_000_000_000),
+        };
+        Pin { moment, holders: (0..forks).map(fork).collect(), seal: None }
+    }
+
+    async fn created() -> (MemoryStore, Loaded) {
+        let store = MemoryStore::new();
+        let manifest = Manifest::first(VOLUME, "disk".into(), ByteLen(1 << 30), UnixMillis(0), Token(1));
+        let loaded = create(&store, manifest).await.unwrap();
+        (store, loaded)
+    }
+
+    #[tokio::test]
+    async fn a_manifest_that_nobody_could_read_is_not_written() {
+        let (store, loaded) = created().await;
+        let refused = update(&store, &loaded, |manifest| manifest.pins.push(pin(manifest, 1, (1 << 16) + 1))).await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Invalid);
+        let refused = update(&store, &loaded, |manifest| manifest.name = "n".repeat(17 << 20)).await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Invalid);
+        assert_eq!(load(&store, VOLUME).await.unwrap().manifest, loaded.manifest);
+    }
+
+    #[tokio::test]
+    async fn snapshots_and_forks_leave_room_for_the_owner() {
+        let first = Manifest::first(VOLUME, "disk".into(), ByteLen(1 << 30), UnixMillis(0), Token(1));
+        let with = |forks| Manifest { pins: vec![pin(&first, forks, 1)], ..first.clone() };
+        let length = |forks| with(forks).encode().unwrap().len() as u64;
+        let each = (length(2000) - length(1000)) / 1000;
+        let store = MemoryStore::new();
+        let loaded = create(&store, with(PINNED_MANIFEST_BYTES_MAX / each + 2000)).await.unwrap();
+        let more = |manifest: &mut Manifest| manifest.pins.push(pin(&first, 1, 2));
+        let refused = update(&store, &loaded, more).await.unwrap_err();
+        assert!(refused.kind() == ErrorKind::Invalid && refused.message().contains("no room for more"), "{refused}");
+        let loaded = update(&store, &loaded, |manifest| manifest.sequence.0 += 1).await.unwrap();
+        let loaded = update(&store, &loaded, |manifest| manifest.pins[0].holders.truncate(1000)).await.unwrap();
+        update(&store, &loaded, more).await.unwrap();
     }
 }

@@ -18,8 +18,8 @@
 //! `PreconditionFailed` after such a try means: what is there now is not ours, and no try of ours can take
 //! effect any more; but one may have been applied and then replaced by the one whose object was found.
 //!
-//! Deadlines: a try that runs out of time makes the next one's deadline twice as long, up to eight times, so that a slow line
-//! carries a long body in the end. Dropping a request stops it; nothing runs on.
+//! Deadlines: a try that runs out of time makes the next one's deadline twice as long, up to eight times, and for a long body there is more
+//! patience, so that a slow line carries it in the end. Dropping a request stops it; nothing runs on.
 
 use std::fmt;
 use std::future::Future;
@@ -36,6 +36,8 @@ use crate::clock;
 
 /// Tries of a request whose answer is malformed. Cut bodies pass; rot does not, and is to be reported soon.
 const MALFORMED_TRIES: u32 = 4;
+/// For each so many bytes of a body there is a second more of patience.
+const BYTES_FOR_A_SECOND: u64 = 128 << 10;
 /// How often the deadline of a try is doubled at most.
 const DEADLINE_DOUBLINGS: u32 = 3;
 /// Bodies up to this length are compared as a whole when settling.
@@ -103,7 +105,7 @@ impl Retry {
     where
         F: Future<Output = StoreResult<T>>,
     {
-        self.persist_within(&mut Tries::new(&self.policy, what, key), request).await
+        self.persist_within(&mut Tries::new(&self.policy, what, key, 0), request).await
     }
 
     async fn persist_within<T, F>(&self, tries: &mut Tries<'_>, request: impl Fn() -> F) -> StoreResult<T>
@@ -165,7 +167,7 @@ impl Store for Retry {
     }
 
     async fn put(&self, key: &ObjectKey, body: Bytes, condition: Condition) -> StoreResult<ETag> {
-        let mut tries = Tries::new(&self.policy, "write", key);
+        let mut tries = Tries::new(&self.policy, "write", key, body.len() as u64);
         let mut unknown: Option<StoreError> = None;
         loop {
             let request = self.inner.put(key, body.clone(), condition.clone());
@@ -220,6 +222,7 @@ struct Tries<'a> {
     policy: &'a RetryPolicy,
     what: &'a str,
     key: &'a ObjectKey,
+    patience: Option<Duration>,
     began: Duration,
     failed: u32,
     malformed: u32,
@@ -228,7 +231,8 @@ struct Tries<'a> {
 }
 
 impl<'a> Tries<'a> {
-    fn new(policy: &'a RetryPolicy, what: &'a str, key: &'a ObjectKey) -> Self {
+    /// Of a request with a body of so many bytes.
+    fn new(policy: &'a RetryPolicy, what: &'a str, key: &'a ObjectKey, bytes: u64) -> Self {
         let delays = ExponentialBuilder::new()
             .with_min_delay(policy.first_delay)
             .with_max_delay(policy.delay_max)
@@ -236,7 +240,9 @@ impl<'a> Tries<'a> {
             .with_jitter()
             .with_jitter_seed(clock::random_u64())
             .build();
-        Tries { policy, what, key, began: clock::running(), failed: 0, malformed: 0, timeouts: 0, delays }
+        let patience = policy.patience.map(|patience| patience + Duration::from_secs(bytes / BYTES_FOR_A_SECOND));
+        let began = clock::running();
+        Tries { policy, what, key, patience, began, failed: 0, malformed: 0, timeouts: 0, delays }
     }
 
     fn elapsed(&self) -> Duration {
@@ -246,7 +252,7 @@ impl<'a> Tries<'a> {
     /// One try, within its deadline; `late` is the kind of failure if it takes longer.
     async fn once<T>(&mut self, request: impl Future<Output = StoreResult<T>>, late: StoreErrorKind) -> StoreResult<T> {
         let own = self.policy.try_deadline.saturating_mul(1 << self.timeouts.min(DEADLINE_DOUBLINGS));
-        let left = self.policy.patience.map(|patience| patience.saturating_sub(self.elapsed()));
+        let left = self.patience.map(|patience| patience.saturating_sub(self.elapsed()));
         let deadline = left.map_or(own, |left| own.min(left));
         match clock::timeout(deadline, request).await {
             Ok(answer) => {
@@ -276,7 +282,7 @@ impl<'a> Tries<'a> {
             StoreErrorKind::NotFound | StoreErrorKind::PreconditionFailed | StoreErrorKind::Rejected => None,
         };
         let Some(delay) = delay else { return Err(error) };
-        if self.policy.patience.is_some_and(|patience| self.elapsed() + delay >= patience) {
+        if self.patience.is_some_and(|patience| self.elapsed() + delay >= patience) {
             let message = format!("{} ({self})", error.message);
             return Err(StoreError::new(error.kind, message));
         }

@@ -275,17 +275,21 @@ pub async fn segment_index(shared: &Arc<Shared>, id: SegmentId) -> Result<Arc<Se
             }
             other => other?,
         };
-        keep_index(shared, &index)?;
+        keep_index(shared, &index);
         Ok(Arc::new(index))
     };
     shared.segment_indexes.get_or_insert_async(&id, load).await
 }
 
 /// Keeps the index of a segment in RocksDB, in the form of the object's tail; if its volume has a key, as an item that is sealed with it.
-///
-/// # Errors
-/// What RocksDB says.
-pub fn keep_index(shared: &Shared, index: &SegmentIndex) -> Result<()> {
+/// It is a copy: where it cannot be kept, it comes from the store again.
+pub fn keep_index(shared: &Shared, index: &SegmentIndex) {
+    if let Err(error) = try_keep_index(shared, index) {
+        tracing::warn!(segment = %index.header.id, %error, "the index of a segment could not be kept here");
+    }
+}
+
+fn try_keep_index(shared: &Shared, index: &SegmentIndex) -> Result<()> {
     let frames_end = index.frames.last().map_or(0, |last| u64::from(last.offset) + u64::from(last.stored_length));
     let frames_end = frames_end.max(crate::format::segment::HEADER_BYTES as u64);
     let id = index.header.id;

@@ -44,11 +44,11 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// An open gate.
-    pub fn new() -> Self {
+    /// An open gate of an attachment that was claimed at this time (of [`clock::uptime`]): if that is long ago, it is in doubt.
+    pub fn new(claimed_at: Duration) -> Self {
         Gate {
             state: AtomicU8::new(OPEN),
-            pulse_ms: AtomicU64::new(uptime_ms()),
+            pulse_ms: AtomicU64::new(claimed_at.as_millis() as u64),
             suspensions: AtomicU64::new(0),
             is_asking: AtomicBool::new(false),
             closed: Mutex::new(None),
@@ -60,8 +60,10 @@ impl Gate {
     /// # Errors
     /// The refusal.
     pub fn check(&self) -> std::result::Result<(), Refusal> {
+        // The clock first: whoever is suspended behind that look finds the doubt.
+        let is_late = self.is_late(uptime_ms());
         match self.state.load(Ordering::Acquire) {
-            OPEN if !self.is_late(uptime_ms()) => Ok(()),
+            OPEN if !is_late => Ok(()),
             OPEN => {
                 self.doubt();
                 Err(Refusal::Doubtful)
@@ -154,4 +156,19 @@ impl Gate {
 
 fn uptime_ms() -> u64 {
     clock::uptime().as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attachment_that_took_long_begins_in_doubt() {
+        let now = clock::uptime();
+        assert!(Gate::new(now).check().is_ok());
+        let gate = Gate::new(now.saturating_sub(2 * SUSPENSION));
+        assert!(matches!(gate.check(), Err(Refusal::Doubtful)));
+        assert!(!gate.pulse(), "the store is to be asked");
+        assert!(gate.confirm(gate.suspensions()) && gate.check().is_ok());
+    }
 }

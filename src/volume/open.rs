@@ -61,6 +61,9 @@ pub fn log_path(shared: &Shared, volume: VolumeId) -> PathBuf {
 pub async fn attach(shared: &Arc<Shared>, id: VolumeId, takeover: bool) -> Result<Opened> {
     let loaded = ownership::load_unlocked(&*shared.store, id).await?;
     let found = find(shared, id, &loaded.manifest, takeover)?;
+    if let Some(own) = &found.own {
+        own.settle().context(|| format!("volume {id} cannot be attached here with its write log"))?;
+    }
     let resumes = found.own.as_ref().map(|recovered| recovered.identity().token);
     let permit = match resumes.or(found.claimed) {
         _ if takeover => Permit::TakeOver,
@@ -74,10 +77,13 @@ pub async fn attach(shared: &Arc<Shared>, id: VolumeId, takeover: bool) -> Resul
     }
     let attachment = ownership::claim(&*shared.store, &loaded, owner, permit).await?;
     let claimed = attachment.loaded.clone();
+    // An owner that was to be put out stays it, if nothing comes of that: its log may hold what the store does not.
+    let is_own_claim = found.claimed.is_some();
+    let stays = attachment.previous.clone().filter(|_| permit == Permit::TakeOver && !is_own_claim);
     let opened = complete(shared, id, loaded, attachment, found).await;
     if opened.is_err() && resumes.is_none() {
-        // Nothing was accepted under this claim: the next attempt, here or elsewhere, needs no takeover.
-        if let Err(error) = ownership::update(&*shared.store, &claimed, |manifest| manifest.owner = None).await {
+        // Nothing was accepted under this claim: the next attempt, here or elsewhere, needs no takeover because of it.
+        if let Err(error) = ownership::update(&*shared.store, &claimed, |manifest| manifest.owner = stays).await {
             tracing::warn!(volume = %id, %error, "a failed attachment could not be given up");
         }
     }
@@ -265,7 +271,7 @@ async fn replay_pages(
     let base = Arc::new(base.sharing(&shared.directories));
     let pages = PageTable::new(id, shared.store.key_of(id)?, shared.index.clone(), shared.page_budget.clone(), base);
     for segment in behind_checkpoint {
-        keep_index(shared, segment)?;
+        keep_index(shared, segment);
         pages.replay(segment)?;
     }
     Ok(pages)
@@ -407,7 +413,7 @@ fn assemble(
         size: AtomicU64::new(manifest.size.0),
         shared: shared.clone(),
         key: pages.key(),
-        gate: Gate::new(),
+        gate: Gate::new(attachment.claimed_at),
         writer: Mutex::new(log.appender),
         log: log.reader,
         committer: log.committer,

@@ -233,7 +233,7 @@ impl Volume {
         let SegmentId { epoch, number, .. } = index.header.id;
         *self.shown_to.lock() = Position { epoch, number: number.next() };
         self.retry_while_unavailable("applying a segment to the map", || self.pages.apply(&index)).await?;
-        keep_index(&self.shared, &index)?;
+        keep_index(&self.shared, &index);
         self.note_in_books(&index).await;
         self.note_stored(&index);
         match what {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{World, first_segments, read, write};
 use crate::error::ErrorKind;
-use crate::store::{Effect, Gate, Matching, ObjectKey, Operation};
+use crate::store::{Effect, Gate, Matching, ObjectKey, Operation, StoreErrorKind};
 use crate::units::{Sequence, VolumeId};
 
 /// Dies after the manifest names this host as the owner, and before there is a log.
@@ -34,14 +34,14 @@ fn a_death_between_claim_and_log_needs_no_takeover() {
     world.life("a", async |fleet| {
         let (volume, report) = fleet.attach(volume, false, false).await.unwrap();
         assert!(!report.taken_over && report.rescued_log.is_none());
-        world.faults.outage(Some(crate::store::StoreErrorKind::Unavailable));
+        world.faults.outage(Some(StoreErrorKind::Unavailable));
         write(&volume, 0, 7).await;
     });
     world.faults.outage(None);
     world.life("a", async |fleet| {
         let (volume, report) = fleet.attach(volume, false, false).await.unwrap();
         assert_eq!((report.replayed_records, read(&volume, 0).await), (1, 7));
-        world.faults.outage(Some(crate::store::StoreErrorKind::Unavailable));
+        world.faults.outage(Some(StoreErrorKind::Unavailable));
     });
     world.faults.outage(None);
     // A log that is lost with an acknowledged write in it is no claim that came to nothing.
@@ -58,7 +58,7 @@ fn a_death_during_a_takeover_keeps_the_old_log_aside_later() {
     let id = world.create();
     world.life("a", async |fleet| {
         let (volume, _) = fleet.attach(id, false, false).await.unwrap();
-        world.faults.outage(Some(crate::store::StoreErrorKind::Unavailable));
+        world.faults.outage(Some(StoreErrorKind::Unavailable));
         write(&volume, 0, 7).await;
     });
     world.faults.outage(None);
@@ -148,5 +148,31 @@ fn a_store_that_holds_more_than_the_log_is_gone_on_from() {
     world.life("a", async |fleet| {
         let (volume, report) = fleet.attach(id, false, false).await.unwrap();
         assert_eq!((report.resumed, read(&volume, 0).await, report.taken_over), (Sequence(2), 2, false));
+    });
+}
+
+/// The owner that was to be put out may hold what the store does not: it stays the owner if nothing comes of the takeover.
+#[test]
+fn a_takeover_that_fails_leaves_the_volume_to_its_owner() {
+    let world = World::new();
+    let id = world.create();
+    world.life("a", async |fleet| {
+        let (volume, _) = fleet.attach(id, false, false).await.unwrap();
+        world.faults.outage(Some(StoreErrorKind::Unavailable));
+        write(&volume, 0, 7).await;
+    });
+    world.faults.outage(None);
+    world.life("b", async |fleet| {
+        let matching = Matching::operation(Operation::Put).on("segments");
+        world.faults.inject(matching, Effect::FailBefore(StoreErrorKind::Unavailable), 1);
+        let refused = fleet.attach(id, true, false).await.err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Unavailable, "no seal could be put: {refused}");
+        let refused = fleet.attach(id, false, false).await.err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+    });
+    world.life("a", async |fleet| {
+        let (volume, report) = fleet.attach(id, false, false).await.unwrap();
+        assert!(report.rescued_log.is_none() && report.replayed_records == 1, "its log is part of the volume");
+        assert_eq!(read(&volume, 0).await, 7);
     });
 }

@@ -6,8 +6,9 @@ use bytes::Bytes;
 
 use super::{World, read, runtime, write};
 use crate::block_device::{BlockDevice, Change};
+use crate::ownership;
 use crate::service::NewSnapshot;
-use crate::store::{Effect, Gate, Matching, ObjectKey, Operation};
+use crate::store::{ByteRange, Condition, Effect, Gate, Matching, ObjectKey, Operation};
 use crate::units::Epoch;
 use crate::volume::VolumeDevice;
 
@@ -62,5 +63,39 @@ fn a_segment_that_is_taking_effect_is_not_counted_by_what_shows_of_it() {
         for block in 0..10 {
             assert_eq!(read(&volume, PAGE_BYTES - 4096 + block * 4096).await, 2, "block {block} of the write");
         }
+    });
+}
+
+/// What a checkpoint says of the volume's objects is for the cleaner: if it is damaged, the volume goes on, and they are counted.
+#[test]
+fn a_damaged_census_is_counted_anew() {
+    let world = World::new();
+    let id = world.create();
+    world.life("a", async |fleet| {
+        let (volume, _) = fleet.attach(id, false, false).await.unwrap();
+        write(&volume, 0, 1).await;
+        fleet.detach(id, false).await.unwrap();
+    });
+    runtime().block_on(async {
+        let manifest = ownership::load(&*world.store, id).await.unwrap().manifest;
+        let part = manifest.census.unwrap()[0];
+        let key = ObjectKey::map_object(id, part.object.epoch, part.object.number);
+        let mut bytes = world.store.get(&key, ByteRange::Full).await.unwrap().bytes.to_vec();
+        bytes[part.offset as usize] ^= 1;
+        world.store.delete(&key).await.unwrap();
+        world.store.put(&key, bytes.into(), Condition::IfAbsent).await.unwrap();
+    });
+    world.life("b", async |fleet| {
+        let (volume, _) = fleet.attach(id, false, false).await.unwrap();
+        write(&volume, 4096, 2).await;
+        fleet.detach(id, false).await.unwrap();
+        let manifest = ownership::load(&*world.store, id).await.unwrap().manifest;
+        assert!(manifest.complete && manifest.census.is_none(), "nobody knows what objects there are");
+        let (volume, _) = fleet.attach(id, false, false).await.unwrap();
+        volume.clean_now().await.unwrap();
+        assert_eq!((read(&volume, 0).await, read(&volume, 4096).await), (1, 2));
+        fleet.detach(id, false).await.unwrap();
+        let manifest = ownership::load(&*world.store, id).await.unwrap().manifest;
+        assert!(manifest.census.is_some_and(|parts| !parts.is_empty()), "they were counted");
     });
 }

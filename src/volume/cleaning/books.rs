@@ -186,13 +186,24 @@ impl Volume {
     }
 
     /// Sees to it that what the checkpoint keeps of the census is in memory. One request for most, once an attachment; none for a volume
-    /// that is new.
+    /// that is new. If that is damaged, nobody knows what objects there are, and the cleaner counts them.
     ///
     /// # Errors
-    /// `Damaged`, and what the store says.
+    /// What the store says.
     pub(in crate::volume) async fn read_books(&self) -> Result<()> {
         let State::Unread(parts) = self.books.lock().state.clone() else { return Ok(()) };
-        let (rows, making) = checkpoint::read_census(&*self.shared.store, &parts).await?;
+        let read = checkpoint::read_census(&*self.shared.store, &parts).await;
+        let (rows, making) = match self.unless_put_out(read).await {
+            Err(error) if error.is_damage() => {
+                tracing::error!(volume = %self.id, %error, "what the checkpoint says of the volume's objects is damaged: they are counted anew");
+                let mut books = self.books.lock();
+                if matches!(books.state, State::Unread(_)) {
+                    books.state = State::Unknown;
+                }
+                return Ok(());
+            }
+            read => read?,
+        };
         let mut books = self.books.lock();
         if !matches!(books.state, State::Unread(_)) {
             return Ok(());
