@@ -106,6 +106,15 @@ async fn a_write_that_was_not_applied_is_repeated() {
 }
 
 #[tokio::test]
+async fn a_slow_line_carries_a_long_body_in_the_end() {
+    for (length, expected) in [(100, Err(StoreErrorKind::OutcomeUnknown)), (LONG, Ok(()))] {
+        let world = world_with(RetryPolicy { patience: Some(Duration::from_millis(300)), ..quick() });
+        world.faults.inject(puts(), Effect::Delay(Duration::from_millis(500)), 100);
+        assert_eq!(world.create(&body("slow", length)).await.map(drop), expected);
+    }
+}
+
+#[tokio::test]
 async fn somebody_elses_object_is_not_taken_for_ours() {
     let mut end_differs = body("same", LONG).to_vec();
     end_differs[LONG - 1] ^= 1;
