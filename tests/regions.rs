@@ -57,6 +57,12 @@ fn hydration(host: &Host, volume: &str) -> serde_json::Value {
     host.varve_json(&["volumes", "show", volume])["attached"]["hydration"].clone()
 }
 
+/// Names of regions in a manifest mean what they mean where the volume is.
+fn is_refused_outside_its_region(outside: &Host, volume: &str) {
+    outside.varve(&["volumes", "attach", volume]).refused(&["nyc", "of that region"]);
+    assert!(Client::connect(&outside.nbd(), volume).is_err(), "it is served in the wrong region");
+}
+
 fn a_fork_in_another_region_is_usable_at_once_and_independent_in_the_end(kind: StoreKind) {
     let (ams, nyc) = (World::alone(kind), World::alone(kind));
     let regions = [region("ams", &ams), region("nyc", &nyc)];
@@ -78,6 +84,7 @@ fn a_fork_in_another_region_is_usable_at_once_and_independent_in_the_end(kind: S
     origin.varve(&["volumes", "clean", &volume]).succeeded();
     let names = |world: &World, id: &str| world.names().iter().filter(|name| name.contains(id)).count();
     assert_eq!((names(&ams, &fork), names(&nyc, &fork) > 0), (0, true), "the fork is in the other store");
+    is_refused_outside_its_region(&origin, &fork);
 
     let keys = || {
         let manifest = away.varve(&["dump", "manifest", &fork]).succeeded();

@@ -40,6 +40,7 @@ impl Admin {
 
     async fn snapshot_loaded(&self, loaded: &Loaded, new: &NewSnapshot) -> Result<(SnapshotSummary, Loaded)> {
         only_if_free(&loaded.manifest, "take a snapshot of")?;
+        ownership::ensure_here(&*self.store, loaded.manifest.volume)?;
         let (volume, moment) = (loaded.manifest.volume, loaded.manifest.moment());
         let record = lineage::record(new.name.clone(), new.retention_seconds, false);
         let object = SnapshotObject { volume, snapshot: record.clone(), moment: moment.clone() };
@@ -98,6 +99,7 @@ impl Admin {
     /// `Busy` if somebody owns it; what the store says.
     pub async fn fork_volume(&self, id: VolumeId, new: NewForks) -> Result<Vec<VolumeSummary>> {
         check_count(&new)?;
+        ownership::ensure_here(&*self.store, id)?;
         let forks = ForksToMake::new(&*self.store, new.count, new.region.as_deref()).await?;
         let pinned = ownership::change_unlocked(&*self.store, id, |manifest| {
             only_if_free(manifest, "fork")?;
@@ -126,6 +128,7 @@ impl Admin {
         if new.size.0 != 0 && new.size < found.moment.size {
             return Err(too_small(&format!("snapshot {snapshot}"), found.moment.size, new.size));
         }
+        ownership::ensure_here(&*self.store, found.volume.manifest.volume)?;
         let forks = ForksToMake::new(&*self.store, count, self.named_region(&new)).await?;
         let pinned = ownership::change_unlocked(&*self.store, found.volume.manifest.volume, |manifest| {
             if lineage::find_snapshot(manifest, snapshot, forks.created_at).is_none() {
@@ -172,6 +175,7 @@ impl Admin {
 
     /// Notes that these forks need the moment at `time`, and returns that, and the manifest that says so.
     async fn pin_past(&self, id: VolumeId, time: UnixMillis, forks: &ForksToMake) -> Result<(Manifest, Moment)> {
+        ownership::ensure_here(&*self.store, id)?;
         let mut known: Option<(PastMoment, Moment)> = None;
         loop {
             let loaded = ownership::load_unlocked(&*self.store, id).await?;

@@ -197,6 +197,26 @@ impl Purse {
     }
 }
 
+/// Memory in which a long request is received; dropping it gives it back.
+pub struct Received {
+    budget: Purse,
+    bytes: u64,
+}
+
+impl Received {
+    /// Waits for it, unless `is_over` says true.
+    pub fn new(budget: &Purse, bytes: u64, is_over: impl Fn() -> bool) -> Option<Self> {
+        let bytes = budget.counted(bytes);
+        budget.take_unless(bytes, is_over).then(|| Received { budget: budget.clone(), bytes })
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.budget.give(self.bytes);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::thread;

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::budget::Purse;
+use super::budget::Received;
 use super::buffers::{KEEP_BYTES, ReceiveBuffer, ReplyBuffer};
 use super::flow::Charge;
 use super::protocol::{Errno, Reader, RequestHead, Style, command, command_flag};
@@ -64,26 +64,6 @@ impl Request {
             command::TRIM => Some(Change::Trim { offset, length }),
             _ => None,
         }
-    }
-}
-
-/// Memory for a long request; dropping it gives it back.
-struct Received {
-    budget: Purse,
-    bytes: u64,
-}
-
-impl Received {
-    /// Waits for it, unless `is_over` says true.
-    fn new(budget: &Purse, bytes: u64, is_over: impl Fn() -> bool) -> Option<Self> {
-        let bytes = budget.counted(bytes);
-        budget.take_unless(bytes, is_over).then(|| Received { budget: budget.clone(), bytes })
-    }
-}
-
-impl Drop for Received {
-    fn drop(&mut self) {
-        self.budget.give(self.bytes);
     }
 }
 

@@ -46,6 +46,19 @@ pub async fn load(store: &dyn Store, volume: VolumeId) -> Result<Loaded> {
     Ok(Loaded { manifest, etag: fetched.etag })
 }
 
+/// Refuses what only processes of a volume's own region may do: names of regions in a manifest mean what they mean there.
+///
+/// # Errors
+/// `Invalid` if the volume is known to be in another region.
+pub fn ensure_here(store: &dyn Store, volume: VolumeId) -> Result<()> {
+    store.elsewhere(volume).map_or(Ok(()), |region| {
+        let home = store.address();
+        Err(Error::invalid(format!(
+            "volume {volume} is in the region '{region}', and this is done by a daemon or a 'varve' of that region; the store of this one is {home}"
+        )))
+    })
+}
+
 /// Creates a volume by writing its first manifest.
 ///
 /// # Errors

@@ -26,4 +26,6 @@ mod seals;
 pub use claim::{Attachment, Permit, claim, may_claim};
 pub use discover::{History, Sealing, discover, only_unused, seal_epoch};
 pub use keys::{change_unlocked, encrypt_fork, load_unlocked, prepare_new, rotate, unlock, without_origins};
-pub use manifests::{Loaded, change, change_loaded, create, leftovers, list, load, only_named, resolve_name, update};
+pub use manifests::{
+    Loaded, change, change_loaded, create, ensure_here, leftovers, list, load, only_named, resolve_name, update,
+};

@@ -56,6 +56,10 @@ impl Store for Keyed {
         self.inner.place(volume, region);
     }
 
+    fn elsewhere(&self, volume: VolumeId) -> Option<String> {
+        self.inner.elsewhere(volume)
+    }
+
     fn keyring(&self) -> Option<&Arc<Keyring>> {
         Some(&self.keyring)
     }

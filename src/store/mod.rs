@@ -235,6 +235,11 @@ pub trait Store: Send + Sync + 'static {
     /// Says that a volume is in the region of this name. What stands for one region alone has no use for it.
     fn place(&self, _volume: VolumeId, _region: &str) {}
 
+    /// The region of a volume that is known to be in another one than this.
+    fn elsewhere(&self, _volume: VolumeId) -> Option<String> {
+        None
+    }
+
     /// The keys by which objects of volumes are sealed. Without any, all volumes are plain.
     fn keyring(&self) -> Option<&Arc<Keyring>> {
         None

@@ -87,6 +87,10 @@ impl Store for Regions {
             self.elsewhere.write().insert(volume, region.to_owned());
         }
     }
+
+    fn elsewhere(&self, volume: VolumeId) -> Option<String> {
+        self.elsewhere.read().get(&volume).cloned()
+    }
 }
 
 #[cfg(test)]
@@ -105,6 +109,7 @@ mod tests {
         let (here, there) = (VolumeId(1), VolumeId(2));
         regions.place(there, "nyc");
         regions.place(here, "ams");
+        assert_eq!([here, there].map(|volume| regions.elsewhere(volume)), [None, Some("nyc".to_owned())]);
         for volume in [here, there] {
             regions.put(&ObjectKey::manifest(volume), Bytes::from_static(b"x"), Condition::IfAbsent).await.unwrap();
         }

@@ -59,6 +59,7 @@ pub fn log_path(shared: &Shared, volume: VolumeId) -> PathBuf {
 /// # Errors
 /// `NotFound`, `Busy`, `Damaged`, and what the store or the local disk say.
 pub async fn attach(shared: &Arc<Shared>, id: VolumeId, takeover: bool) -> Result<Opened> {
+    ownership::ensure_here(&*shared.store, id)?;
     let loaded = ownership::load_unlocked(&*shared.store, id).await?;
     let found = find(shared, id, &loaded.manifest, takeover)?;
     if let Some(own) = &found.own {
