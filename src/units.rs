@@ -181,6 +181,17 @@ pub struct SegmentId {
     pub number: SegmentNumber,
 }
 
+impl SegmentId {
+    /// Where blocks lie of which nobody knows any more where they are: the page of the block map that knew it was damaged for good.
+    /// No volume has the id 0.
+    pub const LOST: SegmentId = SegmentId { volume: VolumeId(0), epoch: Epoch(0), number: SegmentNumber(0) };
+
+    /// True of the place of lost blocks.
+    pub fn is_lost(self) -> bool {
+        self == SegmentId::LOST
+    }
+}
+
 impl fmt::Display for SegmentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.volume, self.epoch, self.number)

@@ -57,6 +57,13 @@ fn hydration(host: &Host, volume: &str) -> serde_json::Value {
     host.varve_json(&["volumes", "show", volume])["attached"]["hydration"].clone()
 }
 
+/// How long the keys are that a volume's manifest holds.
+fn keys_of(host: &Host, volume: &str) -> usize {
+    let manifest = host.varve(&["dump", "manifest", volume]).succeeded();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    manifest["encryption"]["keys"].as_str().unwrap().len()
+}
+
 /// Names of regions in a manifest mean what they mean where the volume is.
 fn is_refused_outside_its_region(outside: &Host, volume: &str) {
     outside.varve(&["volumes", "attach", volume]).refused(&["nyc", "of that region"]);
@@ -86,12 +93,7 @@ fn a_fork_in_another_region_is_usable_at_once_and_independent_in_the_end(kind: S
     assert_eq!((names(&ams, &fork), names(&nyc, &fork) > 0), (0, true), "the fork is in the other store");
     is_refused_outside_its_region(&origin, &fork);
 
-    let keys = || {
-        let manifest = away.varve(&["dump", "manifest", &fork]).succeeded();
-        let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
-        manifest["encryption"]["keys"].as_str().unwrap().len()
-    };
-    let keys_before = keys();
+    let keys_before = keys_of(&away, &fork);
 
     // Usable at once, and while it copies; a death in between changes nothing.
     let shown = away.varve(&["volumes", "show", &fork]).succeeded();
@@ -109,7 +111,7 @@ fn a_fork_in_another_region_is_usable_at_once_and_independent_in_the_end(kind: S
     let done = away.varve(&["volumes", "hydrate", &fork, "--wait"]).succeeded();
     assert!(done.contains("all that it needs is its own"), "{done}");
     assert!(hydration(&away, &fork).is_null());
-    assert!(keys() < keys_before, "the key of the origin is still among those of the fork");
+    assert!(keys_of(&away, &fork) < keys_before, "the key of the origin is still among those of the fork");
     scribble(&mut forked, &mut old, &mut random, MIB);
     drop(forked);
     let mut copied = Client::connect(&away.nbd(), &copy).unwrap();

@@ -89,7 +89,15 @@ async fn checkpoint(store: &Arc<dyn Store>, id: VolumeId) -> Result<String> {
             for (offset, count, place) in page.places() {
                 let first = start + u64::from(offset);
                 let last = first + u64::from(count) - 1;
-                line(&mut out, format_args!("blocks {first}-{last}: segment {} block {}", place.segment, place.block));
+                match place.segment.is_lost() {
+                    true => line(&mut out, format_args!("blocks {first}-{last}: lost")),
+                    false => {
+                        line(
+                            &mut out,
+                            format_args!("blocks {first}-{last}: segment {} block {}", place.segment, place.block),
+                        );
+                    }
+                }
             }
             Ok(())
         })

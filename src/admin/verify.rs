@@ -13,7 +13,7 @@ use crate::format::segment::IndexSeal;
 use crate::format::segment::{EntryKind, SegmentIndex};
 use crate::limits::PAGE_BLOCKS;
 use crate::map::{LogOverlay, LogPlace, MapPage, OverlayPlace, PageIndex, SegmentPlace};
-use crate::segment::{fetch_index, open_frame, parse_object_tail};
+use crate::segment::{fetch_index, lost, open_frame, parse_object_tail};
 use crate::service::{CheckProblem, CheckProgress, CheckReport};
 use crate::store::{ByteRange, ObjectKey, Store, list_all};
 use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, ByteLen, Lba, LogOffset, SegmentId, SegmentNumber, VolumeId};
@@ -193,6 +193,9 @@ async fn verify_segment(
     id: SegmentId,
     report: &mut CheckReport,
 ) -> Result<Option<(Damage, String)>> {
+    if id.is_lost() {
+        return Ok(Some((Damage::All, lost().to_string())));
+    }
     report.segments += 1;
     let fetched = match store.get(&ObjectKey::segment(id), ByteRange::Full).await {
         Ok(fetched) => fetched,
@@ -296,7 +299,8 @@ async fn name_blocks(
         if named.is_none() && damage == Damage::All && !replayed.contains(&id) {
             continue;
         }
-        note(report, ObjectKey::segment(id).to_string(), what, named);
+        let object = if id.is_lost() { "the block map".to_owned() } else { ObjectKey::segment(id).to_string() };
+        note(report, object, what, named);
     }
     Ok(())
 }

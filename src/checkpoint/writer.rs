@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 
 use crate::checkpoint::reader::{Checkpoint, DIRECTORIES_KEPT, PARALLEL_FETCHES, split};
 use crate::clock;
@@ -305,9 +305,16 @@ impl Writing<'_> {
         let is_cleared = |(which, _): &&(u32, PageRef)| changed.is_cleared(*which);
         let cleared: Vec<(u32, PageRef)> = self.base.root().directories.iter().filter(is_cleared).copied().collect();
         for batch in cleared.chunks(PARALLEL_FETCHES) {
-            let known = try_join_all(batch.iter().map(|(which, _)| self.base.directory(*which))).await?;
+            let known = join_all(batch.iter().map(|(which, _)| self.base.directory(*which))).await;
             for ((which, directory), known) in batch.iter().zip(known) {
-                known.iter().for_each(|(_, page)| self.release(Some(*page)));
+                match known {
+                    Ok(known) => known.iter().for_each(|(_, page)| self.release(Some(*page))),
+                    // Nothing of it counts any more. What it led to stays where it is.
+                    Err(error) if error.is_damage() => {
+                        tracing::warn!(volume = %self.volume, %error, "a damaged directory of the block map is left behind");
+                    }
+                    Err(error) => return Err(error),
+                }
                 // One that gets pages again lets go of the old one when it is put in its place.
                 if changed.directory(*which).is_some_and(ChangedDirectory::names_none) {
                     self.release(Some(*directory));

@@ -121,6 +121,15 @@ impl MapPage {
         used.iter().all(|&is_used| is_used).then_some(MapPage { segments, extents })
     }
 
+    /// What stands for a page that was damaged for good: the first `count` blocks are lost.
+    pub fn lost(count: u16) -> Self {
+        let mut page = MapPage::default();
+        if count > 0 {
+            page.set(0, count, Some(SegmentPlace { segment: SegmentId::LOST, block: 0 }));
+        }
+        page
+    }
+
     /// The segment table and the extents, for an encoder.
     pub fn parts(&self) -> (&[SegmentId], &[PageExtent]) {
         (&self.segments, &self.extents)

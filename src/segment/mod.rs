@@ -10,7 +10,7 @@ mod reader;
 
 pub use apply::apply_entry;
 pub use builder::{BuiltSegment, SegmentBuilder, build_seal};
-pub use reader::{INDEX_SUFFIX_BYTES, fetch_frames, fetch_index, is_intact, open_frame, parse_object_tail};
+pub use reader::{INDEX_SUFFIX_BYTES, fetch_frames, fetch_index, is_intact, lost, open_frame, parse_object_tail};
 
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,9 @@ pub const INDEX_SUFFIX_BYTES: u64 = 128 << 10;
 /// # Errors
 /// `NotFound`, `Damaged`, `Unsupported`, and what the store says.
 pub async fn fetch_index(store: &dyn Store, id: SegmentId) -> Result<SegmentIndex> {
+    if id.is_lost() {
+        return Err(lost());
+    }
     match fetch_index_once(store, id).await {
         Err(error) if error.kind() == ErrorKind::Damaged => {
             tracing::warn!(segment = %id, %error, "fetching a damaged index again");
@@ -25,6 +28,13 @@ pub async fn fetch_index(store: &dyn Store, id: SegmentId) -> Result<SegmentInde
         }
         other => other,
     }
+}
+
+/// What is said of blocks whose place is lost.
+pub fn lost() -> Error {
+    Error::damaged(
+        "the page of the block map that led there was damaged for good: write these blocks anew, or bring them back from a snapshot",
+    )
 }
 
 async fn fetch_index_once(store: &dyn Store, id: SegmentId) -> Result<SegmentIndex> {

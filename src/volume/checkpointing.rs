@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::checkpoint::{self, NewCheckpoint};
+use crate::checkpoint::{self, NewCheckpoint, Written};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::census::{MapChanges, ObjectAt};
@@ -15,8 +15,10 @@ use crate::format::manifest::Position;
 use crate::lineage;
 use crate::ownership::{Sealing, seal_epoch};
 use crate::units::{ByteLen, SegmentId, SegmentNumber, Sequence};
+use crate::volume::cleaning::Sorting;
 use crate::volume::core::Volume;
 use crate::volume::local_state::LocalState;
+use crate::volume::pages::{OnDamage, PagesToWrite};
 
 impl Volume {
     /// Writes a checkpoint of everything that has taken effect, up to `sequence`; replay would go on with `next`. With `complete`
@@ -27,25 +29,8 @@ impl Volume {
     pub(super) async fn write_checkpoint(&self, next: Position, sequence: Sequence, complete: bool) -> Result<()> {
         let _alone = self.checkpointing.lock().await;
         self.read_books().await?;
-        let changed = self.pages.changed();
         let position = checkpoint::Position { epoch: next.epoch, number: next.number, sequence };
-        let new = NewCheckpoint {
-            volume: self.id,
-            epoch: self.epoch,
-            position,
-            size: ByteLen(self.size_bytes()),
-            changed: &changed,
-            source: &self.pages,
-            replaced: self.newest.lock().checkpoint,
-        };
-        let base = self.pages.base();
-        let mut number = self.next_map_object.load(Ordering::Acquire);
-        let mut sorting = None;
-        let mut take_census = |changes: &MapChanges| sorting.insert(self.books.lock().sorting(changes)).parts();
-        let written = checkpoint::write(&self.shared.store, &base, &mut number, new, &mut take_census).await;
-        // A number that may have been used is never used again, also after an error.
-        self.next_map_object.store(number, Ordering::Release);
-        let written = written?;
+        let (written, sorting) = self.despite_damage(|on_damage| self.write_map(position, on_damage)).await?;
         self.pages.write_back()?;
         // The end of an attachment is the beginning of the next: its pages are of use to it.
         let replay_from = if complete { Position { epoch: self.epoch.next(), number: SegmentNumber(0) } } else { next };
@@ -74,6 +59,7 @@ impl Volume {
         let manifest = match manifest.await {
             Ok(manifest) => manifest,
             Err(error) => {
+                let number = self.next_map_object.load(Ordering::Acquire);
                 self.books.lock().note_abandoned(&written.changes, ObjectAt { epoch: self.epoch, number });
                 return Err(error);
             }
@@ -85,6 +71,35 @@ impl Volume {
             self.clean_wake.notify_one();
         }
         Ok(())
+    }
+
+    /// Writes the map of a position to the store, and what the census says with it.
+    async fn write_map(
+        &self,
+        position: checkpoint::Position,
+        on_damage: OnDamage,
+    ) -> Result<(Written, Option<Sorting>)> {
+        if on_damage == OnDamage::GiveUp {
+            self.pages.give_up_directories().await?;
+        }
+        let changed = self.pages.changed();
+        let new = NewCheckpoint {
+            volume: self.id,
+            epoch: self.epoch,
+            position,
+            size: ByteLen(self.size_bytes()),
+            changed: &changed,
+            source: &PagesToWrite { pages: &self.pages, on_damage },
+            replaced: self.newest.lock().checkpoint,
+        };
+        let base = self.pages.base();
+        let mut number = self.next_map_object.load(Ordering::Acquire);
+        let mut sorting = None;
+        let mut take_census = |changes: &MapChanges| sorting.insert(self.books.lock().sorting(changes)).parts();
+        let written = checkpoint::write(&self.shared.store, &base, &mut number, new, &mut take_census).await;
+        // A number that may have been used is never used again, also after an error.
+        self.next_map_object.store(number, Ordering::Release);
+        Ok((written?, sorting))
     }
 
     /// Ends the attachment once everything is uploaded: seals its epoch, writes the last checkpoint and hands the volume back.

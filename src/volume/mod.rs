@@ -7,6 +7,7 @@
 //! | `progress` | how far the sequence has come; when a segment is cut |
 //! | `upload`, `release` | cutting, packing, uploading, taking effect; giving back log space |
 //! | `checkpointing`, `stop` | checkpoints, and the end of an attachment |
+//! | `damage` | going on with a block map that is damaged |
 //! | `cleaning` | emptying segments, deleting what nobody needs, and knowing what there is |
 //! | `open`, `claims`, `rescue` | attaching, again after a crash meanwhile, and logs that are no longer part of the history |
 //! | `gate`, `places` | may requests be taken? is there memory for more of them? |
@@ -20,6 +21,7 @@ mod checkpointing;
 mod claims;
 mod cleaning;
 mod core;
+mod damage;
 mod device;
 mod family;
 mod fetch;

@@ -205,8 +205,12 @@ fn find_log(shared: &Shared, id: VolumeId, manifest: &Manifest, takeover: bool) 
         }
         Err(error) => {
             let path = path.display();
-            return Err(error)
-                .context(|| format!("volume {id} cannot be attached here: its write log {path} cannot be read"));
+            return Err(error).context(|| {
+                format!(
+                    "volume {id} cannot be attached here: its write log {path} cannot be read. If that does not pass, move the \
+                     file away: 'varve volumes attach {id} --takeover' then goes on from what the store holds"
+                )
+            });
         }
     };
     if let Ending::Torn { records_beyond } = recovered.ending() {
@@ -448,6 +452,7 @@ fn assemble(
         books: Mutex::new(books),
         cleaning: tokio::sync::Mutex::default(),
         checkpointing: tokio::sync::Mutex::default(),
+        gave_up_at: Mutex::default(),
         relocation: Mutex::default(),
         relocating: Mutex::default(),
         checkpoint_asked: Mutex::default(),

@@ -30,6 +30,7 @@ use crate::units::{BlockRange, VolumeId};
 
 mod clear;
 mod count;
+mod damage;
 mod memory;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ mod view;
 
 use clear::Witness;
 pub use count::Shifts;
+pub use damage::{OnDamage, PagesToWrite};
 pub use memory::PageBudget;
 use memory::{Residents, directory_of};
 
@@ -128,21 +130,26 @@ impl PageTable {
     ///
     /// # Errors
     /// What RocksDB or the store say; the table is then partly changed, and applying the same segment again completes it.
-    pub async fn apply(&self, segment: &SegmentIndex) -> Result<()> {
+    pub async fn apply(&self, segment: &SegmentIndex, on_damage: OnDamage) -> Result<()> {
         let mut gone = Shifts::default();
-        let applied = self.apply_telling(segment, &mut |lost| gone.take(&lost)).await;
+        let applied = self.apply_telling(segment, on_damage, &mut |lost| gone.take(&lost)).await;
         self.note_gone(gone);
         applied
     }
 
-    async fn apply_telling(&self, segment: &SegmentIndex, witness: &mut Witness<'_>) -> Result<()> {
+    async fn apply_telling(
+        &self,
+        segment: &SegmentIndex,
+        on_damage: OnDamage,
+        witness: &mut Witness<'_>,
+    ) -> Result<()> {
         for entry in &segment.entries {
             if entry.kind == EntryKind::Zero {
-                self.clear(entry.range, witness).await?;
+                self.clear(entry.range, on_damage, witness).await?;
                 continue;
             }
             for (index, part) in PageIndex::parts_of(entry.range) {
-                let page = self.load(index).await?;
+                let page = self.load_to_change(index, on_damage).await?;
                 self.change_counted(index, page, part, |page| apply_entry(page, index, part, entry, segment.header.id));
             }
         }

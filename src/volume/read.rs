@@ -128,7 +128,7 @@ impl Volume {
         let below = self.gather_overlay(range, &mut runs)?;
         let mut places = Vec::new();
         for run in below {
-            let found = self.pages.lookup(run, &mut places).await;
+            let found = self.pages.lookup_to_read(run, &mut places).await;
             self.unless_put_out(found).await?;
         }
         join_places(&mut places);

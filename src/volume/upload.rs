@@ -146,7 +146,7 @@ impl Volume {
         }
     }
 
-    fn is_draining(&self) -> bool {
+    pub(super) fn is_draining(&self) -> bool {
         self.stopping.load(Ordering::Acquire) && self.gate.closed().is_some_and(|e| e.kind() == ErrorKind::Stopping)
     }
 
@@ -232,7 +232,8 @@ impl Volume {
         self.serve_moment_waiters();
         let SegmentId { epoch, number, .. } = index.header.id;
         *self.shown_to.lock() = Position { epoch, number: number.next() };
-        self.retry_while_unavailable("applying a segment to the map", || self.pages.apply(&index)).await?;
+        let apply = |on_damage| self.pages.apply(&index, on_damage);
+        self.retry_while_unavailable("applying a segment to the map", || self.despite_damage(apply)).await?;
         keep_index(&self.shared, &index);
         self.note_in_books(&index).await;
         self.note_stored(&index);

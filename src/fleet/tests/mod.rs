@@ -23,6 +23,7 @@ mod catalog;
 mod claims;
 mod counting;
 mod crashes;
+mod damaged_map;
 mod export_log;
 mod family;
 mod frozen;

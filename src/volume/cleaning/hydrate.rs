@@ -183,7 +183,7 @@ impl Volume {
                     return Ok((foreign, blocks, Some(occupied.index)));
                 }
                 for (offset, count, place) in MapView::page(&self.pages, occupied.index).await?.places() {
-                    if place.segment.volume != self.id {
+                    if self.is_foreign(place.segment) {
                         let start = Lba(occupied.index.0 * PAGE_BLOCKS + u64::from(offset));
                         let range = BlockRange::new(start, BlockCount(u64::from(count)));
                         foreign.entry(place.segment).or_default().push((range, place));
@@ -195,9 +195,14 @@ impl Volume {
         Ok((foreign, blocks, None))
     }
 
+    /// True of a segment of another volume. Lost blocks are nobody's.
+    fn is_foreign(&self, id: SegmentId) -> bool {
+        id.volume != self.id && !id.is_lost()
+    }
+
     async fn count_foreign(&self) -> Result<u64> {
         let mut foreign = 0;
-        self.each_extent(|id, blocks| foreign += if id.volume == self.id { 0 } else { blocks }).await?;
+        self.each_extent(|id, blocks| foreign += if self.is_foreign(id) { blocks } else { 0 }).await?;
         Ok(foreign)
     }
 

@@ -37,7 +37,7 @@ use crate::volume::core::Volume;
 use crate::volume::fetch::segment_index;
 use crate::work::simulated::{self, Mutation};
 
-pub use books::Books;
+pub use books::{Books, Sorting};
 pub use hydrate::Hydrating;
 pub use relocate::Relocation;
 

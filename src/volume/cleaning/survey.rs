@@ -25,15 +25,11 @@ impl Volume {
     /// # Errors
     /// `Damaged`; what RocksDB and the store say. It may be tried again.
     pub(super) async fn survey(&self) -> Result<()> {
-        // No checkpoint changes which map objects are in use meanwhile.
-        let _still = self.checkpointing.lock().await;
         let end = ObjectAt::from(self.newest.lock().position);
         let objects = list_all(&*self.shared.store, &ObjectKey::volume(self.id)).await?;
         let live = self.count_live_blocks().await?;
         // Not `end`: segments have taken effect while the map was walked, and moments between need what they put an end to.
         let dead_at = self.dead_from();
-        let referred = self.count_live_map_bytes().await?;
-        let dead_at_map = ObjectAt { epoch: self.epoch, number: self.next_map_object.load(Ordering::Acquire) };
         let mut found = Vec::new();
         for object in &objects {
             let Some(at) = object.key.parse_segment().map(ObjectAt::from).filter(|at| *at < end) else { continue };
@@ -52,6 +48,10 @@ impl Volume {
             }
         }
         let (seals, unreadable) = self.look_at_the_dead(&found).await?;
+        // No checkpoint changes which map objects are in use meanwhile. One that came before this has put its own into the census.
+        let _still = self.checkpointing.lock().await;
+        let referred = self.count_live_map_bytes().await?;
+        let dead_at_map = ObjectAt { epoch: self.epoch, number: self.next_map_object.load(Ordering::Acquire) };
         let mut books = self.books.lock();
         for (at, bytes, blocks) in found {
             // What lies at a seal or behind it is no part of the history, and not for the cleaner; nor is what cannot be read.

@@ -14,8 +14,8 @@ use crate::error::Result;
 use crate::limits::{DIRECTORY_PAGES, PAGE_BLOCKS};
 use crate::map::{ChangedPages, MapPage, PageIndex};
 use crate::units::{BlockCount, BlockRange, Lba};
-use crate::volume::pages::PageTable;
 use crate::volume::pages::memory::{Residents, directory_of};
+use crate::volume::pages::{OnDamage, PageTable};
 
 /// Rows of RocksDB looked at at a time.
 const ROWS_AT_ONCE: usize = 256;
@@ -37,16 +37,16 @@ impl PageTable {
     ///
     /// # Errors
     /// What RocksDB or the store say; doing it again completes it.
-    pub(super) async fn clear(&self, range: BlockRange, gone: &mut Witness<'_>) -> Result<()> {
+    pub(super) async fn clear(&self, range: BlockRange, on_damage: OnDamage, gone: &mut Witness<'_>) -> Result<()> {
         let (before, whole, behind) = split_at_directories(range);
         if let Some(before) = before {
-            self.clear_within(before, gone).await?;
+            self.clear_within(before, on_damage, gone).await?;
         }
         for run in self.runs_to_clear(whole) {
             self.clear_directories(run, gone).await?;
         }
         match behind {
-            Some(behind) => self.clear_within(behind, gone).await,
+            Some(behind) => self.clear_within(behind, on_damage, gone).await,
             None => Ok(()),
         }
     }
@@ -68,24 +68,18 @@ impl PageTable {
     }
 
     /// Empties blocks of one directory, page by page.
-    async fn clear_within(&self, range: BlockRange, gone: &mut Witness<'_>) -> Result<()> {
+    async fn clear_within(&self, range: BlockRange, on_damage: OnDamage, gone: &mut Witness<'_>) -> Result<()> {
         let which = directory_of(PageIndex::containing(range.start));
         let pages = pages_of(range);
-        let (base, mut suspects) = {
-            let residents = self.residents.lock();
-            let named: Vec<PageIndex> = residents.changed.pages_within(pages.clone()).collect();
-            ((!residents.changed.is_cleared(which)).then(|| self.base()), named)
-        };
-        if let Some(base) = base {
-            let first = u64::from(which) * DIRECTORY_PAGES;
-            let known = base.directory(which).await?;
-            suspects.extend(known.iter().map(|(slot, _)| PageIndex(first + u64::from(*slot))));
-            suspects.retain(|index| pages.contains(&index.0));
-            suspects.sort_unstable();
-            suspects.dedup();
-        }
+        let first = u64::from(which) * DIRECTORY_PAGES;
+        let known = self.directory_to_change(which, on_damage).await?;
+        let mut suspects: Vec<PageIndex> = self.residents.lock().changed.pages_within(pages.clone()).collect();
+        suspects.extend(known.iter().map(|(slot, _)| PageIndex(first + u64::from(*slot))));
+        suspects.retain(|index| pages.contains(&index.0));
+        suspects.sort_unstable();
+        suspects.dedup();
         for index in suspects {
-            let page = self.load(index).await?;
+            let page = self.load_to_change(index, on_damage).await?;
             let part = part_of(range, index);
             if page.is_empty() {
                 continue;

@@ -83,7 +83,7 @@ impl Residents {
     }
 
     /// Changes a page of the checkpoint by what it lacks, and says whether that was anything.
-    fn complete(&self, index: PageIndex, page: &mut MapPage) -> bool {
+    pub fn complete(&self, index: PageIndex, page: &mut MapPage) -> bool {
         if !self.changed.contains(index) {
             return false;
         }
@@ -187,7 +187,7 @@ impl PageTable {
 
     /// Takes in pages that came from the checkpoint, unless newer ones are known by now, and returns the one that was
     /// asked for if it was taken in. They are all of one directory.
-    fn adopt(
+    pub(super) fn adopt(
         &self,
         base: &Arc<Checkpoint>,
         is_cleared: bool,
@@ -244,7 +244,7 @@ impl PageTable {
         }
     }
 
-    fn insert(&self, residents: &mut Residents, index: PageIndex, page: Arc<MapPage>, dirty: bool) {
+    pub(super) fn insert(&self, residents: &mut Residents, index: PageIndex, page: Arc<MapPage>, dirty: bool) {
         let bytes = page.memory_bytes() + RESIDENT_OVERHEAD_BYTES;
         self.budget.used.fetch_add(bytes, Ordering::Relaxed);
         residents.pages.insert(index, Resident { page, bytes, dirty, touched: true });
@@ -252,7 +252,7 @@ impl PageTable {
     }
 
     /// Lets go of pages that were not used for the longest time until the budget is kept. At least one page stays.
-    fn evict(&self, residents: &mut Residents) -> Result<()> {
+    pub(super) fn evict(&self, residents: &mut Residents) -> Result<()> {
         let mut turns = residents.clock.len() * 2;
         while self.budget.is_exceeded() && residents.clock.len() > 1 && turns > 0 {
             turns -= 1;

@@ -20,6 +20,8 @@ use crate::units::{
     BLOCK_SIZE, BlockCount, ByteLen, Epoch, Lba, SegmentId, SegmentNumber, Sequence, Token, UnixMillis,
 };
 
+mod damage;
+
 const VOLUME: VolumeId = VolumeId(1);
 /// Blocks of a directory.
 const DIRECTORY: u64 = DIRECTORY_PAGES * PAGE_BLOCKS;
@@ -86,12 +88,29 @@ impl World {
     }
 
     async fn apply(&mut self, segment: Arc<SegmentIndex>) {
-        self.pages.apply(&segment).await.unwrap();
+        self.apply_despite(segment, OnDamage::Fail).await;
+    }
+
+    /// Damage is met only by those who are to give up what is damaged.
+    async fn apply_despite(&mut self, segment: Arc<SegmentIndex>, on_damage: OnDamage) {
+        match self.pages.apply(&segment, OnDamage::Fail).await {
+            Err(error) if on_damage == OnDamage::GiveUp && error.is_damage() => {
+                self.pages.apply(&segment, on_damage).await.unwrap();
+            }
+            applied => applied.unwrap(),
+        }
         self.note(&segment);
         self.behind.push(segment);
     }
 
     async fn checkpoint(&mut self) {
+        self.try_checkpoint(OnDamage::Fail).await.unwrap();
+    }
+
+    async fn try_checkpoint(&mut self, on_damage: OnDamage) -> Result<()> {
+        if on_damage == OnDamage::GiveUp {
+            self.pages.give_up_directories().await?;
+        }
         let position = Position { epoch: Epoch(1), number: SegmentNumber(0), sequence: Sequence(0) };
         let (changed, base) = (self.pages.changed(), self.pages.base());
         let new = NewCheckpoint {
@@ -100,16 +119,17 @@ impl World {
             position,
             size: ByteLen(VOLUME_BYTES_MAX),
             changed: &changed,
-            source: &self.pages,
+            source: &PagesToWrite { pages: &self.pages, on_damage },
             replaced: self.reference,
         };
         let number = &mut self.next_object;
-        let written = checkpoint::write(&self.store, &base, number, new, &mut |_| Vec::new()).await.unwrap();
+        let written = checkpoint::write(&self.store, &base, number, new, &mut |_| Vec::new()).await?;
         self.pages.write_back().unwrap();
         self.pages.index.flush().unwrap();
         self.pages.rebase(Arc::new(written.checkpoint));
         self.reference = Some(written.reference);
         self.behind.clear();
+        Ok(())
     }
 
     /// The process dies; `batches` of what the local index had not flushed survive. `None`: the host is lost.
@@ -262,7 +282,7 @@ async fn a_trim_of_everything_tells_of_each_page_at_hand_once_and_leaves_nothing
         }
         Gone::Unseen(_) => unseen += 1,
     };
-    world.pages.clear(everything, witness).await.unwrap();
+    world.pages.clear(everything, OnDamage::Fail, witness).await.unwrap();
     gone.sort_unstable();
     assert_eq!((gone, unseen), (places.to_vec(), 0));
     world.model.clear();
@@ -289,7 +309,7 @@ async fn what_only_the_store_knows_is_not_fetched_to_be_emptied() {
     let range = BlockRange::new(Lba(0), BlockCount(BLOCKS));
     world
         .pages
-        .clear(range, &mut |what| {
+        .clear(range, OnDamage::Fail, &mut |what| {
             if let Gone::Unseen(pages) = what {
                 unseen.push(pages.start.0 / DIRECTORY_PAGES);
             }

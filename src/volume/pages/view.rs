@@ -5,20 +5,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::checkpoint::{Checkpoint, PageSource};
+use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::format::map_object::PageRef;
 use crate::limits::DIRECTORY_PAGES;
 use crate::lineage::{MapView, OccupiedPage};
 use crate::map::{MapPage, PageIndex};
 use crate::volume::pages::PageTable;
-
-#[async_trait]
-impl PageSource for PageTable {
-    async fn page(&self, index: PageIndex) -> Result<Arc<MapPage>> {
-        self.load(index).await
-    }
-}
 
 impl PageTable {
     /// The checkpoint below, and the pages of a directory that differ from it. A page too many may be named while a checkpoint is written.

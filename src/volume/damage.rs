@@ -1,0 +1,54 @@
+//! Changing the block map although parts of its checkpoint in the store may be damaged.
+//!
+//! What is damaged may be whole again a moment later: a store can lack a drive for a while, or something between it and us can have
+//! mixed up bytes. Giving up what can be repaired would be loss. So damage must last for [`PATIENCE`], the volume must still be
+//! ours (the next owner deletes what it needs no more), and then every page is asked for again before it is given up
+//! (`pages/damage.rs`). Meanwhile the log takes what is written.
+
+use std::time::Duration;
+
+use crate::clock;
+use crate::error::Result;
+use crate::volume::core::Volume;
+use crate::volume::pages::OnDamage;
+
+/// So long damage must be met before it counts as lasting.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks at it.
+const PAUSE: Duration = Duration::from_secs(2);
+/// For so long after something was given up, other damage is taken to be lasting, too: whoever writes all over a damaged object does not
+/// wait for each of its pages.
+const REMEMBERED: Duration = Duration::from_secs(60);
+
+impl Volume {
+    /// Makes a change of the map, giving up what is damaged for good.
+    ///
+    /// # Errors
+    /// `Fenced`; why the attachment is over; what `attempt` says of anything but damage, or of damage that is not the checkpoint's.
+    pub(super) async fn despite_damage<F, T>(&self, attempt: impl Fn(OnDamage) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let began = clock::uptime();
+        let is_known = self.gave_up_at.lock().is_some_and(|at| began.saturating_sub(at) < REMEMBERED);
+        loop {
+            let error = match attempt(OnDamage::Fail).await {
+                Err(error) if error.is_damage() => error,
+                done => return done,
+            };
+            self.confirm_ownership().await?;
+            if is_known || clock::uptime().saturating_sub(began) >= PATIENCE {
+                let done = attempt(OnDamage::GiveUp).await?;
+                *self.gave_up_at.lock() = Some(clock::uptime());
+                // What the next owner deletes meanwhile would look damaged, too.
+                self.confirm_ownership().await?;
+                return Ok(done);
+            }
+            if let Some(closed) = self.gate.closed().filter(|_| !self.is_draining()) {
+                return Err(closed);
+            }
+            tracing::warn!(volume = %self.id, %error, "the block map is damaged; it is looked at again");
+            clock::sleep(PAUSE).await;
+        }
+    }
+}
