@@ -130,6 +130,11 @@ impl MapPage {
         page
     }
 
+    /// True if some of its blocks are lost.
+    pub fn has_lost(&self) -> bool {
+        self.segments.iter().any(|segment| segment.is_lost())
+    }
+
     /// The segment table and the extents, for an encoder.
     pub fn parts(&self) -> (&[SegmentId], &[PageExtent]) {
         (&self.segments, &self.extents)

@@ -33,7 +33,7 @@ pub async fn fetch_index(store: &dyn Store, id: SegmentId) -> Result<SegmentInde
 /// What is said of blocks whose place is lost.
 pub fn lost() -> Error {
     Error::damaged(
-        "the page of the block map that led there was damaged for good: write these blocks anew, or bring them back from a snapshot",
+        "the page of the block map that leads there is damaged, or was for good: write these blocks anew, or bring them back from a snapshot",
     )
 }
 

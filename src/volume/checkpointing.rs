@@ -95,7 +95,14 @@ impl Volume {
         let base = self.pages.base();
         let mut number = self.next_map_object.load(Ordering::Acquire);
         let mut sorting = None;
-        let mut take_census = |changes: &MapChanges| sorting.insert(self.books.lock().sorting(changes)).parts();
+        let mut take_census = |changes: &MapChanges| {
+            let has_given_up = self.pages.has_given_up();
+            let mut books = self.books.lock();
+            if has_given_up {
+                books.begin_audit();
+            }
+            sorting.insert(books.sorting(changes)).parts()
+        };
         let written = checkpoint::write(&self.shared.store, &base, &mut number, new, &mut take_census).await;
         // A number that may have been used is never used again, also after an error.
         self.next_map_object.store(number, Ordering::Release);

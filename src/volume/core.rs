@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::time::Duration;
 
 use parking_lot::{MappedRwLockReadGuard, Mutex};
 use tokio::sync::{Notify, oneshot};
@@ -92,8 +91,6 @@ pub struct Volume {
     pub(super) cleaning: tokio::sync::Mutex<()>,
     /// Held while a checkpoint is written.
     pub(super) checkpointing: tokio::sync::Mutex<()>,
-    /// When a damaged part of the block map was given up.
-    pub(super) gave_up_at: Mutex<Option<Duration>>,
     /// What is to be uploaded next for the cleaner, and whom to tell once it has taken effect.
     pub(crate) relocation: Mutex<Option<(Relocation, oneshot::Sender<()>)>>,
     /// What is being uploaded for the cleaner, and whom to tell once it has taken effect. By name: whoever waited for an earlier one may

@@ -13,12 +13,11 @@ use crate::volume::core::Volume;
 use crate::volume::pages::OnDamage;
 
 /// So long damage must be met before it counts as lasting.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks at it.
 const PAUSE: Duration = Duration::from_secs(2);
-/// For so long after something was given up, other damage is taken to be lasting, too: whoever writes all over a damaged object does not
-/// wait for each of its pages.
-const REMEMBERED: Duration = Duration::from_secs(60);
+/// So often a change is tried that gives up what it finds damaged: more may turn out to be so while it is made.
+const TRIES_MAX: u32 = 5;
 
 impl Volume {
     /// Makes a change of the map, giving up what is damaged for good.
@@ -30,19 +29,24 @@ impl Volume {
         F: Future<Output = Result<T>>,
     {
         let began = clock::uptime();
-        let is_known = self.gave_up_at.lock().is_some_and(|at| began.saturating_sub(at) < REMEMBERED);
+        let mut tries = 0;
         loop {
-            let error = match attempt(OnDamage::Fail).await {
+            let is_lasting = clock::uptime().saturating_sub(began) >= PATIENCE;
+            let on_damage = if is_lasting { OnDamage::GiveUp } else { OnDamage::Fail };
+            let error = match attempt(on_damage).await {
                 Err(error) if error.is_damage() => error,
-                done => return done,
+                done => {
+                    if is_lasting {
+                        // What the next owner deletes meanwhile would look damaged, too.
+                        self.confirm_ownership().await?;
+                    }
+                    return done;
+                }
             };
             self.confirm_ownership().await?;
-            if is_known || clock::uptime().saturating_sub(began) >= PATIENCE {
-                let done = attempt(OnDamage::GiveUp).await?;
-                *self.gave_up_at.lock() = Some(clock::uptime());
-                // What the next owner deletes meanwhile would look damaged, too.
-                self.confirm_ownership().await?;
-                return Ok(done);
+            tries += u32::from(is_lasting);
+            if tries == TRIES_MAX {
+                return Err(error);
             }
             if let Some(closed) = self.gate.closed().filter(|_| !self.is_draining()) {
                 return Err(closed);

@@ -452,7 +452,6 @@ fn assemble(
         books: Mutex::new(books),
         cleaning: tokio::sync::Mutex::default(),
         checkpointing: tokio::sync::Mutex::default(),
-        gave_up_at: Mutex::default(),
         relocation: Mutex::default(),
         relocating: Mutex::default(),
         checkpoint_asked: Mutex::default(),

@@ -193,9 +193,11 @@ impl PageTable {
         Ok(())
     }
 
-    /// True if so much has changed since the checkpoint that attaching should not have to replay more.
+    /// True if so much has changed since the checkpoint that attaching should not have to replay more; or if something was given up, which
+    /// whoever attaches should not have to find out again.
     pub fn wants_checkpoint(&self) -> bool {
-        self.residents.lock().entries_since > REPLAYED_ENTRIES_MAX
+        let residents = self.residents.lock();
+        residents.entries_since > REPLAYED_ENTRIES_MAX || residents.has_given_up
     }
 
     /// The pages that differ from the checkpoint.
@@ -215,6 +217,7 @@ impl PageTable {
         residents.changed = ChangedPages::default();
         self.forget_postponed(&mut residents);
         residents.entries_since = 0;
+        residents.has_given_up = false;
     }
 
     /// From now on nothing is written to RocksDB, which the next attachment may be using.

@@ -1,7 +1,7 @@
 //! The store, and the network between it and the hosts. A request travels by itself: it arrives late, twice over, out of order, after
 //! whoever sent it has died, or never; and so does its answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -74,6 +74,8 @@ struct State {
     /// The request of this number has this fate, for the enumeration.
     fated: Option<(u64, Fate)>,
     broken: Option<Broken>,
+    /// Manifests that were deleted.
+    removed: BTreeSet<ObjectKey>,
 }
 
 /// The store and its network.
@@ -118,6 +120,7 @@ impl Network {
             capture: None,
             fated: None,
             broken,
+            removed: BTreeSet::new(),
         };
         Arc::new(Network { store, journal, state: Mutex::new(state) })
     }
@@ -229,6 +232,10 @@ impl Network {
             self.journal.note(format_args!("store: {} of {} is lost", request.show(), host.0));
             return clock::sleep(Duration::from_secs(600)).await;
         }
+        if self.is_a_day_late(&request) {
+            self.journal.note(format_args!("store: {} of {} would come a day late", request.show(), host.0));
+            return clock::sleep(Duration::from_secs(600)).await;
+        }
         if self.breaks(&request, &mut reply).await {
             return;
         }
@@ -253,6 +260,20 @@ impl Network {
         let mut state = self.state.lock().unwrap();
         let is_dead = state.dead.get(&host).copied().unwrap_or(false);
         state.cut.get(&host).copied().unwrap_or(false) || (is_dead && state.random.random_bool(0.4))
+    }
+
+    /// True of the creation of a volume that was removed for good: that is a day after the last sign of it, and no request is under way for so long,
+    /// but in a world where the clock is put forward by a day.
+    fn is_a_day_late(&self, request: &Request) -> bool {
+        let mut state = self.state.lock().unwrap();
+        match request {
+            Request::Delete(key) if key.parse_manifest().is_some() => {
+                state.removed.insert(key.clone());
+                false
+            }
+            Request::Put(key, _, Condition::IfAbsent) => state.removed.contains(key),
+            _ => false,
+        }
     }
 
     async fn apply(&self, host: HostId, request: &Request) -> StoreResult<Answer> {

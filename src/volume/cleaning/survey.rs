@@ -165,8 +165,17 @@ impl Volume {
         };
         let is_sparse =
             |reference: &PageRef| reference.object.volume == self.id && sparse.contains(&reference.object.into());
-        let again = self.pages_in(is_sparse).await?;
-        self.pages.write_again(again);
+        let mut intact = Vec::new();
+        for index in self.pages_in(is_sparse).await? {
+            match MapView::page(&self.pages, index).await {
+                // It stays where it is until somebody writes there.
+                Err(error) if error.is_damage() => {
+                    tracing::warn!(volume = %self.id, %error, "a damaged page is not written anew")
+                }
+                page => intact.push(page.map(|_| index)?),
+            }
+        }
+        self.pages.write_again(intact);
         Ok(())
     }
 

@@ -8,18 +8,19 @@
 //!
 //! Whether damage is for good is not decided here (`volume/damage.rs`).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
 use crate::checkpoint::{Checkpoint, PageSource};
 use crate::error::{Error, Result};
-use crate::format::map_object::References;
+use crate::format::map_object::{MapObjectId, References};
 use crate::limits::{DIRECTORY_PAGES, PAGE_BLOCKS};
 use crate::map::{MapPage, PageIndex, PagePlace};
 use crate::units::{BLOCK_SIZE, BlockRange};
 use crate::volume::pages::PageTable;
-use crate::volume::pages::memory::directory_of;
+use crate::volume::pages::memory::{Residents, directory_of};
 
 /// What becomes of a change that meets damage of the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,9 +43,9 @@ pub struct PagesToWrite<'a> {
 impl PageSource for PagesToWrite<'_> {
     async fn page(&self, index: PageIndex) -> Result<Arc<MapPage>> {
         match self.pages.load(index).await {
-            Err(error) if self.on_damage == OnDamage::GiveUp && error.is_damage() => {
+            Err(error) if error.is_damage() => {
                 self.pages.base().directory(directory_of(index)).await?;
-                self.pages.give_up_page(index).await?;
+                self.pages.give_up_page(index, self.on_damage).await?;
                 self.pages.load(index).await
             }
             loaded => loaded,
@@ -82,12 +83,24 @@ impl PageTable {
         Ok(residents.complete(index, &mut page).then_some(page))
     }
 
+    /// True if a checkpoint has come since `base`, or the page was given up, or came into memory: then it can be asked for again.
+    pub(super) fn has_moved_on(&self, base: &Arc<Checkpoint>, index: PageIndex) -> Result<bool> {
+        let residents = self.residents.lock();
+        let is_other = !Arc::ptr_eq(base, &self.base.read()) || residents.changed.is_cleared(directory_of(index));
+        Ok(is_other || residents.pages.contains_key(&index) || self.index.page(self.volume, index)?.is_some())
+    }
+
+    /// True if something was given up that the checkpoint still has.
+    pub fn has_given_up(&self) -> bool {
+        self.residents.lock().has_given_up
+    }
+
     /// Brings a page into memory that is about to be changed.
     pub(super) async fn load_to_change(&self, index: PageIndex, on_damage: OnDamage) -> Result<Arc<MapPage>> {
         match self.load(index).await {
-            Err(error) if on_damage == OnDamage::GiveUp && error.is_damage() => {
+            Err(error) if error.is_damage() => {
                 self.directory_to_change(directory_of(index), on_damage).await?;
-                self.give_up_page(index).await?;
+                self.give_up_page(index, on_damage).await?;
                 self.load(index).await
             }
             loaded => loaded,
@@ -101,12 +114,21 @@ impl PageTable {
             return Ok(Arc::default());
         }
         match base.directory(which).await {
-            Err(error) if on_damage == OnDamage::GiveUp && error.is_damage() => {
+            Err(error) if error.is_damage() => {
+                let object = base.reference(which).map(|directory| directory.object);
+                if !self.may_give_up(on_damage, object) {
+                    return Err(error);
+                }
                 self.give_up_directory(&base, which, &error)?;
                 Ok(Arc::default())
             }
             found => found,
         }
+    }
+
+    /// True if what is damaged of an object may be given up: damage in it has lasted.
+    fn may_give_up(&self, on_damage: OnDamage, object: Option<MapObjectId>) -> bool {
+        on_damage == OnDamage::GiveUp || object.is_some_and(|object| self.residents.lock().damaged.contains(&object))
     }
 
     /// Gives up the damaged directories among those in which something has changed.
@@ -121,23 +143,42 @@ impl PageTable {
     }
 
     /// Gives up a page, if it is the checkpoint's that is damaged and not one that is kept locally.
-    async fn give_up_page(&self, index: PageIndex) -> Result<()> {
-        let base = self.base();
-        if self.residents.lock().changed.is_cleared(directory_of(index)) {
+    async fn give_up_page(&self, index: PageIndex, on_damage: OnDamage) -> Result<()> {
+        let (base, which) = (self.base(), directory_of(index));
+        if self.residents.lock().changed.is_cleared(which) {
             return Ok(());
         }
+        let slot = (index.0 % DIRECTORY_PAGES) as u32;
+        let directory = base.directory(which).await?;
+        let object = directory.iter().find(|(known, _)| *known == slot).map(|(_, page)| page.object);
         match base.pages(index, 0).await {
             Err(error) if error.is_damage() => {
+                if !self.may_give_up(on_damage, object) {
+                    return Err(error);
+                }
                 let (page, blocks) = lost_page(&base, index);
                 tracing::error!(
                     volume = %self.volume, first = %index.range().start, blocks, %error,
                     "a page of the block map is damaged for good: what it led to and was not written since is lost"
                 );
-                self.residents.lock().shifts.is_short = true;
+                self.note_given_up(&mut self.residents.lock(), [index], object);
                 self.adopt(&base, false, index, vec![(index, page)]).map(drop)
             }
             found => found.map(drop),
         }
+    }
+
+    /// Notes what is given up. It is named, so that it stays given up until a checkpoint says so.
+    fn note_given_up(
+        &self,
+        residents: &mut Residents,
+        pages: impl IntoIterator<Item = PageIndex>,
+        object: Option<MapObjectId>,
+    ) {
+        pages.into_iter().for_each(|index| residents.changed.insert(index));
+        residents.damaged.extend(object);
+        residents.shifts.is_short = true;
+        residents.has_given_up = true;
     }
 
     /// Gives up all pages of a directory that are neither in memory nor in RocksDB; nothing of what the checkpoint has there counts any more.
@@ -149,8 +190,11 @@ impl PageTable {
         residents.only_if_open(self.volume)?;
         let first = u64::from(which) * DIRECTORY_PAGES;
         let end = (first + DIRECTORY_PAGES).min(base.size().0.div_ceil(PAGE_BLOCKS * BLOCK_SIZE));
+        // Those that the checkpoint may have, and those by which the volume has grown since.
+        let mut pages: BTreeSet<PageIndex> = residents.changed.pages_of(which).collect();
+        pages.extend((first..end).map(PageIndex));
         let (mut blocks, mut rest) = (0, Vec::new());
-        for index in (first..end).map(PageIndex) {
+        for &index in &pages {
             if residents.pages.contains_key(&index) || self.index.page(self.volume, index)?.is_some() {
                 continue;
             }
@@ -164,14 +208,12 @@ impl PageTable {
             "a directory of the block map is damaged for good: what it led to and was not written since is lost"
         );
         residents.changed.clear_directory(which);
-        for index in (first..end).map(PageIndex) {
-            residents.changed.insert(index);
-        }
+        let object = base.reference(which).map(|directory| directory.object);
+        self.note_given_up(&mut residents, pages, object);
         if !residents.postponed.is_empty() {
             let outlived = residents.postponed.len();
             residents.outlived.insert(which, outlived);
         }
-        residents.shifts.is_short = true;
         for (index, page) in rest {
             self.insert(&mut residents, index, Arc::new(page), true);
         }

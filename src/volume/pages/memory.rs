@@ -1,11 +1,12 @@
 //! The pages of one volume in memory: brought in from RocksDB or the checkpoint, changed, written back, let go of.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::map_object::MapObjectId;
 use crate::format::segment::SegmentIndex;
 use crate::limits::DIRECTORY_PAGES;
 use crate::map::{ChangedPages, MapPage, PageIndex};
@@ -64,6 +65,10 @@ pub(super) struct Residents {
     pub outlived: HashMap<u32, usize>,
     /// Entries replayed or applied since the checkpoint.
     pub entries_since: usize,
+    /// The objects of which something was given up.
+    pub damaged: BTreeSet<MapObjectId>,
+    /// Something was given up that the checkpoint still has.
+    pub has_given_up: bool,
 }
 
 impl Residents {
@@ -145,8 +150,8 @@ impl PageTable {
             let fetched = match is_cleared {
                 true => vec![(index, MapPage::default())],
                 false => match base.pages(index, READ_AHEAD_PAGES).await {
-                    // A checkpoint has come meanwhile, and what only the one before it needed may be gone.
-                    Err(error) if error.is_damage() && !Arc::ptr_eq(&base, &self.base()) => continue,
+                    // A checkpoint has come meanwhile, and what only the one before it needed may be gone; or the page was given up.
+                    Err(error) if error.is_damage() && self.has_moved_on(&base, index)? => continue,
                     fetched => fetched?,
                 },
             };
@@ -180,6 +185,12 @@ impl PageTable {
             return Ok(None);
         };
         let page = Arc::new(self.page_in(index, &bytes)?);
+        if page.has_lost() && !residents.changed.contains(index) {
+            // Given up before a crash, and no checkpoint says so: it may be whole. If one does, the page is fetched as it is.
+            residents.only_if_open(self.volume)?;
+            self.index.delete_pages(self.volume, index, PageIndex(index.0 + 1))?;
+            return Ok(None);
+        }
         self.insert(&mut residents, index, page.clone(), false);
         self.evict(&mut residents)?;
         Ok(Some(page))

@@ -57,6 +57,7 @@ struct World {
     behind: Vec<Arc<SegmentIndex>>,
     reference: Option<crate::format::map_object::CheckpointRef>,
     next_object: u64,
+    size: ByteLen,
     model: BTreeMap<u64, SegmentPlace>,
 }
 
@@ -65,7 +66,8 @@ impl World {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let twin = Twin::default();
         let pages = Self::table(&twin, budget, Checkpoint::empty(store.clone()));
-        World { store, twin, pages, behind: Vec::new(), reference: None, next_object: 0, model: BTreeMap::new() }
+        let size = ByteLen(VOLUME_BYTES_MAX);
+        World { store, twin, pages, behind: Vec::new(), reference: None, next_object: 0, size, model: BTreeMap::new() }
     }
 
     fn table(twin: &Twin, budget: usize, base: Checkpoint) -> PageTable {
@@ -117,7 +119,7 @@ impl World {
             volume: VOLUME,
             epoch: Epoch(1),
             position,
-            size: ByteLen(VOLUME_BYTES_MAX),
+            size: self.size,
             changed: &changed,
             source: &PagesToWrite { pages: &self.pages, on_damage },
             replaced: self.reference,

@@ -11,6 +11,7 @@ struct Damaged {
     /// The blocks that it described.
     blocks: Range<u64>,
     is_directory: bool,
+    part: PageRef,
     /// What was written since the checkpoint.
     written: Vec<BlockRange>,
 }
@@ -39,15 +40,21 @@ impl World {
         let is_directory = random.random();
         if is_directory {
             self.flip(directory).await;
-            return Some(Damaged { blocks: start..start + DIRECTORY, is_directory, written: Vec::new() });
+            return Some(Damaged {
+                blocks: start..start + DIRECTORY,
+                is_directory,
+                part: directory,
+                written: Vec::new(),
+            });
         }
         let pages = checkpoint.directory(which).await.unwrap();
         let (slot, page) = pages[random.random_range(0..pages.len())];
         self.flip(page).await;
         let start = start + u64::from(slot) * PAGE_BLOCKS;
-        Some(Damaged { blocks: start..start + PAGE_BLOCKS, is_directory, written: Vec::new() })
+        Some(Damaged { blocks: start..start + PAGE_BLOCKS, is_directory, part: page, written: Vec::new() })
     }
 
+    /// Doing it again puts it right.
     async fn flip(&self, part: PageRef) {
         let key = ObjectKey::map_object(part.object.volume, part.object.epoch, part.object.number);
         let mut bytes = self.store.get(&key, ByteRange::Full).await.unwrap().bytes.to_vec();
@@ -60,7 +67,7 @@ impl World {
     /// many are lost, and how many cannot be looked at.
     async fn verify_despite(&self, damaged: &Damaged, what: &str) -> (u64, u64) {
         let Range { start, end } = damaged.blocks;
-        let around = [start, start + 7, end - 1, end, end + 3].into_iter().chain(start.checked_sub(1));
+        let around = [start, start + 7, end, end + 3].into_iter().chain(end.checked_sub(1)).chain(start.checked_sub(1));
         let (mut lost, mut unreadable) = (0, 0);
         for lba in self.model.keys().copied().chain(around.filter(|lba| *lba < BLOCKS)) {
             let mut places = Vec::new();
@@ -109,6 +116,11 @@ async fn damage_for_good_costs_what_was_damaged_and_not_written_since() {
         }
         if random.random_bool(0.4) {
             let unflushed = world.twin.unflushed();
+            if random.random_bool(0.4) {
+                // What was given up before the crash is whole again, and no checkpoint says otherwise.
+                world.flip(damaged.part).await;
+                damaged.blocks.end = damaged.blocks.start;
+            }
             world.attach_again(budget, Some(random.random_range(0..=unflushed))).await;
         }
         let (lost, unreadable) = world.verify_despite(&damaged, &format!("seed {seed}")).await;
@@ -127,4 +139,30 @@ async fn damage_for_good_costs_what_was_damaged_and_not_written_since() {
     }
     assert!(seen.as_flattened().iter().all(|count| *count > 0), "given up, left alone, met by a checkpoint: {seen:?}");
     println!("pages and directories given up, left alone, met by a checkpoint: {seen:?}");
+}
+
+#[tokio::test]
+async fn what_a_volume_has_grown_by_is_no_part_of_what_is_damaged() {
+    let budget = 1 << 30;
+    let mut world = World::new(budget);
+    world.size = ByteLen(4 * PAGE_BLOCKS * BLOCK_SIZE + 5 * BLOCK_SIZE);
+    world.apply(segment(0, vec![data(PAGE_BLOCKS + 3, 2, 0)])).await;
+    world.checkpoint().await;
+    let grown = [4 * PAGE_BLOCKS + 9, 10 * PAGE_BLOCKS];
+    world.apply(segment(1, vec![data(grown[0], 2, 0), data(grown[1], 1, 2)])).await;
+    let checkpoint = Checkpoint::open(world.store.clone(), world.reference.unwrap()).await.unwrap();
+    let part = checkpoint.root().directories[0].1;
+    world.flip(part).await;
+    let mut damaged = Damaged { blocks: 0..4 * PAGE_BLOCKS + 5, is_directory: true, part, written: Vec::new() };
+    world.attach_again(budget, None).await;
+    let late = segment(2, vec![data(2 * PAGE_BLOCKS, 1, 0)]);
+    damaged.note(&late);
+    world.apply_despite(late, OnDamage::GiveUp).await;
+    world.size = ByteLen(20 * PAGE_BLOCKS * BLOCK_SIZE);
+    for what in ["given up", "in a checkpoint"] {
+        let (lost, unreadable) = world.verify_despite(&damaged, what).await;
+        assert!(lost > 0 && unreadable == 0, "{what}: {lost} lost, {unreadable} unreadable");
+        world.checkpoint().await;
+        world.attach_again(budget, None).await;
+    }
 }
