@@ -79,8 +79,8 @@ impl Volume {
         position: checkpoint::Position,
         on_damage: OnDamage,
     ) -> Result<(Written, Option<Sorting>)> {
-        if on_damage == OnDamage::GiveUp {
-            self.pages.give_up_directories().await?;
+        if on_damage != OnDamage::Fail {
+            self.pages.give_up_directories(on_damage).await?;
         }
         let changed = self.pages.changed();
         let new = NewCheckpoint {

@@ -12,11 +12,11 @@ use crate::error::Result;
 use crate::volume::core::Volume;
 use crate::volume::pages::OnDamage;
 
-/// So long damage must be met before it counts as lasting.
+/// So long damage must be met in an object before it counts as lasting.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks at it.
 const PAUSE: Duration = Duration::from_secs(2);
-/// So often a change is tried that gives up what it finds damaged: more may turn out to be so while it is made.
+/// So often damage is looked at that is none of the checkpoint's, or comes and goes.
 const TRIES_MAX: u32 = 5;
 
 impl Volume {
@@ -28,15 +28,13 @@ impl Volume {
     where
         F: Future<Output = Result<T>>,
     {
-        let began = clock::uptime();
+        let mut on_damage = OnDamage::Fail;
         let mut tries = 0;
         loop {
-            let is_lasting = clock::uptime().saturating_sub(began) >= PATIENCE;
-            let on_damage = if is_lasting { OnDamage::GiveUp } else { OnDamage::Fail };
             let error = match attempt(on_damage).await {
                 Err(error) if error.is_damage() => error,
                 done => {
-                    if is_lasting {
+                    if self.pages.has_given_up() {
                         // What the next owner deletes meanwhile would look damaged, too.
                         self.confirm_ownership().await?;
                     }
@@ -44,15 +42,19 @@ impl Volume {
                 }
             };
             self.confirm_ownership().await?;
-            tries += u32::from(is_lasting);
-            if tries == TRIES_MAX {
-                return Err(error);
-            }
+            on_damage = OnDamage::GiveUp(PATIENCE);
             if let Some(closed) = self.gate.closed().filter(|_| !self.is_draining()) {
                 return Err(closed);
             }
-            tracing::warn!(volume = %self.id, %error, "the block map is damaged; it is looked at again");
-            clock::sleep(PAUSE).await;
+            if self.pages.is_in_doubt(PATIENCE) {
+                tracing::warn!(volume = %self.id, %error, "the block map is damaged; it is looked at again");
+                clock::sleep(PAUSE).await;
+                continue;
+            }
+            tries += 1;
+            if tries == TRIES_MAX {
+                return Err(error);
+            }
         }
     }
 }

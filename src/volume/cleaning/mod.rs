@@ -214,7 +214,10 @@ impl Volume {
 
     /// From here on, nothing leads to what a look at the map, made before this was asked, has not found there. A moment before it may.
     pub(super) fn dead_from(&self) -> ObjectAt {
-        ObjectAt::from(*self.shown_to.lock())
+        let mut at = ObjectAt::from(*self.shown_to.lock());
+        // A snapshot of this very moment rests on the checkpoint of before, and may find what was given up whole again.
+        at.number += u64::from(self.pages.has_given_up());
+        at
     }
 
     /// Looks at some segments again, as long as the hints may be wrong.
@@ -243,7 +246,16 @@ impl Volume {
             }
             other => other?,
         };
-        let live: u64 = self.live_places(&index).await?.iter().map(|(range, _)| range.count.0).sum();
+        let places = match self.live_places(&index).await {
+            // Nobody can say, until somebody writes where the block map is damaged.
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                self.confirm_ownership().await?;
+                self.books.lock().stuck.insert(at);
+                return Ok(());
+            }
+            places => places?,
+        };
+        let live: u64 = places.iter().map(|(range, _)| range.count.0).sum();
         let dead_at = self.dead_from();
         let mut books = self.books.lock();
         if live == 0 {

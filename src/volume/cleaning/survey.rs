@@ -165,8 +165,15 @@ impl Volume {
         };
         let is_sparse =
             |reference: &PageRef| reference.object.volume == self.id && sparse.contains(&reference.object.into());
+        let sparse = match self.pages_in(is_sparse).await {
+            Err(error) if error.is_damage() => {
+                tracing::warn!(volume = %self.id, %error, "map objects of which little is in use stay as they are");
+                return Ok(());
+            }
+            pages => pages?,
+        };
         let mut intact = Vec::new();
-        for index in self.pages_in(is_sparse).await? {
+        for index in sparse {
             match MapView::page(&self.pages, index).await {
                 // It stays where it is until somebody writes there.
                 Err(error) if error.is_damage() => {

@@ -10,10 +10,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use crate::checkpoint::{Checkpoint, PageSource};
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::map_object::{MapObjectId, References};
 use crate::limits::{DIRECTORY_PAGES, PAGE_BLOCKS};
@@ -22,13 +24,23 @@ use crate::units::{BLOCK_SIZE, BlockRange};
 use crate::volume::pages::PageTable;
 use crate::volume::pages::memory::{Residents, directory_of};
 
+/// Damage that nobody has met for so long may have been another.
+const FORGOTTEN: Duration = Duration::from_secs(60);
+
 /// What becomes of a change that meets damage of the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDamage {
     /// It fails, and nothing is lost.
     Fail,
-    /// What is damaged is given up, and the change is made.
-    GiveUp,
+    /// Where damage in the same object was met for so long, what is damaged is given up; else the change fails.
+    GiveUp(Duration),
+}
+
+/// When damage in an object was met.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Met {
+    first: Duration,
+    last: Duration,
 }
 
 /// The pages for a checkpoint that is written.
@@ -126,18 +138,33 @@ impl PageTable {
         }
     }
 
-    /// True if what is damaged of an object may be given up: damage in it has lasted.
+    /// Notes that damage was met in an object. True if it has lasted, so that what is damaged may be given up.
     fn may_give_up(&self, on_damage: OnDamage, object: Option<MapObjectId>) -> bool {
-        on_damage == OnDamage::GiveUp || object.is_some_and(|object| self.residents.lock().damaged.contains(&object))
+        let Some(object) = object else { return false };
+        let now = clock::running();
+        let mut residents = self.residents.lock();
+        let met = residents.damaged.entry(object).or_insert(Met { first: now, last: now });
+        if now.saturating_sub(met.last) > FORGOTTEN {
+            met.first = now;
+        }
+        met.last = now;
+        matches!(on_damage, OnDamage::GiveUp(patience) if now.saturating_sub(met.first) >= patience)
+    }
+
+    /// True if damage was met that has not lasted for so long yet.
+    pub fn is_in_doubt(&self, patience: Duration) -> bool {
+        let now = clock::running();
+        let is_young = |met: &Met| now.saturating_sub(met.first) < patience && now.saturating_sub(met.last) < FORGOTTEN;
+        self.residents.lock().damaged.values().any(is_young)
     }
 
     /// Gives up the damaged directories among those in which something has changed.
     ///
     /// # Errors
-    /// What RocksDB or the store say.
-    pub async fn give_up_directories(&self) -> Result<()> {
+    /// `Damaged` if it has not lasted; what RocksDB or the store say.
+    pub async fn give_up_directories(&self, on_damage: OnDamage) -> Result<()> {
         for (which, _) in self.changed().directories() {
-            self.directory_to_change(which, OnDamage::GiveUp).await?;
+            self.directory_to_change(which, on_damage).await?;
         }
         Ok(())
     }
@@ -161,7 +188,7 @@ impl PageTable {
                     volume = %self.volume, first = %index.range().start, blocks, %error,
                     "a page of the block map is damaged for good: what it led to and was not written since is lost"
                 );
-                self.note_given_up(&mut self.residents.lock(), [index], object);
+                self.note_given_up(&mut self.residents.lock(), [index]);
                 self.adopt(&base, false, index, vec![(index, page)]).map(drop)
             }
             found => found.map(drop),
@@ -169,14 +196,8 @@ impl PageTable {
     }
 
     /// Notes what is given up. It is named, so that it stays given up until a checkpoint says so.
-    fn note_given_up(
-        &self,
-        residents: &mut Residents,
-        pages: impl IntoIterator<Item = PageIndex>,
-        object: Option<MapObjectId>,
-    ) {
+    fn note_given_up(&self, residents: &mut Residents, pages: impl IntoIterator<Item = PageIndex>) {
         pages.into_iter().for_each(|index| residents.changed.insert(index));
-        residents.damaged.extend(object);
         residents.shifts.is_short = true;
         residents.has_given_up = true;
     }
@@ -208,8 +229,7 @@ impl PageTable {
             "a directory of the block map is damaged for good: what it led to and was not written since is lost"
         );
         residents.changed.clear_directory(which);
-        let object = base.reference(which).map(|directory| directory.object);
-        self.note_given_up(&mut residents, pages, object);
+        self.note_given_up(&mut residents, pages);
         if !residents.postponed.is_empty() {
             let outlived = residents.postponed.len();
             residents.outlived.insert(which, outlived);

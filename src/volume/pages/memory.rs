@@ -1,6 +1,6 @@
 //! The pages of one volume in memory: brought in from RocksDB or the checkpoint, changed, written back, let go of.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,6 +14,7 @@ use crate::segment::apply_entry;
 use crate::units::{BlockCount, BlockRange, VolumeId};
 use crate::volume::pages::PageTable;
 use crate::volume::pages::count::Shifts;
+use crate::volume::pages::damage::Met;
 use crate::work::simulated::{self, Mutation};
 
 /// Neighbours that a fetch from the checkpoint may bring along.
@@ -65,8 +66,8 @@ pub(super) struct Residents {
     pub outlived: HashMap<u32, usize>,
     /// Entries replayed or applied since the checkpoint.
     pub entries_since: usize,
-    /// The objects of which something was given up.
-    pub damaged: BTreeSet<MapObjectId>,
+    /// The objects in which damage was met.
+    pub damaged: BTreeMap<MapObjectId, Met>,
     /// Something was given up that the checkpoint still has.
     pub has_given_up: bool,
 }

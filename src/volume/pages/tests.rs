@@ -96,7 +96,7 @@ impl World {
     /// Damage is met only by those who are to give up what is damaged.
     async fn apply_despite(&mut self, segment: Arc<SegmentIndex>, on_damage: OnDamage) {
         match self.pages.apply(&segment, OnDamage::Fail).await {
-            Err(error) if on_damage == OnDamage::GiveUp && error.is_damage() => {
+            Err(error) if on_damage != OnDamage::Fail && error.is_damage() => {
                 self.pages.apply(&segment, on_damage).await.unwrap();
             }
             applied => applied.unwrap(),
@@ -110,8 +110,8 @@ impl World {
     }
 
     async fn try_checkpoint(&mut self, on_damage: OnDamage) -> Result<()> {
-        if on_damage == OnDamage::GiveUp {
-            self.pages.give_up_directories().await?;
+        if on_damage != OnDamage::Fail {
+            self.pages.give_up_directories(on_damage).await?;
         }
         let position = Position { epoch: Epoch(1), number: SegmentNumber(0), sequence: Sequence(0) };
         let (changed, base) = (self.pages.changed(), self.pages.base());

@@ -1,10 +1,13 @@
 //! Damage of the checkpoint below: pages and directories of which a byte is not what it was.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use super::*;
 use crate::format::map_object::PageRef;
 use crate::store::{ByteRange, Condition, ObjectKey};
+
+const AT_ONCE: OnDamage = OnDamage::GiveUp(Duration::ZERO);
 
 /// What is known of a volume of which a part of the checkpoint was damaged.
 struct Damaged {
@@ -112,7 +115,7 @@ async fn damage_for_good_costs_what_was_damaged_and_not_written_since() {
         for number in 11..random.random_range(11..16) {
             let segment = random_segment(&mut random, number);
             damaged.note(&segment);
-            world.apply_despite(segment, OnDamage::GiveUp).await;
+            world.apply_despite(segment, AT_ONCE).await;
         }
         if random.random_bool(0.4) {
             let unflushed = world.twin.unflushed();
@@ -129,13 +132,13 @@ async fn damage_for_good_costs_what_was_damaged_and_not_written_since() {
         seen[1] += u64::from(unreadable > 0);
         if let Err(error) = world.try_checkpoint(OnDamage::Fail).await {
             assert!(error.is_damage(), "seed {seed}: {error}");
-            world.try_checkpoint(OnDamage::GiveUp).await.unwrap();
+            world.try_checkpoint(AT_ONCE).await.unwrap();
             seen[2] += 1;
         }
         world.verify_despite(&damaged, &format!("seed {seed}, behind a checkpoint")).await;
         world.attach_again(budget, None).await;
         world.verify_despite(&damaged, &format!("seed {seed}, from that checkpoint")).await;
-        world.apply_despite(random_segment(&mut random, 16), OnDamage::GiveUp).await;
+        world.apply_despite(random_segment(&mut random, 16), AT_ONCE).await;
     }
     assert!(seen.as_flattened().iter().all(|count| *count > 0), "given up, left alone, met by a checkpoint: {seen:?}");
     println!("pages and directories given up, left alone, met by a checkpoint: {seen:?}");
@@ -157,7 +160,7 @@ async fn what_a_volume_has_grown_by_is_no_part_of_what_is_damaged() {
     world.attach_again(budget, None).await;
     let late = segment(2, vec![data(2 * PAGE_BLOCKS, 1, 0)]);
     damaged.note(&late);
-    world.apply_despite(late, OnDamage::GiveUp).await;
+    world.apply_despite(late, AT_ONCE).await;
     world.size = ByteLen(20 * PAGE_BLOCKS * BLOCK_SIZE);
     for what in ["given up", "in a checkpoint"] {
         let (lost, unreadable) = world.verify_despite(&damaged, what).await;
