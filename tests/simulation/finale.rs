@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use varve::block_device::Exports;
-use varve::checkpoint::Checkpoint;
+use varve::checkpoint::{Checkpoint, read_census};
 use varve::clock;
 use varve::fleet::FleetExports;
 use varve::format::map_object::MapObjectId;
@@ -104,7 +104,10 @@ impl World {
         assert!(swept.failures.is_empty(), "{:?}", swept.failures);
         for subject in &self.subjects {
             let manifest = ownership::load_unlocked(&*store, subject.id).await.expect("a manifest").manifest;
-            if !manifest.pins.is_empty() {
+            let census =
+                read_census(&*store, manifest.census.as_deref().unwrap_or_default()).await.expect("its census");
+            // What a listing may have missed is never taken for left over.
+            if !manifest.pins.is_empty() || census.1.is_listed {
                 continue;
             }
             let map = FrozenMap::open(&store, &manifest.moment()).await.expect("its map");
