@@ -127,6 +127,23 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// `Invalid`, `Damaged`, `Unavailable`, `Denied`, `Fenced`, `Stopping`, `Io`.
     async fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
 
+    /// The content of a range, in parts, if the device has all of it in memory anyway. `None` says nothing: [`BlockDevice::try_read`] may have it.
+    fn try_share(&self, _offset: u64, _length: u64) -> Option<Vec<Bytes>> {
+        None
+    }
+
+    /// As [`BlockDevice::read`], in parts, of which some may be memory that the device holds: for long reads, of which copies would cost more than
+    /// everything else.
+    ///
+    /// # Errors
+    /// As [`BlockDevice::read`].
+    async fn share(&self, offset: u64, length: u64) -> Result<Vec<Bytes>> {
+        // No device takes requests that do not fit.
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+        self.read(offset, &mut bytes).await?;
+        Ok(vec![bytes.into()])
+    }
+
     /// Makes every change acknowledged before this call durable to the level promised, then calls
     /// `done`. Commits that wait together are done together.
     fn commit(&self, done: CommitDone);

@@ -10,6 +10,8 @@ mod answers;
 mod contract;
 #[path = "store/fitness.rs"]
 mod fitness;
+#[path = "store/pieces.rs"]
+mod pieces;
 #[path = "store/rig.rs"]
 mod rig;
 #[path = "store/s3.rs"]
@@ -50,6 +52,7 @@ contract! {
     no_update_is_lost
     readers_see_whole_versions
     ranges_hold_what_was_asked_for
+    pieces_hold_what_was_asked_for
     an_empty_object_is_an_object
     long_bodies_survive
     deleting_twice_is_deleting_once

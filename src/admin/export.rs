@@ -20,7 +20,7 @@ use crate::limits::FRAME_BLOCKS;
 use crate::lineage::{self, FrozenMap};
 use crate::map::{PagePlace, SegmentPlace};
 use crate::ownership;
-use crate::segment::{fetch_frames, fetch_index, open_frame};
+use crate::segment::{FrameOpener, fetch_frames, fetch_index};
 use crate::service::ImageProgress;
 use crate::store::Store;
 use crate::units::{BLOCK_SIZE, ByteLen, SegmentId, SnapshotId, VolumeId};
@@ -221,13 +221,14 @@ impl Reader {
         let name = || format!("cannot read segment {segment}");
         let fetched = fetch_frames(&*self.store, segment, &entries).await.context(name)?;
         let key = self.store.key_of(segment.volume)?;
+        let opener = FrameOpener::new(segment, key.as_deref());
         let mut frames = Vec::with_capacity(group.len());
         for ((number, entry), stored) in group.iter().zip(fetched) {
-            let plain = match open_frame(segment, *number, entry, &stored, key.as_deref()) {
+            let plain = match opener.open(*number, entry, &stored) {
                 Err(error) if error.kind() == ErrorKind::Damaged => {
                     tracing::warn!(%segment, frame = number, "fetching a damaged frame again");
                     let again = fetch_frames(&*self.store, segment, &[*entry]).await.context(name)?;
-                    open_frame(segment, *number, entry, &again.into_iter().next().unwrap_or_default(), key.as_deref())
+                    opener.open(*number, entry, &again.into_iter().next().unwrap_or_default())
                 }
                 other => other,
             };

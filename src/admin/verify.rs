@@ -13,7 +13,7 @@ use crate::format::segment::IndexSeal;
 use crate::format::segment::{EntryKind, SegmentIndex};
 use crate::limits::PAGE_BLOCKS;
 use crate::map::{LogOverlay, LogPlace, MapPage, OverlayPlace, PageIndex, SegmentPlace};
-use crate::segment::{fetch_index, lost, open_frame, parse_object_tail};
+use crate::segment::{FrameOpener, fetch_index, lost, parse_object_tail};
 use crate::service::{CheckProblem, CheckProgress, CheckReport};
 use crate::store::{ByteRange, ObjectKey, Store, list_all};
 use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, ByteLen, Lba, LogOffset, SegmentId, SegmentNumber, VolumeId};
@@ -210,11 +210,12 @@ async fn verify_segment(
     if let Err(error) = crate::format::segment::decode_header(id, &fetched.bytes) {
         return Ok(Some((Damage::Frames(BTreeSet::new()), error.to_string())));
     }
+    let opener = FrameOpener::new(id, key.as_deref());
     let (mut frames, mut first) = (BTreeSet::new(), None);
     for (number, frame) in index.frames.iter().enumerate() {
         let number = number as u32;
         let stored = fetched.bytes.slice(frame.offset as usize..(frame.offset + frame.stored_length) as usize);
-        if let Err(error) = open_frame(id, number, frame, &stored, key.as_deref()) {
+        if let Err(error) = opener.open(number, frame, &stored) {
             frames.insert(number);
             first.get_or_insert(error.to_string());
         }

@@ -160,6 +160,11 @@ impl ReadCache {
         self.ring.insert(frame, stored);
     }
 
+    /// As [`ReadCache::insert_stored`] of a frame that was looked for there and not found, if that is just a copy. False if nothing was done.
+    pub fn try_insert_stored(&self, frame: FrameId, stored: &[u8]) -> bool {
+        self.ring.try_insert(frame, stored)
+    }
+
     /// True if the disk part is to be given a frame that somebody asked for and that it does not have: while what it holds is in use, frames
     /// that are asked for once stay outside. Notes that it was asked for.
     pub fn admits(&self, frame: FrameId) -> bool {

@@ -174,6 +174,11 @@ impl RingCache {
         self.guarded(|ring| ring.insert(frame, stored));
     }
 
+    /// Adds a frame that is not there, if that takes no waiting for the disk. False if it does.
+    pub fn try_insert(&self, frame: FrameId, stored: &[u8]) -> bool {
+        self.guarded(|ring| Ok(entry_bytes(stored.len()).is_some() && ring.try_append(frame, stored))) == Some(true)
+    }
+
     /// True if a frame that was asked for is to be added.
     pub fn admits(&self, frame: FrameId) -> bool {
         self.ring.as_ref().is_none_or(|ring| ring.door.admits(frame))

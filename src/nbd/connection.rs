@@ -26,10 +26,10 @@ use bytes::Bytes;
 use super::budget::Received;
 use super::buffers::{KEEP_BYTES, ReceiveBuffer, ReplyBuffer};
 use super::flow::Charge;
-use super::protocol::{Errno, Reader, RequestHead, Style, command, command_flag};
+use super::protocol::{Errno, RequestHead, command, command_flag};
 use super::reply::{self, Address};
 use super::request::{Parsed, Refusal, TOO_LONG, judge, parse};
-use super::session::{self, Session, StatusQuery, Ticket, answer_all};
+use super::session::{self, SHARED_BYTES_MIN, Session, StatusQuery, Ticket, answer_all};
 use super::transport::{ReadState, Transport};
 use super::watch::Watch;
 use crate::block_device::{Attempt, Change, Geometry};
@@ -348,7 +348,7 @@ impl<'a> Connection<'a> {
                     session.runtime.spawn(session::prefetch(ticket, head.length));
                 }
                 command::BLOCK_STATUS => {
-                    if let Ok(query) = status_query(&session, head, &self.buffer.filled()[request.payload.clone()]) {
+                    if let Ok(query) = StatusQuery::of(&session, head, &self.buffer.filled()[request.payload.clone()]) {
                         let Some(ticket) = self.ticket(to, query.bytes_max()) else { return };
                         session.runtime.spawn(session::block_status(ticket, query));
                     }
@@ -367,7 +367,7 @@ impl<'a> Connection<'a> {
         }
         // A long one has its memory for itself, and gives it back when it is sent.
         let charge = if bytes > KEEP_BYTES { self.admit(bytes as u64) } else { None };
-        if self.broken {
+        if self.broken || (length >= SHARED_BYTES_MIN && self.share(to, length)) {
             return;
         }
         let (head, content) = self.replies.room(bytes).split_at_mut(head_bytes);
@@ -400,6 +400,16 @@ impl<'a> Connection<'a> {
         }
     }
 
+    /// Answers a long read from memory of the device, if it has the content there.
+    fn share(&mut self, to: Address, length: u32) -> bool {
+        let Some(content) = self.session.device.try_share(to.offset, u64::from(length)) else { return false };
+        let (style, head_bytes) = (self.session.style, self.session.style.read_head_bytes());
+        reply::read_head(self.replies.room(head_bytes), style, to, length);
+        self.replies.keep(head_bytes);
+        self.send_replies_and(&content);
+        true
+    }
+
     fn fail(&mut self, to: Address, errno: Errno, message: &str) {
         reply::error(&mut self.replies, self.session.style, to, errno, message);
         if self.replies.filled().len() > REPLY_BATCH_BYTES {
@@ -426,8 +436,15 @@ impl<'a> Connection<'a> {
     }
 
     fn send_replies(&mut self) {
-        let filled = self.replies.filled();
-        if !filled.is_empty() && self.session.writer.send(filled).is_err() {
+        self.send_replies_and(&[]);
+    }
+
+    /// Sends what is answered, and the content that belongs to the last reply.
+    fn send_replies_and(&mut self, content: &[Bytes]) {
+        let mut parts = Vec::with_capacity(1 + content.len());
+        parts.push(self.replies.filled());
+        parts.extend(content.iter().map(|part| &part[..]));
+        if !parts[0].is_empty() && self.session.writer.send(&parts).is_err() {
             self.broken = true;
         }
         self.replies.clear();
@@ -444,38 +461,12 @@ fn commit(session: &Session, durable: &mut Vec<Ticket>) {
 /// Judges a request whose payload is at `payload` of `bytes`.
 fn examine(session: &Session, head: RequestHead, payload: Range<usize>, bytes: &[u8], geometry: &Geometry) -> Request {
     let verdict = if head.command == command::BLOCK_STATUS {
-        status_query(session, &head, &bytes[payload.clone()])
+        StatusQuery::of(session, &head, &bytes[payload.clone()])
             .and_then(|query| judge(session.style, &RequestHead { length: query.length, ..head }, geometry))
     } else {
         judge(session.style, &head, geometry)
     };
     Request { head, payload, verdict }
-}
-
-/// What a BLOCK_STATUS asks for; with a payload that is told there.
-fn status_query(session: &Session, head: &RequestHead, payload: &[u8]) -> Result<StatusQuery, Refusal> {
-    let invalid = |message| Refusal { errno: Errno::Invalid, message };
-    if session.contexts.is_empty() {
-        return Err(invalid("no metadata context was agreed on"));
-    }
-    let only_one = head.flags & command_flag::REQ_ONE != 0;
-    if session.style != Style::Extended || head.flags & command_flag::PAYLOAD_LEN == 0 {
-        return Ok(StatusQuery { length: head.length, only_one, contexts: session.contexts.clone() });
-    }
-    let malformed = || invalid("the payload of a block status request is malformed");
-    let mut reader = Reader(payload);
-    let length = reader.u64().ok_or_else(malformed)?;
-    let mut contexts = Vec::new();
-    while !reader.is_empty() {
-        let id = reader.u32().ok_or_else(malformed)?;
-        let known = session.contexts.iter().copied().find(|context| context.id() == id);
-        let context = known.filter(|context| !contexts.contains(context));
-        contexts.push(context.ok_or_else(|| invalid("a metadata context that is unknown or named twice"))?);
-    }
-    if contexts.is_empty() {
-        return Err(malformed());
-    }
-    Ok(StatusQuery { length, only_one, contexts })
 }
 
 fn to_owned(change: &Change<&[u8]>) -> Change<Bytes> {

@@ -8,13 +8,16 @@ use tokio::sync::watch;
 
 use super::budget::Purse;
 use super::flow::{Charge, Flow};
-use super::protocol::{Errno, Style};
+use super::protocol::{Errno, Reader, RequestHead, Style, command_flag};
 use super::reply::{self, Address, MetaContext, Status};
+use super::request::Refusal;
 use super::writer::Writer;
 use crate::block_device::{BlockDevice, Change, CommitDone};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::NBD_STATUS_EXTENTS_MAX;
 
+/// Content of shorter reads is copied behind the head of the reply: that costs less than to send it in parts.
+pub const SHARED_BYTES_MIN: u32 = 64 << 10;
 /// Extents looked at to find the first run of one status.
 const ONE_RUN_EXTENTS: usize = 64;
 
@@ -56,12 +59,12 @@ impl Ticket {
     pub fn finish(self, outcome: &Result<()>) {
         let mut bytes = Vec::with_capacity(64);
         encode_outcome(&mut bytes, self.session.style, self.to, outcome);
-        self.send(bytes);
+        self.send(vec![bytes.into()]);
     }
 
-    /// Answers with a reply that is encoded already.
-    fn send(mut self, bytes: Vec<u8>) {
-        self.session.writer.post(bytes, self.charge.take().into_iter().collect());
+    /// Answers with a reply that is encoded already, in parts.
+    fn send(mut self, parts: Vec<Bytes>) {
+        self.session.writer.post(parts, self.charge.take().into_iter().collect());
     }
 }
 
@@ -70,7 +73,7 @@ impl Drop for Ticket {
         if let Some(charge) = self.charge.take() {
             let mut bytes = Vec::new();
             reply::error(&mut bytes, self.session.style, self.to, Errno::Io, "the request was lost within the server");
-            self.session.writer.post(bytes, vec![charge]);
+            self.session.writer.post(vec![bytes.into()], vec![charge]);
         }
     }
 }
@@ -92,7 +95,7 @@ pub fn answer_all(mut tickets: Vec<Ticket>) -> CommitDone {
             charges.extend(ticket.charge.take());
         }
         if let Some(ticket) = tickets.first() {
-            ticket.session.writer.post(bytes, charges);
+            ticket.session.writer.post(vec![bytes.into()], charges);
         }
     })
 }
@@ -116,13 +119,25 @@ pub async fn change(ticket: Ticket, change: Change<Bytes>, durable: bool) {
 
 /// Answers a read whose content is not at hand.
 pub async fn read(ticket: Ticket, length: u32) {
-    let session = ticket.session.clone();
-    let head = session.style.read_head_bytes();
-    let mut bytes = vec![0; head + length as usize];
-    match session.device.read(ticket.to.offset, &mut bytes[head..]).await {
+    let (session, to) = (ticket.session.clone(), ticket.to);
+    let head_bytes = session.style.read_head_bytes();
+    if length >= SHARED_BYTES_MIN {
+        match session.device.share(to.offset, u64::from(length)).await {
+            Ok(mut parts) => {
+                let mut head = vec![0; head_bytes];
+                reply::read_head(&mut head, session.style, to, length);
+                parts.insert(0, head.into());
+                ticket.send(parts);
+            }
+            Err(error) => ticket.finish(&Err(error)),
+        }
+        return;
+    }
+    let mut bytes = vec![0; head_bytes + length as usize];
+    match session.device.read(to.offset, &mut bytes[head_bytes..]).await {
         Ok(()) => {
-            reply::read_head(&mut bytes[..head], session.style, ticket.to, length);
-            ticket.send(bytes);
+            reply::read_head(&mut bytes[..head_bytes], session.style, to, length);
+            ticket.send(vec![bytes.into()]);
         }
         Err(error) => ticket.finish(&Err(error)),
     }
@@ -146,6 +161,35 @@ pub struct StatusQuery {
 }
 
 impl StatusQuery {
+    /// What this request asks for; with a payload that is told there.
+    ///
+    /// # Errors
+    /// What is to be answered to one that makes no sense.
+    pub fn of(session: &Session, head: &RequestHead, payload: &[u8]) -> std::result::Result<Self, Refusal> {
+        let invalid = |message| Refusal { errno: Errno::Invalid, message };
+        if session.contexts.is_empty() {
+            return Err(invalid("no metadata context was agreed on"));
+        }
+        let only_one = head.flags & command_flag::REQ_ONE != 0;
+        if session.style != Style::Extended || head.flags & command_flag::PAYLOAD_LEN == 0 {
+            return Ok(StatusQuery { length: head.length, only_one, contexts: session.contexts.clone() });
+        }
+        let malformed = || invalid("the payload of a block status request is malformed");
+        let mut reader = Reader(payload);
+        let length = reader.u64().ok_or_else(malformed)?;
+        let mut contexts = Vec::new();
+        while !reader.is_empty() {
+            let id = reader.u32().ok_or_else(malformed)?;
+            let known = session.contexts.iter().copied().find(|context| context.id() == id);
+            let context = known.filter(|context| !contexts.contains(context));
+            contexts.push(context.ok_or_else(|| invalid("a metadata context that is unknown or named twice"))?);
+        }
+        if contexts.is_empty() {
+            return Err(malformed());
+        }
+        Ok(StatusQuery { length, only_one, contexts })
+    }
+
     /// Most bytes that the extents and the reply take.
     pub fn bytes_max(&self) -> u64 {
         let extents = if self.only_one { ONE_RUN_EXTENTS } else { NBD_STATUS_EXTENTS_MAX } as u64;
@@ -163,7 +207,7 @@ pub async fn block_status(ticket: Ticket, query: StatusQuery) {
     };
     let mut bytes = Vec::new();
     if reply::block_status(&mut bytes, style, to, &statuses, query.only_one) {
-        ticket.send(bytes);
+        ticket.send(vec![bytes.into()]);
     } else {
         ticket.finish(&Err(Error::new(ErrorKind::Io, "the device told of no extent")));
     }

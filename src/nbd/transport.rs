@@ -5,28 +5,55 @@
 //! Under TLS the state is behind a mutex that is never held while the socket is waited for, so that a reader
 //! that waits cannot keep a reply from being sent.
 
-use std::io::{self, Read, Write};
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown};
 use rustls::pki_types::CertificateDer;
 use rustls::{ServerConfig, ServerConnection};
 
 use super::pace::{Pace, Share};
 use crate::clock;
 
+/// Parts that are handed to the socket with one call, at most; the system takes 1024.
+const SLICES_MAX: usize = 128;
 /// Bytes taken from the socket at once under TLS.
 const RAW_BYTES: usize = 128 << 10;
 /// Between two looks of a watch that has its core for itself passes less than this.
 const ALONE: Duration = Duration::from_micros(5);
 /// Plain bytes encrypted before they are handed to the socket.
 const ENCRYPT_BYTES: usize = 256 << 10;
+
+/// Bytes as they go over the wire and have not gone yet, in parts.
+pub struct Raw(VecDeque<Bytes>);
+
+impl Raw {
+    /// True if all of it has gone.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes away what has gone, and what is empty.
+    fn advance(&mut self, mut count: usize) {
+        while let Some(part) = self.0.front_mut() {
+            let gone = count.min(part.len());
+            part.advance(gone);
+            count -= gone;
+            if !part.is_empty() {
+                return;
+            }
+            self.0.pop_front();
+        }
+    }
+}
 
 /// A socket whose every wait ends at a deadline.
 struct DeadlineSocket {
@@ -260,71 +287,94 @@ impl Transport {
         self.tls.as_ref().is_some_and(|tls| tls.lock().wants_write())
     }
 
-    /// What must go over the wire for `plain`. What is encoded first must be sent first.
+    /// What must go over the wire for these parts, one after the other. What is encoded first must be sent first.
     ///
     /// # Errors
     /// What TLS says.
-    pub fn encode(&self, plain: Vec<u8>) -> io::Result<Vec<u8>> {
-        match &self.tls {
-            Some(tls) => encrypt(&mut tls.lock(), &plain),
-            None => Ok(plain),
-        }
+    pub fn encode(&self, parts: Vec<Bytes>) -> io::Result<Raw> {
+        let Some(tls) = &self.tls else { return Ok(Raw(parts.into())) };
+        let mut raw = Vec::new();
+        encrypt(&mut tls.lock(), parts.iter().map(|part| &part[..]), &mut raw)?;
+        Ok(Raw(VecDeque::from([raw.into()])))
     }
 
-    /// Sends all of `plain`, waiting as long as it takes.
+    /// Sends all of these parts, one after the other, waiting as long as it takes.
     ///
     /// # Errors
     /// What TLS or the socket says.
-    pub fn send_all(&self, plain: &[u8]) -> io::Result<()> {
-        let Some(tls) = &self.tls else { return self.send_raw_all(plain) };
-        for part in plain.chunks(ENCRYPT_BYTES) {
-            let raw = encrypt(&mut tls.lock(), part)?;
-            self.send_raw_all(&raw)?;
+    pub fn send_all(&self, parts: &[&[u8]]) -> io::Result<()> {
+        let Some(tls) = &self.tls else { return self.send_raw_all(parts) };
+        let mut raw = Vec::new();
+        for part in parts.iter().flat_map(|part| part.chunks(ENCRYPT_BYTES)) {
+            encrypt(&mut tls.lock(), [part], &mut raw)?;
+            if raw.len() >= ENCRYPT_BYTES {
+                self.send_raw_all(&[&raw])?;
+                raw.clear();
+            }
         }
-        Ok(())
+        self.send_raw_all(&[&raw])
     }
 
-    fn send_raw_all(&self, mut raw: &[u8]) -> io::Result<()> {
+    fn send_raw_all(&self, parts: &[&[u8]]) -> io::Result<()> {
         let _sending = self.pace.sending();
-        while !raw.is_empty() {
-            match send(&self.socket, raw, SendFlags::NOSIGNAL) {
-                Ok(count) => {
-                    self.pace.moved(Share::Outgoing, count);
-                    raw = raw.get(count..).unwrap_or_default();
-                }
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut rest = &mut slices[..];
+        // Also steps over what is empty.
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            if let Some(count) = self.send_slices(rest, SendFlags::NOSIGNAL)? {
+                IoSlice::advance_slices(&mut rest, count);
             }
         }
         Ok(())
     }
 
-    /// Sends as much of `raw` (see [`Transport::encode`]) as the socket takes at once and returns how much it was.
+    /// Sends as much of `raw` as the socket takes at once, and takes it away.
     ///
     /// # Errors
     /// What the socket says, `WouldBlock` excepted.
-    pub fn try_send_raw(&self, raw: &[u8]) -> io::Result<usize> {
-        let mut sent = 0;
-        while sent < raw.len() {
-            match send(&self.socket, &raw[sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+    pub fn try_send_raw(&self, raw: &mut Raw) -> io::Result<()> {
+        raw.advance(0);
+        while !raw.is_empty() {
+            let slices: Vec<IoSlice<'_>> = raw.0.iter().take(SLICES_MAX).map(|part| IoSlice::new(part)).collect();
+            let Some(count) = self.send_slices(&slices, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)? else { break };
+            raw.advance(count);
+        }
+        Ok(())
+    }
+
+    /// Sends as much of what is not empty as the socket takes with one call; `None` if that is nothing.
+    fn send_slices(&self, slices: &[IoSlice<'_>], flags: SendFlags) -> io::Result<Option<usize>> {
+        loop {
+            let sent = match slices {
+                [alone] => send(&self.socket, alone, flags),
+                _ => {
+                    let slices = &slices[..slices.len().min(SLICES_MAX)];
+                    sendmsg(&self.socket, slices, &mut SendAncillaryBuffer::default(), flags)
+                }
+            };
+            match sent {
                 Ok(count) => {
                     self.pace.moved(Share::Outgoing, count);
-                    sent += count;
+                    return Ok(Some(count));
                 }
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
+                Err(Errno::AGAIN) => return Ok(None),
                 Err(errno) => return Err(errno.into()),
             }
         }
-        Ok(sent)
     }
 
     /// The last words of TLS, to be sent before the end; nothing without TLS.
-    pub fn farewell(&self) -> Vec<u8> {
-        let Some(tls) = &self.tls else { return Vec::new() };
-        let mut tls = tls.lock();
-        tls.send_close_notify();
-        encrypt(&mut tls, &[]).unwrap_or_default()
+    pub fn farewell(&self) -> Raw {
+        let mut raw = Vec::new();
+        if let Some(tls) = &self.tls {
+            let mut tls = tls.lock();
+            tls.send_close_notify();
+            // What cannot be said is not missed.
+            let _ = encrypt(&mut tls, [], &mut raw);
+        }
+        Raw(VecDeque::from([raw.into()]))
     }
 
     /// Ends the stream in the directions given; who waits for them is woken.
@@ -361,11 +411,17 @@ fn decrypt(tls: &mut ServerConnection, state: &mut ReadState, buffer: &mut [u8])
     }
 }
 
-fn encrypt(tls: &mut ServerConnection, plain: &[u8]) -> io::Result<Vec<u8>> {
-    let mut raw = Vec::with_capacity(plain.len() + plain.len() / 64 + 64);
-    tls.writer().write_all(plain)?;
-    while tls.wants_write() {
-        tls.write_tls(&mut raw)?;
+/// Adds to `raw` what must go over the wire for these parts.
+fn encrypt<'a>(
+    tls: &mut ServerConnection,
+    parts: impl IntoIterator<Item = &'a [u8]>,
+    raw: &mut Vec<u8>,
+) -> io::Result<()> {
+    for part in parts {
+        tls.writer().write_all(part)?;
     }
-    Ok(raw)
+    while tls.wants_write() {
+        tls.write_tls(raw)?;
+    }
+    Ok(())
 }

@@ -18,6 +18,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use rustix::net::Shutdown;
 use tokio::io::Interest;
@@ -25,17 +26,16 @@ use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
 
 use super::flow::Charge;
-use super::transport::Transport;
+use super::transport::{Raw, Transport};
 
 struct Outgoing {
-    bytes: Vec<u8>,
+    parts: Vec<Bytes>,
     charges: Vec<Charge>,
 }
 
 /// What the socket did not take at once.
 struct Rest {
-    raw: Vec<u8>,
-    sent: usize,
+    raw: Raw,
     /// Kept until the rest is out.
     _charges: Vec<Charge>,
 }
@@ -61,11 +61,11 @@ impl Writer {
         Arc::new(Writer { transport, runtime, state: Mutex::default(), released: Condvar::new() })
     }
 
-    /// Sends `bytes`, and what others have queued meanwhile, waiting as long as it takes.
+    /// Sends these parts, one after the other, and what others have queued meanwhile, waiting as long as it takes.
     ///
     /// # Errors
     /// If the connection is closed, now or already.
-    pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
+    pub fn send(&self, parts: &[&[u8]]) -> io::Result<()> {
         let mut state = self.state.lock();
         while state.owned && !state.closed {
             self.released.wait(&mut state);
@@ -75,18 +75,19 @@ impl Writer {
         }
         state.owned = true;
         drop(state);
-        let mut result = self.transport.send_all(bytes);
+        let mut result = self.transport.send_all(parts);
         while result.is_ok() {
             let Some(next) = self.next_or_release() else { return Ok(()) };
-            result = self.transport.send_all(&next.bytes);
+            let parts: Vec<&[u8]> = next.parts.iter().map(|part| &part[..]).collect();
+            result = self.transport.send_all(&parts);
         }
         self.close();
         result
     }
 
-    /// Sends `bytes` now if that needs no waiting, else later. The charges are dropped when all of it is with the socket.
-    pub fn post(self: &Arc<Self>, bytes: Vec<u8>, charges: Vec<Charge>) {
-        let outgoing = Outgoing { bytes, charges };
+    /// Sends these parts, one after the other, now if that needs no waiting, else later. The charges are dropped when all of it is with the socket.
+    pub fn post(self: &Arc<Self>, parts: Vec<Bytes>, charges: Vec<Charge>) {
+        let outgoing = Outgoing { parts, charges };
         let mut state = self.state.lock();
         if state.closed {
             drop(state);
@@ -111,9 +112,9 @@ impl Writer {
 
     /// Sends what the socket takes at once, and returns the rest if there is one.
     fn send_some(&self, outgoing: Outgoing) -> io::Result<Option<Rest>> {
-        let raw = self.transport.encode(outgoing.bytes)?;
-        let sent = self.transport.try_send_raw(&raw)?;
-        Ok((sent < raw.len()).then_some(Rest { raw, sent, _charges: outgoing.charges }))
+        let mut raw = self.transport.encode(outgoing.parts)?;
+        self.transport.try_send_raw(&mut raw)?;
+        Ok((!raw.is_empty()).then_some(Rest { raw, _charges: outgoing.charges }))
     }
 
     /// True after the first error.
@@ -130,9 +131,9 @@ impl Writer {
 
     /// Says goodbye where TLS wants it and ends the outgoing stream. Only when nothing is in flight.
     pub fn finish(self: &Arc<Self>) {
-        let farewell = self.transport.farewell();
+        let mut farewell = self.transport.farewell();
         // A client that has gone, or takes nothing more, does not miss it.
-        let _ = self.transport.try_send_raw(&farewell);
+        let _ = self.transport.try_send_raw(&mut farewell);
         self.transport.shutdown(Shutdown::Write);
     }
 
@@ -193,11 +194,11 @@ impl Writer {
         // A descriptor of its own: the next drain may register before this one has gone.
         let ready = watch_writable(self.transport.socket().try_clone()?)?;
         let _sending = self.transport.pace().sending();
-        while rest.sent < rest.raw.len() {
+        while !rest.raw.is_empty() {
             let mut guard = ready.writable().await?;
-            match self.transport.try_send_raw(&rest.raw[rest.sent..])? {
-                0 => guard.clear_ready(),
-                count => rest.sent += count,
+            self.transport.try_send_raw(&mut rest.raw)?;
+            if !rest.raw.is_empty() {
+                guard.clear_ready();
             }
         }
         Ok(())

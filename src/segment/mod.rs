@@ -6,11 +6,15 @@
 
 mod apply;
 mod builder;
+mod cut;
 mod reader;
 
 pub use apply::apply_entry;
 pub use builder::{BuiltSegment, SegmentBuilder, build_seal};
-pub use reader::{INDEX_SUFFIX_BYTES, fetch_frames, fetch_index, is_intact, lost, open_frame, parse_object_tail};
+pub use reader::{
+    FrameOpener, INDEX_SUFFIX_BYTES, fetch_each, fetch_frames, fetch_index, is_intact, lost, open_frame,
+    parse_object_tail,
+};
 
 #[cfg(test)]
 mod tests;

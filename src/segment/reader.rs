@@ -1,13 +1,16 @@
 //! Reading segments: their indexes (one request for the last bytes of the object) and frames (one range request
 //! for neighbours). Damaged bytes are fetched once more before they are believed to be damaged in the store.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 
 use crate::compression;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::segment::{Codec, FrameEntry, IndexSeal, SegmentIndex, decode_index, decode_trailer};
-use crate::seal::VolumeKey;
-use crate::store::{ByteRange, Fetched, ObjectKey, Store};
+use crate::seal::{ObjectSealer, Salt, VolumeKey};
+use crate::segment::cut::Cutter;
+use crate::store::{ByteRange, ObjectKey, Store};
 use crate::units::{BLOCK_SIZE, SegmentId};
 
 /// How many of a segment's last bytes are asked for at first: enough for the index of almost any.
@@ -63,20 +66,32 @@ pub fn parse_object_tail(id: SegmentId, tail: &[u8], object_length: u64, seal: I
 /// # Errors
 /// `NotFound` and what the store says; the bytes are not verified yet.
 pub async fn fetch_frames(store: &dyn Store, id: SegmentId, frames: &[FrameEntry]) -> Result<Vec<Bytes>> {
+    let mut fetched = Vec::with_capacity(frames.len());
+    fetch_each(store, id, frames, |_, stored| fetched.push(stored)).await?;
+    Ok(fetched)
+}
+
+/// As [`fetch_frames`], giving each to `each` as soon as all of it has arrived, with its position among `frames`. After an error, those
+/// before it were given.
+///
+/// # Errors
+/// As [`fetch_frames`].
+pub async fn fetch_each(
+    store: &dyn Store,
+    id: SegmentId,
+    frames: &[FrameEntry],
+    each: impl FnMut(usize, Bytes) + Send,
+) -> Result<()> {
     let (Some(first), Some(last)) = (frames.first(), frames.last()) else {
-        return Ok(Vec::new());
+        return Ok(());
     };
     let length = u64::from(last.offset) + u64::from(last.stored_length) - u64::from(first.offset);
-    let range = ByteRange::Part { offset: u64::from(first.offset), length };
-    let Fetched { bytes, .. } = store.get(&ObjectKey::segment(id), range).await?;
-    let cut = |frame: &FrameEntry| {
-        let start = (frame.offset - first.offset) as usize;
-        bytes.slice(start..start + frame.stored_length as usize)
-    };
-    if bytes.len() as u64 != length {
-        return Err(Error::damaged(format!("segment {id}: the store returned {} bytes for {length}", bytes.len())));
+    let cutter = Cutter::new(frames, first.offset, each);
+    store.get_in_pieces(&ObjectKey::segment(id), u64::from(first.offset), length, &cutter).await?;
+    match cutter.given() {
+        given if given == frames.len() => Ok(()),
+        given => Err(Error::damaged(format!("segment {id}: the store returned {given} frames of {}", frames.len()))),
     }
-    Ok(frames.iter().map(cut).collect())
 }
 
 /// True if the stored bytes of a frame are those that were written.
@@ -95,48 +110,73 @@ pub fn open_frame(
     stored: &Bytes,
     key: Option<&VolumeKey>,
 ) -> Result<Bytes> {
-    let damaged = |why: &str| Error::damaged(format!("frame {number} of segment {id} is damaged: {why}"));
-    if !is_intact(frame, stored) {
-        return Err(damaged("its checksum is wrong"));
-    }
-    let length = usize::from(frame.blocks) * BLOCK_SIZE as usize;
-    let opened = unseal(id, number, frame, stored, key).map_err(damaged)?;
-    let plain = match (frame.codec, opened) {
-        (Codec::Raw, Some(opened)) => Bytes::from(opened),
-        // A copy of its own: a slice would keep the whole fetched range alive in the cache.
-        (Codec::Raw, None) => Bytes::copy_from_slice(stored),
-        (Codec::Zstd, opened) => {
-            let packed = opened.as_deref().unwrap_or(stored);
-            let plain = compression::decompress(packed, length).map_err(|error| damaged(&error.to_string()))?;
-            Bytes::from(plain)
-        }
-    };
-    if plain.len() != length {
-        return Err(damaged("it holds fewer blocks than its index says"));
-    }
-    Ok(plain)
+    FrameOpener::new(id, key).open(number, frame, stored)
 }
 
-/// The bytes of a frame without their seal; `None` if they have none, as in a volume without a key.
-fn unseal(
+/// Opens frames of one segment. What is derived from its salt is derived once.
+pub struct FrameOpener<'a> {
     id: SegmentId,
-    number: u32,
-    frame: &FrameEntry,
-    stored: &Bytes,
-    key: Option<&VolumeKey>,
-) -> std::result::Result<Option<Vec<u8>>, &'static str> {
-    match (frame.seal, key) {
-        (None, None) => Ok(None),
-        (Some(seal), Some(key)) => {
-            let mut bytes = stored.to_vec();
-            let is_open = key.segment(id, seal.salt).open_frame(number, seal.tag, &mut bytes);
-            if is_open {
-                Ok(Some(bytes))
-            } else {
+    key: Option<&'a VolumeKey>,
+    sealer: OnceLock<(Salt, ObjectSealer)>,
+}
+
+impl<'a> FrameOpener<'a> {
+    /// `key` is that of the segment's volume, if it has one.
+    pub fn new(id: SegmentId, key: Option<&'a VolumeKey>) -> Self {
+        FrameOpener { id, key, sealer: OnceLock::new() }
+    }
+
+    /// As [`open_frame`].
+    ///
+    /// # Errors
+    /// As [`open_frame`].
+    pub fn open(&self, number: u32, frame: &FrameEntry, stored: &Bytes) -> Result<Bytes> {
+        let damaged = |why: &str| Error::damaged(format!("frame {number} of segment {} is damaged: {why}", self.id));
+        let length = usize::from(frame.blocks) * BLOCK_SIZE as usize;
+        let opened = self.unseal(number, frame, stored).map_err(damaged)?;
+        let plain = match (frame.codec, opened) {
+            (Codec::Raw, Some(opened)) => Bytes::from(opened),
+            // A copy of its own: a slice would keep the whole fetched range alive in the cache.
+            (Codec::Raw, None) => Bytes::copy_from_slice(stored),
+            (Codec::Zstd, opened) => {
+                let packed = opened.as_deref().unwrap_or(stored);
+                let plain = compression::decompress(packed, length).map_err(|error| damaged(&error.to_string()))?;
+                Bytes::from(plain)
+            }
+        };
+        if plain.len() != length {
+            return Err(damaged("it holds fewer blocks than its index says"));
+        }
+        Ok(plain)
+    }
+
+    /// The bytes of a frame without their seal; `None` if they have none, as in a volume without a key. A seal says all that the checksum
+    /// says, so that one is looked at only where there is no seal, or to tell rot from forgery.
+    fn unseal(
+        &self,
+        number: u32,
+        frame: &FrameEntry,
+        stored: &Bytes,
+    ) -> std::result::Result<Option<Vec<u8>>, &'static str> {
+        let checked = || if is_intact(frame, stored) { Ok(()) } else { Err("its checksum is wrong") };
+        match (frame.seal, self.key) {
+            (None, None) => checked().map(|()| None),
+            (Some(seal), Some(key)) => {
+                let mut bytes = stored.to_vec();
+                let derive = || key.segment(self.id, seal.salt);
+                let known = self.sealer.get_or_init(|| (seal.salt, derive()));
+                let is_open = match known {
+                    (salt, sealer) if *salt == seal.salt => sealer.open_frame(number, seal.tag, &mut bytes),
+                    _ => derive().open_frame(number, seal.tag, &mut bytes),
+                };
+                if is_open {
+                    return Ok(Some(bytes));
+                }
+                checked()?;
                 Err("it was changed, or sealed with another key or for another place")
             }
+            (None, Some(_)) => checked().and(Err("it is not encrypted, though its volume is")),
+            (Some(_), None) => checked().and(Err("it is encrypted, though its volume is not")),
         }
-        (None, Some(_)) => Err("it is not encrypted, though its volume is"),
-        (Some(_), None) => Err("it is encrypted, though its volume is not"),
     }
 }

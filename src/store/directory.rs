@@ -33,13 +33,17 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{ByteRange, Condition, ETag, Fetched, Listing, ObjectKey, Store, StoreError, StoreErrorKind, StoreResult};
+use super::{
+    Arrivals, ByteRange, Condition, ETag, Fetched, Listing, ObjectKey, Store, StoreError, StoreErrorKind, StoreResult,
+};
 
 mod files;
 mod listing;
 
 use files::Root;
 
+/// A part that is fetched in pieces is read so many bytes at a time.
+const PIECE_BYTES: u64 = 1 << 20;
 /// Objects in one page of a listing.
 const PAGE_OBJECTS: usize = 1000;
 
@@ -87,6 +91,24 @@ impl Store for DirectoryStore {
     async fn get(&self, key: &ObjectKey, range: ByteRange) -> StoreResult<Fetched> {
         let key = key.clone();
         self.blocking("read", StoreErrorKind::Unavailable, move |root| root.get(&key, range)).await
+    }
+
+    async fn get_in_pieces(
+        &self,
+        key: &ObjectKey,
+        offset: u64,
+        length: u64,
+        arrivals: &dyn Arrivals,
+    ) -> StoreResult<()> {
+        let mut arrived = 0;
+        while arrived < length {
+            let part =
+                ByteRange::Part { offset: offset.saturating_add(arrived), length: PIECE_BYTES.min(length - arrived) };
+            let bytes = self.get(key, part).await?.bytes;
+            arrived += bytes.len() as u64;
+            arrivals.take(bytes);
+        }
+        Ok(())
     }
 
     async fn put(&self, key: &ObjectKey, body: Bytes, condition: Condition) -> StoreResult<ETag> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{ByteRange, Condition, ETag, Fetched, Listing, ObjectKey, Store, StoreResult};
+use super::{Arrivals, ByteRange, Condition, ETag, Fetched, Listing, ObjectKey, Store, StoreResult};
 use crate::keys::Keyring;
 use crate::units::VolumeId;
 
@@ -26,6 +26,16 @@ impl Keyed {
 impl Store for Keyed {
     async fn get(&self, key: &ObjectKey, range: ByteRange) -> StoreResult<Fetched> {
         self.inner.get(key, range).await
+    }
+
+    async fn get_in_pieces(
+        &self,
+        key: &ObjectKey,
+        offset: u64,
+        length: u64,
+        arrivals: &dyn Arrivals,
+    ) -> StoreResult<()> {
+        self.inner.get_in_pieces(key, offset, length, arrivals).await
     }
 
     async fn put(&self, key: &ObjectKey, body: Bytes, condition: Condition) -> StoreResult<ETag> {

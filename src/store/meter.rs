@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{ByteRange, Condition, ETag, Fetched, Listing, ObjectKey, Store, StoreResult};
+use super::{Arrivals, ByteRange, Condition, ETag, Fetched, Listing, ObjectKey, Store, StoreResult};
 use crate::service::StoreCounts;
 
 /// Counters that run for as long as the daemon does.
@@ -62,6 +62,19 @@ impl Meter {
     }
 }
 
+/// Counts what arrives.
+struct Counting<'a> {
+    counts: &'a Counts,
+    arrivals: &'a dyn Arrivals,
+}
+
+impl Arrivals for Counting<'_> {
+    fn take(&self, bytes: Bytes) {
+        add(&self.counts.get_bytes, bytes.len() as u64);
+        self.arrivals.take(bytes);
+    }
+}
+
 #[async_trait]
 impl Store for Meter {
     async fn get(&self, key: &ObjectKey, range: ByteRange) -> StoreResult<Fetched> {
@@ -69,6 +82,18 @@ impl Store for Meter {
         let fetched = self.inner.get(key, range).await?;
         add(&self.counts.get_bytes, fetched.bytes.len() as u64);
         Ok(fetched)
+    }
+
+    async fn get_in_pieces(
+        &self,
+        key: &ObjectKey,
+        offset: u64,
+        length: u64,
+        arrivals: &dyn Arrivals,
+    ) -> StoreResult<()> {
+        add(&self.counts.gets, 1);
+        let counting = Counting { counts: &self.counts, arrivals };
+        self.inner.get_in_pieces(key, offset, length, &counting).await
     }
 
     async fn put(&self, key: &ObjectKey, body: Bytes, condition: Condition) -> StoreResult<ETag> {

@@ -204,11 +204,30 @@ impl From<StoreError> for Error {
 /// The result of a request to a store.
 pub type StoreResult<T> = std::result::Result<T, StoreError>;
 
+/// Takes what a get brings while it arrives.
+pub trait Arrivals: Send + Sync {
+    /// The next bytes of what was asked for. Each comes once, in order.
+    fn take(&self, bytes: Bytes);
+}
+
 /// An object store. Requests may run concurrently and may be dropped at any point; a dropped `put` may still take effect.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Fetches an object, or a part of one.
     async fn get(&self, key: &ObjectKey, range: ByteRange) -> StoreResult<Fetched>;
+
+    /// As [`Store::get`] of `length` bytes from `offset` on, which hands on what arrives while it arrives: a long part never is in memory as a whole. After an
+    /// error, `arrivals` has been given what came before it.
+    async fn get_in_pieces(
+        &self,
+        key: &ObjectKey,
+        offset: u64,
+        length: u64,
+        arrivals: &dyn Arrivals,
+    ) -> StoreResult<()> {
+        arrivals.take(self.get(key, ByteRange::Part { offset, length }).await?.bytes);
+        Ok(())
+    }
 
     /// Writes an object if the condition holds, and returns its new version.
     async fn put(&self, key: &ObjectKey, body: Bytes, condition: Condition) -> StoreResult<ETag>;

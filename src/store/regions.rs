@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use super::{ByteRange, Condition, ETag, Fetched, Listing, ObjectKey, Store, StoreError, StoreErrorKind, StoreResult};
+use super::{
+    Arrivals, ByteRange, Condition, ETag, Fetched, Listing, ObjectKey, Store, StoreError, StoreErrorKind, StoreResult,
+};
 use crate::units::VolumeId;
 
 /// The store at home, and those of other regions.
@@ -56,6 +58,16 @@ impl Regions {
 impl Store for Regions {
     async fn get(&self, key: &ObjectKey, range: ByteRange) -> StoreResult<Fetched> {
         self.store_of(key)?.get(key, range).await
+    }
+
+    async fn get_in_pieces(
+        &self,
+        key: &ObjectKey,
+        offset: u64,
+        length: u64,
+        arrivals: &dyn Arrivals,
+    ) -> StoreResult<()> {
+        self.store_of(key)?.get_in_pieces(key, offset, length, arrivals).await
     }
 
     async fn put(&self, key: &ObjectKey, body: Bytes, condition: Condition) -> StoreResult<ETag> {

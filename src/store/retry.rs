@@ -19,11 +19,13 @@
 //! effect any more; but one may have been applied and then replaced by the one whose object was found.
 //!
 //! Deadlines: a try that runs out of time makes the next one's deadline twice as long, up to eight times, and for a long body there is more
-//! patience, so that a slow line carries it in the end. Dropping a request stops it; nothing runs on.
+//! patience, so that a slow line carries it in the end. A part that is fetched in pieces goes on where the last try ended, and patience begins anew with whatever
+//! arrives. Dropping a request stops it; nothing runs on.
 
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -31,7 +33,9 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
 
 use super::meter::Counts;
-use super::{ByteRange, Condition, ETag, Fetched, Listing, ObjectKey, Store, StoreError, StoreErrorKind, StoreResult};
+use super::{
+    Arrivals, ByteRange, Condition, ETag, Fetched, Listing, ObjectKey, Store, StoreError, StoreErrorKind, StoreResult,
+};
 use crate::clock;
 
 /// Tries of a request whose answer is malformed. Cut bodies pass; rot does not, and is to be reported soon.
@@ -132,6 +136,19 @@ impl Retry {
         Err(StoreError::new(StoreErrorKind::Malformed, message))
     }
 
+    /// Asks for what has not arrived yet.
+    async fn get_rest(&self, key: &ObjectKey, offset: u64, rest: &Rest<'_>) -> StoreResult<()> {
+        let arrived = rest.arrived();
+        if arrived < rest.length {
+            self.inner.get_in_pieces(key, offset + arrived, rest.length - arrived, rest).await?;
+        }
+        if rest.arrived() == rest.length {
+            return Ok(());
+        }
+        let message = format!("cannot read {key}: {} bytes came for {} at {offset}", rest.arrived(), rest.length);
+        Err(StoreError::new(StoreErrorKind::Malformed, message))
+    }
+
     /// The version of the object if it holds `body`, else `None`.
     async fn find_ours(&self, tries: &mut Tries<'_>, key: &ObjectKey, body: &Bytes) -> StoreResult<Option<ETag>> {
         let length = body.len() as u64;
@@ -164,6 +181,31 @@ impl Retry {
 impl Store for Retry {
     async fn get(&self, key: &ObjectKey, range: ByteRange) -> StoreResult<Fetched> {
         self.persist("read", key, || self.get_once(key, range)).await
+    }
+
+    async fn get_in_pieces(
+        &self,
+        key: &ObjectKey,
+        offset: u64,
+        length: u64,
+        arrivals: &dyn Arrivals,
+    ) -> StoreResult<()> {
+        let rest = Rest { length, arrived: AtomicU64::new(0), arrivals };
+        let mut tries = Tries::new(&self.policy, "read", key, 0);
+        loop {
+            let before = rest.arrived();
+            match tries.once(self.get_rest(key, offset, &rest), StoreErrorKind::Unavailable).await {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    // Patience is with what does not move.
+                    if rest.arrived() > before {
+                        tries = Tries::new(&self.policy, "read", key, 0);
+                    }
+                    tries.pause_after(error).await?;
+                }
+            }
+            self.counts.retried();
+        }
     }
 
     async fn put(&self, key: &ObjectKey, body: Bytes, condition: Condition) -> StoreResult<ETag> {
@@ -208,6 +250,28 @@ impl Store for Retry {
 
     fn address(&self) -> &str {
         self.inner.address()
+    }
+}
+
+/// What is still to come of a part that is fetched in pieces: a further try asks for no more than that.
+struct Rest<'a> {
+    length: u64,
+    arrived: AtomicU64,
+    arrivals: &'a dyn Arrivals,
+}
+
+impl Rest<'_> {
+    fn arrived(&self) -> u64 {
+        self.arrived.load(Ordering::Relaxed)
+    }
+}
+
+impl Arrivals for Rest<'_> {
+    fn take(&self, mut bytes: Bytes) {
+        let before = self.arrived.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        // More than was asked for is an error, and none of it is passed on.
+        bytes.truncate(usize::try_from(self.length.saturating_sub(before)).unwrap_or(usize::MAX));
+        self.arrivals.take(bytes);
     }
 }
 

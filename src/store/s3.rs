@@ -36,19 +36,17 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::{
-    ByteRange, Condition, ETag, Fetched, Listed, Listing, ObjectKey, Operation, Store, StoreError, StoreErrorKind,
-    StoreResult,
+    Arrivals, ByteRange, Condition, ETag, Fetched, Listed, Listing, ObjectKey, Operation, Store, StoreError,
+    StoreErrorKind, StoreResult,
 };
 use crate::limits::{OBJECT_BYTES_MAX, STORE_FETCHES_AT_ONCE};
 use crate::settings::RegionSettings;
 use crate::units::UnixMillis;
 
-mod bodies;
 mod checksum;
 mod classify;
 mod range;
 
-use bodies::{Bodies, Body};
 use classify::{sdk_failure, stream_failure};
 use range::expected_part;
 
@@ -81,7 +79,6 @@ pub struct S3Store {
     /// Whether the bodies of writes are part of the signature.
     sign_bodies: bool,
     address: String,
-    bodies: Bodies,
     fetches: Semaphore,
 }
 
@@ -152,7 +149,6 @@ impl S3Store {
             prefix,
             sign_bodies,
             address,
-            bodies: Bodies::default(),
             fetches: Semaphore::new(STORE_FETCHES_AT_ONCE),
         }
     }
@@ -166,35 +162,71 @@ impl S3Store {
         StoreError::new(StoreErrorKind::Malformed, message)
     }
 
-    /// Collects a body of exactly `length` bytes.
-    async fn collect(&self, key: &ObjectKey, mut body: ByteStream, length: u64) -> StoreResult<Bytes> {
+    fn outside(&self, key: &ObjectKey, range: ByteRange) -> StoreError {
+        self.malformed(Operation::Get, key, &format!("it does not hold {range:?}"))
+    }
+
+    /// Asks for a range. `None` if it does not lie within the object.
+    async fn ask(&self, key: &ObjectKey, range: ByteRange) -> StoreResult<Option<GetObjectOutput>> {
+        let header = match range {
+            ByteRange::Full => None,
+            ByteRange::Part { length: 0, .. } | ByteRange::Suffix(0) => {
+                return Err(self.malformed(Operation::Get, key, "a range of no bytes"));
+            }
+            ByteRange::Part { offset, length } => Some(format!("bytes={offset}-{}", offset.saturating_add(length - 1))),
+            ByteRange::Suffix(length) => Some(format!("bytes=-{length}")),
+        };
+        let request = self.client.get_object().bucket(&self.bucket).key(self.name(key)).set_range(header);
+        match request.send().await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) if classify::is_range_outside(&error) => Ok(None),
+            Err(error) => Err(sdk_failure(Operation::Get, &self.address, key, &error)),
+        }
+    }
+
+    /// Hands on a body of exactly `length` bytes as it arrives.
+    async fn receive(
+        &self,
+        key: &ObjectKey,
+        mut body: ByteStream,
+        length: u64,
+        mut take: impl FnMut(Bytes),
+    ) -> StoreResult<()> {
         let wrong = |arrived: u64| {
             self.malformed(Operation::Get, key, &format!("{arrived} bytes of the body arrived instead of {length}"))
         };
-        let length = usize::try_from(length).map_err(|_| wrong(0))?;
-        let mut collected: Option<Body> = None;
-        let mut first = Bytes::new();
+        let mut arrived = 0;
         loop {
             let next = body.try_next().await.map_err(|error| stream_failure(&self.address, key, &error))?;
             let Some(chunk) = next else { break };
-            let arrived = first.len() + collected.as_ref().map_or(0, Body::len) + chunk.len();
+            arrived += chunk.len() as u64;
             if arrived > length {
-                return Err(wrong(arrived as u64));
+                return Err(wrong(arrived));
             }
+            take(chunk);
+        }
+        if arrived == length { Ok(()) } else { Err(wrong(arrived)) }
+    }
+
+    /// Collects a body of exactly `length` bytes.
+    async fn collect(&self, key: &ObjectKey, body: ByteStream, length: u64) -> StoreResult<Bytes> {
+        let room = usize::try_from(length).unwrap_or(usize::MAX);
+        let mut first = Bytes::new();
+        let mut collected = Vec::new();
+        let collect = |chunk: Bytes| {
             // A body that comes in one piece is passed on as it is.
-            if first.is_empty() && collected.is_none() {
+            if first.is_empty() && collected.is_empty() {
                 first = chunk;
-                continue;
+                return;
             }
-            let body = collected.get_or_insert_with(|| self.bodies.buffer(length));
-            body.extend(&std::mem::take(&mut first));
-            body.extend(&chunk);
-        }
-        let bytes = collected.map_or(first, Body::into_bytes);
-        if bytes.len() != length {
-            return Err(wrong(bytes.len() as u64));
-        }
-        Ok(bytes)
+            if collected.is_empty() {
+                collected.reserve_exact(room);
+                collected.extend_from_slice(&std::mem::take(&mut first));
+            }
+            collected.extend_from_slice(&chunk);
+        };
+        self.receive(key, body, length, collect).await?;
+        Ok(if collected.is_empty() { first } else { collected.into() })
     }
 
     /// Checks what a get was answered, before its body is fetched: where it lies, and the version.
@@ -265,35 +297,36 @@ impl Intercept for ConsistentReads {
 #[async_trait]
 impl Store for S3Store {
     async fn get(&self, key: &ObjectKey, range: ByteRange) -> StoreResult<Fetched> {
-        let header = match range {
-            ByteRange::Full => None,
-            ByteRange::Part { length: 0, .. } | ByteRange::Suffix(0) => {
-                return Err(self.malformed(Operation::Get, key, "a range of no bytes"));
-            }
-            ByteRange::Part { offset, length } => Some(format!("bytes={offset}-{}", offset.saturating_add(length - 1))),
-            ByteRange::Suffix(length) => Some(format!("bytes=-{length}")),
-        };
         // It is never closed, so there is always a place in the end.
         let place = self.fetches.acquire().await.ok();
-        let request = self.client.get_object().bucket(&self.bucket).key(self.name(key)).set_range(header);
-        let answer = match request.send().await {
-            Ok(answer) => answer,
-            Err(error) if classify::is_range_outside(&error) => {
-                // The end of an empty object is nothing; anything else that is outside of an object is an error.
-                if let ByteRange::Suffix(_) = range {
-                    drop(place);
-                    let whole = self.get(key, ByteRange::Full).await?;
-                    if whole.object_length == 0 {
-                        return Ok(whole);
-                    }
+        let Some(answer) = self.ask(key, range).await? else {
+            // The end of an empty object is nothing; anything else that is outside of an object is an error.
+            if let ByteRange::Suffix(_) = range {
+                drop(place);
+                let whole = self.get(key, ByteRange::Full).await?;
+                if whole.object_length == 0 {
+                    return Ok(whole);
                 }
-                return Err(self.malformed(Operation::Get, key, &format!("it does not hold {range:?}")));
             }
-            Err(error) => return Err(sdk_failure(Operation::Get, &self.address, key, &error)),
+            return Err(self.outside(key, range));
         };
         let (object_length, length, etag) = self.check_answer(key, range, &answer)?;
         let bytes = self.collect(key, answer.body, length).await?;
         Ok(Fetched { bytes, object_length, etag })
+    }
+
+    async fn get_in_pieces(
+        &self,
+        key: &ObjectKey,
+        offset: u64,
+        length: u64,
+        arrivals: &dyn Arrivals,
+    ) -> StoreResult<()> {
+        let range = ByteRange::Part { offset, length };
+        let _place = self.fetches.acquire().await.ok();
+        let answer = self.ask(key, range).await?.ok_or_else(|| self.outside(key, range))?;
+        let (_, length, _) = self.check_answer(key, range, &answer)?;
+        self.receive(key, answer.body, length, |bytes| arrivals.take(bytes)).await
     }
 
     async fn put(&self, key: &ObjectKey, body: Bytes, condition: Condition) -> StoreResult<ETag> {

@@ -13,7 +13,7 @@ use crate::units::{BLOCK_SIZE, SnapshotId};
 use crate::volume::core::Volume;
 use crate::volume::frozen_device::Compared;
 use crate::volume::gate::Refusal;
-use crate::volume::near::ReadsAhead;
+use crate::volume::near::{self, ReadsAhead};
 
 /// An attached volume, as one client's block device.
 pub struct VolumeDevice {
@@ -47,7 +47,16 @@ impl BlockDevice for VolumeDevice {
     }
 
     async fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        self.volume.read_bytes(offset, buffer).await
+        near::copy_parts(&self.volume.share_bytes(offset, buffer.len() as u64).await?, buffer);
+        Ok(())
+    }
+
+    fn try_share(&self, offset: u64, length: u64) -> Option<Vec<Bytes>> {
+        self.volume.try_share_bytes(offset, length)
+    }
+
+    async fn share(&self, offset: u64, length: u64) -> Result<Vec<Bytes>> {
+        self.volume.share_bytes(offset, length).await
     }
 
     fn commit(&self, done: CommitDone) {

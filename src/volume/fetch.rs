@@ -5,6 +5,7 @@
 //! those who need it.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,12 +20,13 @@ use crate::format::segment::{FrameEntry, IndexSeal, SegmentIndex, announced_leng
 use crate::limits::FRAME_BLOCKS;
 use crate::map::SegmentPlace;
 use crate::seal::{ItemPlace, Salt};
-use crate::segment::{fetch_frames, fetch_index, parse_object_tail};
+use crate::segment::{FrameOpener, fetch_each, fetch_frames, fetch_index, parse_object_tail};
 use crate::units::{BLOCK_SIZE, ByteLen, FrameId, SegmentId};
+use crate::volume::keep::keep_on_disk;
 use crate::volume::shared::{IndexWeight, Shared};
 
 /// Longest range request for frames of one segment, in bytes as stored.
-pub const FETCH_BYTES_MAX: u64 = 4 << 20;
+pub const FETCH_BYTES_MAX: u64 = 8 << 20;
 
 /// Indexes of segments in memory, weighed by their size.
 pub type SegmentIndexCache = quick_cache::sync::Cache<SegmentId, Arc<SegmentIndex>, IndexWeight, FixedState>;
@@ -34,26 +36,38 @@ pub fn new_segment_index_cache(budget: ByteLen) -> SegmentIndexCache {
     SegmentIndexCache::with(1024, budget.0, IndexWeight, FixedState::default(), DefaultLifecycle::default())
 }
 
-/// A run of blocks in a segment and where they go.
-pub struct Piece<'a> {
-    /// Where they lie.
-    pub place: SegmentPlace,
-    /// Where their bytes go: a whole number of blocks.
-    pub buffer: &'a mut [u8],
-}
-
-/// Copies the blocks of `piece` from frames that are at hand without waiting, if all of them are.
+/// Copies the blocks from `place` on from frames that are at hand without waiting, if all of them are.
 pub fn try_copy(shared: &Shared, place: SegmentPlace, buffer: &mut [u8]) -> bool {
     let mut block = u64::from(place.block);
     let mut rest = buffer;
     while !rest.is_empty() {
-        let id = FrameId { segment: place.segment, frame: (block / FRAME_BLOCKS) as u32 };
-        let Some(frame) = shared.cache.get(id).or_else(|| bring_at_once(shared, id)) else { return false };
-        let Some(copied) = copy_from_frame(&frame, block, rest) else { return false };
-        block += (copied as u64) / BLOCK_SIZE;
-        rest = &mut rest[copied..];
+        let Some(frame) = at_hand(shared, place.segment, block) else { return false };
+        let Some(blocks) = blocks_of_frame(&frame, block, rest.len()) else { return false };
+        let (part, behind) = rest.split_at_mut(blocks.len());
+        part.copy_from_slice(&frame[blocks]);
+        block += (part.len() as u64) / BLOCK_SIZE;
+        rest = behind;
     }
     true
+}
+
+/// Adds `count` blocks from `place` on to `parts`, if the frames that hold them are at hand.
+pub fn try_share(shared: &Shared, place: SegmentPlace, count: u64, parts: &mut Vec<Bytes>) -> bool {
+    let mut block = u64::from(place.block);
+    let end = block + count;
+    while block < end {
+        let Some(frame) = at_hand(shared, place.segment, block) else { return false };
+        let Some(part) = part_of_frame(&frame, block, end - block) else { return false };
+        block += part.len() as u64 / BLOCK_SIZE;
+        parts.push(part);
+    }
+    true
+}
+
+/// The frame that holds a block, if nobody has to wait for it.
+fn at_hand(shared: &Shared, segment: SegmentId, block: u64) -> Option<Bytes> {
+    let id = FrameId { segment, frame: (block / FRAME_BLOCKS) as u32 };
+    shared.cache.get(id).or_else(|| bring_at_once(shared, id))
 }
 
 /// Brings a frame from the disk part of the cache into memory, if nobody has to wait for that: neither for the disk nor for another who
@@ -67,40 +81,45 @@ fn bring_at_once(shared: &Shared, id: FrameId) -> Option<Bytes> {
     Some(plain)
 }
 
-/// Copies what of the blocks from `block` on lies in this frame, and returns how many bytes that were.
-fn copy_from_frame(frame: &Bytes, block: u64, buffer: &mut [u8]) -> Option<usize> {
+/// Where in this frame the blocks from `block` on lie, of which `length` bytes are wanted at most.
+fn blocks_of_frame(frame: &Bytes, block: u64, length: usize) -> Option<Range<usize>> {
     let start = (block % FRAME_BLOCKS * BLOCK_SIZE) as usize;
-    let available = frame.get(start..).filter(|bytes| !bytes.is_empty())?;
-    let count = available.len().min(buffer.len());
-    buffer[..count].copy_from_slice(&available[..count]);
-    Some(count)
+    let available = frame.len().checked_sub(start).filter(|available| *available > 0)?;
+    Some(start..start + available.min(length))
 }
 
-/// Fills the buffers of all pieces, fetching what is missing.
+/// What of `count` blocks from `block` on lies in this frame. A small part is a copy: it would keep all of the frame in memory.
+fn part_of_frame(frame: &Bytes, block: u64, count: u64) -> Option<Bytes> {
+    let blocks = blocks_of_frame(frame, block, (count.min(FRAME_BLOCKS) * BLOCK_SIZE) as usize)?;
+    let is_most = 2 * blocks.len() >= frame.len();
+    Some(if is_most { frame.slice(blocks) } else { Bytes::copy_from_slice(&frame[blocks]) })
+}
+
+/// Gets `count` blocks from `place` on, fetching the frames that are missing.
 ///
 /// # Errors
-/// `Damaged`, naming the segment, and what the store says.
-pub async fn fetch(shared: &Arc<Shared>, pieces: Vec<Piece<'_>>) -> Result<()> {
-    let fetches = pieces.into_iter().map(|piece| async move {
-        let count = piece.buffer.len() as u64 / BLOCK_SIZE;
-        let frames = load_frames(shared, piece.place, count).await?;
-        let mut block = u64::from(piece.place.block);
-        let mut rest = piece.buffer;
-        for frame in frames {
-            let copied = copy_from_frame(&frame, block, rest)
-                .ok_or_else(|| Error::damaged(format!("segment {} lacks block {block}", piece.place.segment)))?;
-            block += copied as u64 / BLOCK_SIZE;
-            rest = &mut rest[copied..];
-        }
-        Ok(())
-    });
-    join_all(fetches).await.into_iter().collect()
+/// `Damaged`, `Unavailable`, `Denied`.
+pub async fn share(shared: &Arc<Shared>, place: SegmentPlace, count: u64) -> Result<Vec<Bytes>> {
+    let frames = load_frames(shared, place, count).await?;
+    let mut block = u64::from(place.block);
+    let end = block + count;
+    let mut parts = Vec::with_capacity(frames.len());
+    for frame in frames {
+        let part = part_of_frame(&frame, block, end - block)
+            .ok_or_else(|| Error::damaged(format!("segment {} lacks block {block}", place.segment)))?;
+        block += part.len() as u64 / BLOCK_SIZE;
+        parts.push(part);
+    }
+    if block == end {
+        return Ok(parts);
+    }
+    Err(Error::damaged(format!("segment {} lacks block {block}", place.segment)))
 }
 
 /// Brings the frames that hold `count` blocks from `place` on into memory, and returns them in order.
 ///
 /// # Errors
-/// As [`fetch`].
+/// As [`share`].
 pub async fn load_frames(shared: &Arc<Shared>, place: SegmentPlace, count: u64) -> Result<Vec<Bytes>> {
     let first = u64::from(place.block) / FRAME_BLOCKS;
     let last = (u64::from(place.block) + count.max(1) - 1) / FRAME_BLOCKS;
@@ -123,7 +142,8 @@ pub async fn load_frames(shared: &Arc<Shared>, place: SegmentPlace, count: u64) 
         for (slot, bytes) in fill_leads(shared, place.segment, first, leads).await? {
             found[slot] = Some(bytes);
         }
-        for (slot, wait) in waits {
+        // The last one first: they come in order, and so whoever waits is woken once and not for each of them.
+        for (slot, wait) in waits.into_iter().rev() {
             if let Some(bytes) = wait.await {
                 found[slot] = Some(bytes);
             }
@@ -208,9 +228,14 @@ pub async fn open_fetched(
     entry: &FrameEntry,
     stored: Bytes,
 ) -> Result<(Bytes, Bytes)> {
-    if let Ok(plain) = shared.open_frame(segment, number, entry, &stored) {
-        return Ok((plain, stored));
+    match shared.open_frame(segment, number, entry, &stored) {
+        Ok(plain) => Ok((plain, stored)),
+        Err(_) => fetch_again(shared, segment, number, entry).await,
     }
+}
+
+/// A frame that arrived damaged, once more: its blocks, and the bytes it is stored as.
+async fn fetch_again(shared: &Shared, segment: SegmentId, number: u32, entry: &FrameEntry) -> Result<(Bytes, Bytes)> {
     tracing::warn!(%segment, frame = number, "fetching a damaged frame again");
     let stored = fetch_frames(&*shared.store, segment, &[*entry]).await?.pop().unwrap_or_default();
     let plain = shared.open_frame(segment, number, entry, &stored);
@@ -218,45 +243,42 @@ pub async fn open_fetched(
     Ok((plain, stored))
 }
 
+/// Fetches frames that lie close to each other with one request. Each is there for whoever waits for it as soon as it has arrived.
 async fn fetch_batch(shared: &Arc<Shared>, segment: SegmentId, batch: Vec<Missing>) -> Result<Vec<(usize, Bytes)>> {
     let entries: Vec<FrameEntry> = batch.iter().map(|missing| missing.entry).collect();
-    let _waiting = shared.warming.client_waits();
-    let stored =
-        fetch_frames(&*shared.store, segment, &entries).await.context(|| format!("cannot read segment {segment}"))?;
-    let mut filled = Vec::with_capacity(batch.len());
-    let mut kept = Vec::with_capacity(batch.len());
-    for (missing, stored) in batch.into_iter().zip(stored) {
-        let (plain, stored) = open_fetched(shared, segment, missing.number, &missing.entry, stored).await?;
-        let id = FrameId { segment, frame: missing.number };
-        if shared.cache.admits(id) {
-            kept.push((id, stored));
+    let key = shared.store.key_of(segment.volume)?;
+    let opener = FrameOpener::new(segment, key.as_deref());
+    let mut rest = batch.into_iter();
+    let (mut filled, mut damaged) = (Vec::with_capacity(entries.len()), Vec::new());
+    let each = |_: usize, stored: Bytes| {
+        // As many as there are entries, in their order.
+        let Some(missing) = rest.next() else { return };
+        match opener.open(missing.number, &missing.entry, &stored) {
+            Ok(plain) => filled.push(missing.fill(shared, plain, &stored)),
+            Err(_) => damaged.push(missing),
         }
-        missing.lead.fill(plain.clone());
-        filled.push((missing.slot, plain));
+    };
+    let waiting = shared.warming.client_waits();
+    let fetched = fetch_each(&*shared.store, segment, &entries, each).await;
+    drop(waiting);
+    fetched.context(|| format!("cannot read segment {segment}"))?;
+    for missing in damaged {
+        let (plain, stored) = fetch_again(shared, segment, missing.number, &missing.entry).await?;
+        filled.push(missing.fill(shared, plain, &stored));
     }
-    let answer = entries.iter().map(|entry| entry.stored_length as usize).sum();
-    keep_on_disk(shared, kept, answer);
     Ok(filled)
 }
 
-/// Fills the disk part of the cache behind the reader's back: nobody waits for it. What comes faster than the disk takes it is not kept, so that
-/// what waits for the disk is bounded. The frames are parts of `whole` bytes: if there is more of these than of the frames, the frames are copied, since they
-/// would keep all of it in memory until the disk has taken them.
-pub fn keep_on_disk(shared: &Arc<Shared>, mut kept: Vec<(FrameId, Bytes)>, whole: usize) {
-    let kib: usize = kept.iter().map(|(_, stored)| stored.len().div_ceil(1024)).sum();
-    let Ok(room) = shared.insertions.clone().try_acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX)) else {
-        return;
-    };
-    if kept.iter().map(|(_, stored)| stored.len()).sum::<usize>() < whole {
-        kept.iter_mut().for_each(|(_, stored)| *stored = Bytes::copy_from_slice(stored));
-    }
-    let cache = shared.cache.clone();
-    drop(shared.runtime.spawn_blocking(move || {
-        for (id, stored) in kept {
-            cache.insert_stored(id, &stored);
+impl Missing {
+    /// Gives the frame to whoever waits for it, and returns its place among those asked for.
+    fn fill(self, shared: &Arc<Shared>, plain: Bytes, stored: &[u8]) -> (usize, Bytes) {
+        let frame = self.lead.frame();
+        self.lead.fill(plain.clone());
+        if shared.cache.admits(frame) {
+            keep_on_disk(shared, frame, stored);
         }
-        drop(room);
-    }));
+        (self.slot, plain)
+    }
 }
 
 /// The index of a segment, from memory, RocksDB or the store.

@@ -16,12 +16,12 @@ use crate::block_device::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::{self, FrozenMap, FrozenPages};
-use crate::map::join_places;
+use crate::map::{PagePlace, join_places};
 use crate::ownership;
 use crate::store::Store;
 use crate::units::{BLOCK_SIZE, BlockRange, SnapshotId};
-use crate::volume::fetch::{self, Piece};
-use crate::volume::near::{self, Loads, ReadsAhead, Residences, WholeBlocks};
+use crate::volume::fetch;
+use crate::volume::near::{self, Content, Loads, ReadsAhead, Residences, WholeBlocks};
 use crate::volume::read_ahead::ReadAhead;
 use crate::volume::shared::Shared;
 
@@ -138,22 +138,31 @@ impl Inner {
         Attempt::Done
     }
 
-    async fn read_blocks(&self, range: BlockRange, buffer: &mut [u8]) -> Result<()> {
+    async fn share_blocks(&self, range: BlockRange) -> Result<Vec<Bytes>> {
         let mut places = Vec::new();
         self.map.lookup(range, &mut places).await?;
         join_places(&mut places);
-        let mut pieces = Vec::new();
-        let mut rest = buffer;
-        for found in places {
-            let (part, behind) = rest.split_at_mut(found.range.count.bytes().0 as usize);
-            rest = behind;
-            match found.place {
-                None => part.fill(0),
-                Some(place) => pieces.push(Piece { place, buffer: part }),
-            }
-        }
-        fetch::fetch(&self.shared, pieces).await
+        near::share(&self.shared, places.into_iter().map(content)).await
     }
+
+    /// As of [`BlockDevice::try_share`].
+    fn try_share(self: &Arc<Self>, offset: u64, length: u64) -> Option<Vec<Bytes>> {
+        self.check_range(offset, length).ok()?;
+        let range = BlockRange::covering(offset, length);
+        let mut places = Vec::new();
+        if !self.map.try_lookup(range, &mut places) {
+            return None;
+        }
+        join_places(&mut places);
+        let parts = near::try_share(&self.shared, places.into_iter().map(content))?;
+        self.note_hit(offset, length);
+        Some(near::cut(parts, range.start, offset, length))
+    }
+}
+
+fn content(found: PagePlace) -> Content {
+    let count = found.range.count;
+    found.place.map_or(Content::Zeros(count), |place| Content::Segment(place, count))
 }
 
 impl ReadsAhead for Inner {
@@ -218,13 +227,21 @@ impl BlockDevice for FrozenDevice {
     }
 
     async fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        self.0.check_range(offset, buffer.len() as u64)?;
-        near::check_read_length(buffer.len())?;
-        self.0.note_stream(offset, buffer.len() as u64);
-        let mut blocks = WholeBlocks::around(offset, buffer);
-        self.0.read_blocks(blocks.range, blocks.bytes()).await?;
-        blocks.finish();
+        near::copy_parts(&self.share(offset, buffer.len() as u64).await?, buffer);
         Ok(())
+    }
+
+    fn try_share(&self, offset: u64, length: u64) -> Option<Vec<Bytes>> {
+        self.0.try_share(offset, length)
+    }
+
+    async fn share(&self, offset: u64, length: u64) -> Result<Vec<Bytes>> {
+        self.0.check_range(offset, length)?;
+        near::check_read_length(length)?;
+        self.0.note_stream(offset, length);
+        let range = BlockRange::covering(offset, length);
+        let parts = self.0.share_blocks(range).await?;
+        Ok(near::cut(parts, range.start, offset, length))
     }
 
     /// Everything is in the store already.

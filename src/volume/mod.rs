@@ -13,6 +13,7 @@
 //! | `gate`, `places` | may requests be taken? is there memory for more of them? |
 //! | `family`, `schedule` | moments, snapshots, forks, growth; snapshots by themselves |
 //! | `pages`, `fetch`, `near`, `read_ahead` | map pages and frames, near and far |
+//! | `keep` | fetched frames on their way into the disk part of the cache |
 //! | `first_reads`, `warm`, `warm_walk` | what is read first, and bringing it before it is asked for |
 //! | `device`, `frozen_device` | volumes and snapshots as disks |
 //! | `shared`, `state_directory`, `local_state` | what all volumes of a daemon share, where it lies, and what it says of each |
@@ -28,6 +29,7 @@ mod fetch;
 mod first_reads;
 mod frozen_device;
 mod gate;
+mod keep;
 mod local_state;
 mod near;
 mod open;

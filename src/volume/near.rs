@@ -4,13 +4,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::{Buf, Bytes};
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 
 use crate::block_device::{ChangeExtent, Residence, ResidenceExtent};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{FRAME_BLOCKS, NEAR_BYTES_MAX, REQUEST_BYTES_MAX};
 use crate::map::SegmentPlace;
-use crate::units::{BLOCK_SIZE, BlockRange, FrameId, Lba};
+use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, FrameId, Lba};
 use crate::volume::fetch;
 use crate::volume::read_ahead::{self, ReadAhead};
 use crate::volume::shared::Shared;
@@ -21,7 +23,7 @@ const RESIDENCE_SCAN_BYTES: u64 = 4 << 30;
 /// How much of it is looked up at a time.
 const RESIDENCE_STEP_BYTES: u64 = 64 << 20;
 /// How much is looked up at a time to be brought near.
-const NEAR_STEP_BYTES: u64 = 4 << 20;
+const NEAR_STEP_BYTES: u64 = fetch::FETCH_BYTES_MAX;
 
 /// The blocks of `length` bytes from `offset` on, in parts that are looked up at a time to be brought near.
 pub fn steps(offset: u64, length: u64) -> impl Iterator<Item = BlockRange> {
@@ -59,8 +61,8 @@ pub fn check_range(name: impl std::fmt::Display, size: u64, offset: u64, length:
 ///
 /// # Errors
 /// `Invalid`.
-pub fn check_read_length(length: usize) -> Result<()> {
-    if length as u64 > REQUEST_BYTES_MAX {
+pub fn check_read_length(length: u64) -> Result<()> {
+    if length > REQUEST_BYTES_MAX {
         return Err(Error::invalid(format!("a read of {length} bytes is longer than {REQUEST_BYTES_MAX}")));
     }
     Ok(())
@@ -99,6 +101,82 @@ impl<'a> WholeBlocks<'a> {
     }
 }
 
+/// What a run of blocks holds.
+pub enum Content {
+    /// So many blocks of zeros.
+    Zeros(BlockCount),
+    /// These bytes.
+    Bytes(Bytes),
+    /// So many blocks of a segment.
+    Segment(SegmentPlace, BlockCount),
+}
+
+/// The content of runs that adjoin each other, in parts, if all of it is at hand.
+pub fn try_share(shared: &Shared, contents: impl IntoIterator<Item = Content>) -> Option<Vec<Bytes>> {
+    let mut parts = Vec::new();
+    for content in contents {
+        match content {
+            Content::Zeros(count) => parts.extend(zeros(count)),
+            Content::Bytes(bytes) => parts.push(bytes),
+            Content::Segment(place, count) if fetch::try_share(shared, place, count.0, &mut parts) => {}
+            Content::Segment(..) => return None,
+        }
+    }
+    Some(parts)
+}
+
+/// The content of runs that adjoin each other, in parts; what is missing is fetched.
+///
+/// # Errors
+/// As [`fetch::share`].
+pub async fn share(shared: &Arc<Shared>, contents: impl IntoIterator<Item = Content>) -> Result<Vec<Bytes>> {
+    let runs = contents.into_iter().map(|content| async {
+        match content {
+            Content::Zeros(count) => Ok(zeros(count).collect()),
+            Content::Bytes(bytes) => Ok(vec![bytes]),
+            Content::Segment(place, count) => fetch::share(shared, place, count.0).await,
+        }
+    });
+    let parts: Result<Vec<Vec<Bytes>>> = join_all(runs).await.into_iter().collect();
+    Ok(parts?.into_iter().flatten().collect())
+}
+
+fn zeros(count: BlockCount) -> impl Iterator<Item = Bytes> {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    let length = count.bytes().0;
+    (0..length).step_by(ZEROS.len()).map(move |at| {
+        let part = (length - at).min(ZEROS.len() as u64);
+        Bytes::from_static(&ZEROS[..part as usize])
+    })
+}
+
+/// Of parts that begin with block `start`, the bytes from `offset` on, `length` of them.
+pub fn cut(parts: Vec<Bytes>, start: Lba, offset: u64, length: u64) -> Vec<Bytes> {
+    let (mut before, mut left) = (offset - start.byte_offset(), length);
+    let mut cut = Vec::with_capacity(parts.len());
+    for mut part in parts {
+        let skipped = before.min(part.len() as u64);
+        part.advance(skipped as usize);
+        before -= skipped;
+        part.truncate(left.min(part.len() as u64) as usize);
+        left -= part.len() as u64;
+        if !part.is_empty() {
+            cut.push(part);
+        }
+    }
+    cut
+}
+
+/// Copies parts, one after the other. They fill the buffer.
+pub fn copy_parts(parts: &[Bytes], buffer: &mut [u8]) {
+    let mut rest = buffer;
+    for part in parts {
+        let (front, behind) = rest.split_at_mut(part.len());
+        front.copy_from_slice(part);
+        rest = behind;
+    }
+}
+
 /// A disk that reads ahead of those who read in order.
 pub trait ReadsAhead: Send + Sync + Sized + 'static {
     /// What it is called.
@@ -113,7 +191,7 @@ pub trait ReadsAhead: Send + Sync + Sized + 'static {
     /// Its newest stream of reads.
     fn reads(&self) -> &Mutex<ReadAhead>;
 
-    /// Brings a range of at most [`NEAR_BYTES_MAX`] into the memory part of the cache.
+    /// Brings a range of at most [`NEAR_BYTES_MAX`] or [`read_ahead::WINDOW_MAX`] into the memory part of the cache.
     fn bring_near(&self, offset: u64, length: u64) -> impl Future<Output = Result<()>> + Send;
 
     /// As [`ReadsAhead::bring_near`], for a range of any length: a part of it after the other, since all of it together could take any amount of memory.
@@ -130,7 +208,7 @@ pub trait ReadsAhead: Send + Sync + Sized + 'static {
     fn note_stream(self: &Arc<Self>, offset: u64, length: u64) {
         let size = self.size();
         // What is brought near must still be there when the reader comes.
-        let window = read_ahead::WINDOW_MAX.min(self.shared().cache.room_for_the_new().0 / 2);
+        let window = read_ahead::WINDOW_MAX.min(self.shared().cache.room_for_the_new().0 / 4 * 3);
         let Some(range) = self.reads().lock().note(offset, length, size, window) else { return };
         let disk = self.clone();
         drop(self.shared().runtime.spawn(async move {
@@ -250,7 +328,29 @@ pub fn change_extents(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::BlockCount;
+
+    #[test]
+    fn parts_are_cut_to_what_was_asked_for() {
+        let parts: Vec<Bytes> = [1, 2, 3].map(|byte| Bytes::from(vec![byte; 4096])).to_vec();
+        let whole = parts.concat();
+        for (offset, length) in [(8192, 12288), (8192, 1), (9000, 100), (12287, 2), (12288, 8192), (16384, 4096)] {
+            let cut = cut(parts.clone(), Lba(2), offset, length);
+            let start = (offset - 8192) as usize;
+            assert_eq!(cut.concat(), whole[start..start + length as usize], "{length} bytes at {offset}");
+            assert!(cut.iter().all(|part| !part.is_empty()));
+            let mut buffer = vec![0; length as usize];
+            copy_parts(&cut, &mut buffer);
+            assert_eq!(buffer, cut.concat());
+        }
+    }
+
+    #[test]
+    fn zeros_are_as_many_as_asked_for() {
+        for count in [1, 16, 17, 40] {
+            let parts: Vec<Bytes> = zeros(BlockCount(count)).collect();
+            assert_eq!(parts.concat(), vec![0; (count * BLOCK_SIZE) as usize]);
+        }
+    }
 
     #[test]
     fn changes_become_extents_without_gaps() {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::block_device::{Attempt, ChangeExtent, Residence, ResidenceExtent};
@@ -12,11 +13,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::{self, FrozenMap};
 use crate::log::LogRead;
 use crate::map::{LogPlace, OverlayPlace, PagePlace, SegmentPlace, join_places};
-use crate::units::BlockRange;
+use crate::units::{BlockCount, BlockRange};
 use crate::volume::core::Volume;
-use crate::volume::fetch::{self, Piece};
+use crate::volume::fetch;
 use crate::volume::gate::Refusal;
-use crate::volume::near::{self, Loads, ReadsAhead, Residences, WholeBlocks};
+use crate::volume::near::{self, Content, Loads, ReadsAhead, Residences, WholeBlocks};
 use crate::volume::read_ahead::ReadAhead;
 use crate::volume::shared::Shared;
 
@@ -32,6 +33,17 @@ enum Source {
 }
 
 type Runs = Vec<(BlockRange, Source)>;
+
+impl Source {
+    /// So many blocks from here, unless they are in the log.
+    fn frozen(self, count: BlockCount) -> Option<Content> {
+        match self {
+            Source::Log(_) => None,
+            Source::Zero => Some(Content::Zeros(count)),
+            Source::Segment(place) => Some(Content::Segment(place, count)),
+        }
+    }
+}
 
 impl Volume {
     /// Checks a range of bytes.
@@ -59,16 +71,34 @@ impl Volume {
         outcome
     }
 
-    pub(super) async fn read_bytes(self: &Arc<Self>, offset: u64, buffer: &mut [u8]) -> Result<()> {
+    /// The bytes of a range in parts, if all of them are zeros or in frames at hand.
+    pub(super) fn try_share_bytes(self: &Arc<Self>, offset: u64, length: u64) -> Option<Vec<Bytes>> {
+        self.gate.check().ok()?;
+        self.check_range(offset, length).ok()?;
+        let range = BlockRange::covering(offset, length);
+        let mut runs = Runs::new();
+        if !self.gather(range, &mut runs, &mut Vec::new()).ok()? {
+            return None;
+        }
+        runs.sort_by_key(|(run, _)| run.start);
+        let contents: Option<Vec<Content>> = runs.into_iter().map(|(run, source)| source.frozen(run.count)).collect();
+        let parts = near::try_share(&self.shared, contents?)?;
+        self.first_reads.note(offset, length);
+        self.note_hit(offset, length);
+        Some(near::cut(parts, range.start, offset, length))
+    }
+
+    /// The bytes of a range in parts, fetching what is missing.
+    pub(super) async fn share_bytes(self: &Arc<Self>, offset: u64, length: u64) -> Result<Vec<Bytes>> {
         self.pass_gate().await?;
-        self.check_range(offset, buffer.len() as u64)?;
-        near::check_read_length(buffer.len())?;
-        self.first_reads.note(offset, buffer.len() as u64);
-        self.note_stream(offset, buffer.len() as u64);
-        let mut blocks = WholeBlocks::around(offset, buffer);
-        self.read_blocks(blocks.range, blocks.bytes()).await?;
-        blocks.finish();
-        self.stand_by().await
+        self.check_range(offset, length)?;
+        near::check_read_length(length)?;
+        self.first_reads.note(offset, length);
+        self.note_stream(offset, length);
+        let range = BlockRange::covering(offset, length);
+        let parts = self.share_blocks(range).await?;
+        self.stand_by().await?;
+        Ok(near::cut(parts, range.start, offset, length))
     }
 
     /// Fills `buffer` with the blocks of `range` if all of them are at hand.
@@ -139,11 +169,17 @@ impl Volume {
 
     /// Fills `buffer` with the blocks of `range`, fetching what is missing.
     pub(super) async fn read_blocks(&self, range: BlockRange, buffer: &mut [u8]) -> Result<()> {
+        near::copy_parts(&self.share_blocks(range).await?, buffer);
+        Ok(())
+    }
+
+    /// The blocks of `range`, fetching what is missing.
+    async fn share_blocks(&self, range: BlockRange) -> Result<Vec<Bytes>> {
         for _ in 0..LOOKUPS_MAX {
             let runs = self.gather_waiting(range).await?;
-            match self.read_runs(&runs, buffer).await {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
+            match self.share_runs(&runs).await {
+                Ok(Some(parts)) => return Ok(parts),
+                Ok(None) => {}
                 Err(error) => self.only_if_moved(range, &runs, error).await?,
             }
         }
@@ -190,25 +226,25 @@ impl Volume {
         Ok(())
     }
 
-    /// Reads runs that adjoin each other and together fill `buffer`. False if a place in the log was given back meanwhile.
-    async fn read_runs(&self, runs: &Runs, buffer: &mut [u8]) -> Result<bool> {
-        let mut pieces = Vec::new();
-        let mut rest = buffer;
+    /// Reads runs that adjoin each other. `None` if a place in the log was given back meanwhile.
+    async fn share_runs(&self, runs: &Runs) -> Result<Option<Vec<Bytes>>> {
+        let mut contents = Vec::with_capacity(runs.len());
         for &(run, source) in runs {
-            let (part, behind) = rest.split_at_mut(run.count.bytes().0 as usize);
-            rest = behind;
-            match source {
-                Source::Zero => part.fill(0),
-                Source::Segment(place) => pieces.push(Piece { place, buffer: part }),
-                Source::Log(place) => match self.log.read_blocks(place.record, place.block, part) {
-                    Ok(LogRead::Done) => {}
-                    Ok(LogRead::Gone) => return Ok(false),
-                    Err(error) => return Err(self.log_damage(run, error)),
-                },
-            }
+            let content = match source {
+                Source::Log(place) => {
+                    let mut bytes = vec![0; run.count.bytes().0 as usize];
+                    match self.log.read_blocks(place.record, place.block, &mut bytes) {
+                        Ok(LogRead::Done) => Content::Bytes(bytes.into()),
+                        Ok(LogRead::Gone) => return Ok(None),
+                        Err(error) => return Err(self.log_damage(run, error)),
+                    }
+                }
+                Source::Zero => Content::Zeros(run.count),
+                Source::Segment(place) => Content::Segment(place, run.count),
+            };
+            contents.push(content);
         }
-        fetch::fetch(&self.shared, pieces).await?;
-        Ok(true)
+        near::share(&self.shared, contents).await.map(Some)
     }
 
     fn log_damage(&self, run: BlockRange, error: Error) -> Error {

@@ -21,13 +21,11 @@ use crate::units::{ByteLen, FrameId, SegmentId, StoreId};
 use crate::volume::fetch::SegmentIndexCache;
 use crate::volume::first_reads::RunsNoted;
 use crate::volume::frozen_device::FrozenMaps;
+use crate::volume::keep::Waiting;
 use crate::volume::pages::PageBudget;
 use crate::volume::places::PlacesBudget;
 use crate::volume::warm::Warming;
 use crate::work::{self, Runtime};
-
-/// Stored frames that may wait for the disk part of the cache, in KiB.
-pub const INSERTIONS_KIB_MAX: usize = 24 << 10;
 
 /// How clean a volume is kept: its segments take at most 1.35 times what is in use in them, besides what a small volume may waste.
 pub const CLEANING: Goal = Goal { percent: 135, slack: 64 << 20, fullest: 90 };
@@ -68,8 +66,8 @@ pub struct Shared {
     pub index: Arc<Index>,
     /// The read cache.
     pub cache: Arc<ReadCache>,
-    /// Room for stored frames on their way into the disk part of the cache, in KiB.
-    pub insertions: Arc<Semaphore>,
+    /// Stored frames on their way into the disk part of the cache.
+    pub waiting_for_disk: Arc<Waiting>,
     /// Room for segments on their way to the store, in KiB.
     pub uploads: Arc<Semaphore>,
     /// Indexes of segments, in memory.

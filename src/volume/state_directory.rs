@@ -30,9 +30,7 @@ use crate::volume::fetch::new_segment_index_cache;
 use crate::volume::frozen_device::FrozenMaps;
 use crate::volume::pages::PageBudget;
 use crate::volume::places::PlacesBudget;
-use crate::volume::shared::{
-    CLEANERS, EngineSettings, INSERTIONS_KIB_MAX, Packers, Shared, SlotsInIndex, UPLOADS_KIB_MAX,
-};
+use crate::volume::shared::{CLEANERS, EngineSettings, Packers, Shared, SlotsInIndex, UPLOADS_KIB_MAX};
 use crate::volume::warm::Warming;
 use crate::work::Runtime;
 
@@ -105,7 +103,7 @@ pub fn open_on(
         volumes_directory,
         index,
         cache,
-        insertions: Arc::new(Semaphore::new(INSERTIONS_KIB_MAX)),
+        waiting_for_disk: Arc::default(),
         cleaners: Semaphore::new(CLEANERS),
         uploads: Arc::new(Semaphore::new(UPLOADS_KIB_MAX)),
         segment_indexes: new_segment_index_cache(share(2)),

@@ -8,6 +8,7 @@ use varve::clock;
 use varve::store::{ByteRange, Condition, ETag, ObjectKey, StoreErrorKind, StoreResult, probe};
 use varve::units::{Epoch, SegmentId, SegmentNumber, SnapshotId, VolumeId};
 
+use crate::pieces::Gathered;
 use crate::rig::Rig;
 
 const WRITERS: u64 = 8;
@@ -212,6 +213,26 @@ pub async fn ranges_hold_what_was_asked_for(rig: &Rig) {
     for outside in [part(10_000, 1), part(9_999, 2), part(u64::MAX, 1), part(1, u64::MAX), part(5, 0)] {
         assert_eq!(kind(rig.store.get(&some_key(), outside).await), StoreErrorKind::Malformed, "{outside:?}");
     }
+}
+
+pub async fn pieces_hold_what_was_asked_for(rig: &Rig) {
+    let whole = body(1, 3 << 20);
+    rig.store.put(&some_key(), whole.clone(), Condition::IfAbsent).await.unwrap();
+    let end = whole.len() as u64;
+    for (offset, length) in [(0, 1), (0, end), (1, end - 1), (end - 1, 1), (1 << 20, 1 << 20)] {
+        let gathered = Gathered::default();
+        rig.store.get_in_pieces(&some_key(), offset, length, &gathered).await.unwrap();
+        let expected = whole.slice(offset as usize..(offset + length) as usize);
+        assert!(gathered.bytes() == expected, "{length} bytes at {offset}");
+    }
+    let nothing = Gathered::default();
+    for (offset, length) in [(end, 1), (end - 1, 2), (u64::MAX, 1)] {
+        let outside = rig.store.get_in_pieces(&some_key(), offset, length, &nothing).await;
+        assert_eq!(kind(outside), StoreErrorKind::Malformed, "{length} bytes at {offset}");
+    }
+    let missing = rig.store.get_in_pieces(&segment(9, 9, 9), 0, 10, &nothing).await;
+    assert_eq!(kind(missing), StoreErrorKind::NotFound);
+    assert!(nothing.bytes().is_empty());
 }
 
 pub async fn an_empty_object_is_an_object(rig: &Rig) {

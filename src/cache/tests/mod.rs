@@ -15,11 +15,27 @@ use crate::format::cache::CHUNK_BYTES;
 use world::{World, content, frame};
 
 #[test]
+fn a_frame_enters_at_once_unless_a_chunk_must_be_written() {
+    let world = World::new(6);
+    let stored = vec![7; 10_000];
+    assert!(!world.cache.try_insert_stored(frame(0), &stored), "no chunk is open yet");
+    world.cache.insert_stored(frame(0), &stored);
+    let entered = (1..1000).take_while(|&number| world.cache.try_insert_stored(frame(number), &stored)).count() as u64;
+    let in_a_chunk = CHUNK_BYTES / stored.len() as u64;
+    assert!((in_a_chunk - 3..in_a_chunk).contains(&entered), "{entered} frames");
+    for number in 0..=entered {
+        assert_eq!(world.cache.read_stored(frame(number)).as_deref(), Some(&stored[..]), "frame {number}");
+    }
+    assert_eq!(world.cache.read_stored(frame(entered + 1)), None);
+    assert!(!world.cache.try_insert_stored(frame(5000), &vec![7; 300 << 10]), "too long to be kept");
+}
+
+#[test]
 fn equals_a_model_over_many_rounds_and_restarts() {
     for seed in 0..6 {
         let mut random = SmallRng::seed_from_u64(seed);
         let mut world = World::new(6);
-        let mut inserted: Vec<u64> = Vec::new();
+        let (mut inserted, mut written): (Vec<u64>, Vec<u64>) = (Vec::new(), Vec::new());
         let mut discarded: HashSet<u64> = HashSet::new();
         let mut discards = 0;
         for step in 0..6000u64 {
@@ -37,9 +53,16 @@ fn equals_a_model_over_many_rounds_and_restarts() {
                 }
                 4..=60 => {
                     let number = random.random_range(0..2 * step + 10);
-                    world.cache.insert_stored(frame(number), &content(number));
+                    // Who looked for it may add it at once, where nothing has to be written for that.
+                    let is_there = world.cache.read_stored(frame(number)).is_some();
+                    let at_once = !is_there && random.random_bool(0.5);
+                    if !at_once || !world.cache.try_insert_stored(frame(number), &content(number)) {
+                        world.cache.insert_stored(frame(number), &content(number));
+                    }
                     discarded.remove(&number);
                     inserted.push(number);
+                    // What is there is not written again, and may leave with what was written before it.
+                    written.extend((!is_there).then_some(number));
                     assert_eq!(world.cache.read_stored(frame(number)).as_deref(), Some(&content(number)[..]));
                 }
                 _ => {
@@ -53,9 +76,9 @@ fn equals_a_model_over_many_rounds_and_restarts() {
                 }
             }
         }
-        // What was inserted last is there, whatever was kept besides.
+        // What was written last is there, whatever was kept besides.
         let mut newest = 0;
-        for &number in inserted.iter().rev().filter(|number| !discarded.contains(number)) {
+        for &number in written.iter().rev().filter(|number| !discarded.contains(number)) {
             newest += content(number).len() as u64;
             if newest > CHUNK_BYTES {
                 break;

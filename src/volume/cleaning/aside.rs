@@ -10,11 +10,13 @@ use crate::error::{Context, Result};
 use crate::format::segment::{FrameEntry, SegmentIndex};
 use crate::segment::fetch_frames;
 use crate::units::FrameId;
-use crate::volume::fetch::{FETCH_BYTES_MAX, group_frames, open_fetched};
+use crate::volume::fetch::{group_frames, open_fetched};
 use crate::volume::shared::Shared;
 
 /// So much that nobody needs is read rather than asking the store twice.
 const GAP_BYTES_MAX: u64 = 512 << 10;
+/// Longest request, in bytes as stored: some of them are in memory as a whole.
+const FETCH_BYTES_MAX: u64 = 4 << 20;
 /// Requests at the same time.
 const FETCHES_AT_ONCE: usize = 4;
 

@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
@@ -20,6 +19,7 @@ use crate::units::{BLOCK_SIZE, BlockCount, BlockRange, FrameId, Lba, SegmentId, 
 use crate::volume::cleaning::aside::frames_aside;
 use crate::volume::core::Volume;
 use crate::volume::fetch::segment_index;
+use crate::volume::keep::keep_on_disk;
 
 /// Frames of which the blocks are copied at a time: bounds memory.
 const FRAMES_AT_ONCE: usize = 128;
@@ -166,16 +166,13 @@ impl Volume {
     /// Keeps frames of a new segment in the cache, since what they hold was there before it was moved.
     pub(in crate::volume) fn keep_moved(&self, built: &BuiltSegment, frames: &BTreeSet<u32>) {
         let id = built.index.header.id;
-        let kept: Vec<(FrameId, Bytes)> = frames
-            .iter()
-            .filter_map(|number| {
-                let frame = built.index.frames.get(*number as usize)?;
+        for &number in frames {
+            if let Some(frame) = built.index.frames.get(number as usize) {
                 let start = frame.offset as usize;
-                let stored = built.bytes.slice(start..start + frame.stored_length as usize);
-                Some((FrameId { segment: id, frame: *number }, stored))
-            })
-            .collect();
-        crate::volume::fetch::keep_on_disk(&self.shared, kept, built.bytes.len());
+                let stored = &built.bytes[start..start + frame.stored_length as usize];
+                keep_on_disk(&self.shared, FrameId { segment: id, frame: number }, stored);
+            }
+        }
     }
 }
 
