@@ -41,7 +41,7 @@ done <"$work/keys" >"$work/objects"
 client() {
     local begin end bytes
     begin=$(date +%s%N)
-    bytes=$(s3 --parallel --parallel-max "$parallel" --write-out '%{size_download}\n' --config "$work/objects" | awk '{ sum += $1 } END { printf "%d", sum }')
+    bytes=$(s3 --parallel --parallel-max "$parallel" --write-out '%{size_download}\n' --config "$work/objects" | awk '{ sum += $1 } END { printf "%.0f", sum }')
     end=$(date +%s%N)
     [ "$bytes" -ge $((size_mib << 20)) ] || fail "the client got $bytes bytes, less than was written"
     awk -v bytes="$bytes" -v ns=$((end - begin)) 'BEGIN { printf "%.1f\n", bytes / 1048576 / (ns / 1e9) }'

@@ -65,6 +65,17 @@ pub enum Attempt {
     Failed(Error),
 }
 
+/// How an attempt to share content has ended.
+#[derive(Debug)]
+pub enum Sharing {
+    /// All of it, in order.
+    Parts(Vec<Bytes>),
+    /// Some of it must be waited for.
+    WouldBlock,
+    /// It cannot be shared, or not be read: [`BlockDevice::try_read`] says more.
+    Copy,
+}
+
 /// Where the content of an extent is found just now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Residence {
@@ -127,9 +138,9 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// `Invalid`, `Damaged`, `Unavailable`, `Denied`, `Fenced`, `Stopping`, `Io`.
     async fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
 
-    /// The content of a range, in parts, if the device has all of it in memory anyway. `None` says nothing: [`BlockDevice::try_read`] may have it.
-    fn try_share(&self, _offset: u64, _length: u64) -> Option<Vec<Bytes>> {
-        None
+    /// The content of a range, in parts, if the device has all of it in memory anyway.
+    fn try_share(&self, _offset: u64, _length: u64) -> Sharing {
+        Sharing::Copy
     }
 
     /// As [`BlockDevice::read`], in parts, of which some may be memory that the device holds: for long reads, of which copies would cost more than

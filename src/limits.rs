@@ -32,7 +32,7 @@ pub const STORE_FETCHES_AT_ONCE: usize = 128;
 /// Longest object that is fetched as a whole: twice the longest segment. A longer one is none of ours, and is
 /// refused before memory is taken for it.
 pub const OBJECT_BYTES_MAX: u64 = 2 * SEGMENT_OBJECT_BYTES_MAX;
-/// Bytes of a disk that are brought into memory at a time before they are asked for, by one reader or request: hides the store's latency,
+/// Bytes of a disk that one request to bring something near brings into memory at a time: hides the store's latency,
 /// and bounds memory.
 pub const NEAR_BYTES_MAX: u64 = 16 << 20;
 /// Blocks in one frame: 32 KiB before compression, a compromise between the ratio and reading 4 KiB at random.

@@ -130,7 +130,7 @@ impl ReadCache {
 
     /// True if the disk part keeps what it is given.
     pub fn keeps_on_disk(&self) -> bool {
-        self.ring.statistics().off.is_none()
+        self.ring.is_on()
     }
 
     /// True if neither part has anything yet.

@@ -169,6 +169,11 @@ impl RingCache {
         }
     }
 
+    /// True if it keeps what it is given.
+    pub fn is_on(&self) -> bool {
+        self.ring.is_some() && !self.is_off.load(Ordering::Acquire)
+    }
+
     /// Adds a frame unless it is there. Blocking.
     pub fn insert(&self, frame: FrameId, stored: &[u8]) {
         self.guarded(|ring| ring.insert(frame, stored));
@@ -224,7 +229,7 @@ impl RingCache {
 
     /// Runs `work` if the disk part is on, and switches it off if that fails.
     fn guarded<T>(&self, work: impl FnOnce(&Ring) -> Result<T>) -> Option<T> {
-        let ring = self.ring.as_ref().filter(|_| !self.is_off.load(Ordering::Acquire))?;
+        let ring = self.ring.as_ref().filter(|_| self.is_on())?;
         match work(ring) {
             Ok(done) => Some(done),
             Err(error) => {

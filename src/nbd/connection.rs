@@ -3,8 +3,8 @@
 //! # A round
 //! One `read` takes in as many requests as there are. All changes among them go to the device in one call, with
 //! their payloads still in the receive buffer; then one commit is asked for on behalf of every FLUSH and FUA; then
-//! reads are answered straight into the reply buffer; then one `write` sends all replies. What the device cannot do at once
-//! goes to the runtime and is answered when it is done.
+//! reads are answered straight into the reply buffer; then one `write` sends all replies. Long reads are sent from the device's own memory, at once, where
+//! it has their content there. What the device cannot do at once goes to the runtime and is answered when it is done.
 //!
 //! # Order
 //! Changes of a round take effect before its reads and are covered by its flushes. Nothing else is promised, nor does the
@@ -29,10 +29,10 @@ use super::flow::Charge;
 use super::protocol::{Errno, RequestHead, command, command_flag};
 use super::reply::{self, Address};
 use super::request::{Parsed, Refusal, TOO_LONG, judge, parse};
-use super::session::{self, SHARED_BYTES_MIN, Session, StatusQuery, Ticket, answer_all};
+use super::session::{self, SHARED_BYTES_MIN, Session, StatusQuery, Ticket, answer_all, is_whole};
 use super::transport::{ReadState, Transport};
 use super::watch::Watch;
-use crate::block_device::{Attempt, Change, Geometry};
+use crate::block_device::{Attempt, Change, Geometry, Sharing};
 use crate::limits::NEAR_BYTES_MAX;
 
 /// Replies gathered before they are sent though more requests of the round wait.
@@ -367,8 +367,15 @@ impl<'a> Connection<'a> {
         }
         // A long one has its memory for itself, and gives it back when it is sent.
         let charge = if bytes > KEEP_BYTES { self.admit(bytes as u64) } else { None };
-        if self.broken || (length >= SHARED_BYTES_MIN && self.share(to, length)) {
+        if self.broken {
             return;
+        }
+        if length >= SHARED_BYTES_MIN {
+            match self.session.device.try_share(to.offset, u64::from(length)) {
+                Sharing::Parts(parts) if is_whole(&parts, length) => return self.send_shared(to, length, &parts),
+                Sharing::WouldBlock => return self.read_slowly(to, length, charge),
+                Sharing::Parts(_) | Sharing::Copy => {}
+            }
         }
         let (head, content) = self.replies.room(bytes).split_at_mut(head_bytes);
         match self.session.device.try_read(to.offset, content) {
@@ -379,35 +386,31 @@ impl<'a> Connection<'a> {
                     self.send_replies();
                 }
             }
-            Attempt::WouldBlock => {
-                let charge = match charge {
-                    Some(charge) => {
-                        // Nothing is in there, for what was before a long one has been sent.
-                        self.replies.clear();
-                        charge
-                    }
-                    None => {
-                        let Some(charge) = self.admit(bytes as u64) else { return };
-                        charge
-                    }
-                };
-                let ticket = Ticket::new(self.session.clone(), to, charge);
-                self.session.runtime.spawn(session::read(ticket, length));
-            }
+            Attempt::WouldBlock => self.read_slowly(to, length, charge),
             Attempt::Failed(error) => {
                 self.fail(to, error.kind().into(), error.message());
             }
         }
     }
 
-    /// Answers a long read from memory of the device, if it has the content there.
-    fn share(&mut self, to: Address, length: u32) -> bool {
-        let Some(content) = self.session.device.try_share(to.offset, u64::from(length)) else { return false };
+    /// Leaves a read to a task. A long one has its charge already.
+    fn read_slowly(&mut self, to: Address, length: u32, charge: Option<Charge>) {
+        if charge.is_some() {
+            // Nothing is in there, for what was before a long one has been sent.
+            self.replies.clear();
+        }
+        let bytes = self.session.style.read_head_bytes() as u64 + u64::from(length);
+        let Some(charge) = charge.or_else(|| self.admit(bytes)) else { return };
+        let ticket = Ticket::new(self.session.clone(), to, charge);
+        self.session.runtime.spawn(session::read(ticket, length));
+    }
+
+    /// Answers a long read from memory of the device.
+    fn send_shared(&mut self, to: Address, length: u32, content: &[Bytes]) {
         let (style, head_bytes) = (self.session.style, self.session.style.read_head_bytes());
         reply::read_head(self.replies.room(head_bytes), style, to, length);
         self.replies.keep(head_bytes);
-        self.send_replies_and(&content);
-        true
+        self.send_replies_and(content);
     }
 
     fn fail(&mut self, to: Address, errno: Errno, message: &str) {

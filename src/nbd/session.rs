@@ -123,6 +123,9 @@ pub async fn read(ticket: Ticket, length: u32) {
     let head_bytes = session.style.read_head_bytes();
     if length >= SHARED_BYTES_MIN {
         match session.device.share(to.offset, u64::from(length)).await {
+            Ok(parts) if !is_whole(&parts, length) => {
+                ticket.finish(&Err(Error::new(ErrorKind::Io, "the device gave another length than was asked for")));
+            }
             Ok(mut parts) => {
                 let mut head = vec![0; head_bytes];
                 reply::read_head(&mut head, session.style, to, length);
@@ -141,6 +144,11 @@ pub async fn read(ticket: Ticket, length: u32) {
         }
         Err(error) => ticket.finish(&Err(error)),
     }
+}
+
+/// True if these parts are as long as they must be: a client takes what follows the head of a reply for content, as long as that says.
+pub fn is_whole(parts: &[Bytes], length: u32) -> bool {
+    parts.iter().map(|part| part.len() as u64).sum::<u64>() == u64::from(length)
 }
 
 /// Brings a range near.

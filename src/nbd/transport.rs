@@ -293,7 +293,7 @@ impl Transport {
     /// What TLS says.
     pub fn encode(&self, parts: Vec<Bytes>) -> io::Result<Raw> {
         let Some(tls) = &self.tls else { return Ok(Raw(parts.into())) };
-        let mut raw = Vec::new();
+        let mut raw = Vec::with_capacity(encrypted_bytes(parts.iter().map(Bytes::len).sum()));
         encrypt(&mut tls.lock(), parts.iter().map(|part| &part[..]), &mut raw)?;
         Ok(Raw(VecDeque::from([raw.into()])))
     }
@@ -304,7 +304,8 @@ impl Transport {
     /// What TLS or the socket says.
     pub fn send_all(&self, parts: &[&[u8]]) -> io::Result<()> {
         let Some(tls) = &self.tls else { return self.send_raw_all(parts) };
-        let mut raw = Vec::new();
+        let length = parts.iter().map(|part| part.len()).sum();
+        let mut raw = Vec::with_capacity(encrypted_bytes(length).min(encrypted_bytes(2 * ENCRYPT_BYTES)));
         for part in parts.iter().flat_map(|part| part.chunks(ENCRYPT_BYTES)) {
             encrypt(&mut tls.lock(), [part], &mut raw)?;
             if raw.len() >= ENCRYPT_BYTES {
@@ -409,6 +410,11 @@ fn decrypt(tls: &mut ServerConnection, state: &mut ReadState, buffer: &mut [u8])
         state.start += taken;
         tls.process_new_packets().map_err(io::Error::other)?;
     }
+}
+
+/// What so many bytes come to at most under TLS.
+fn encrypted_bytes(plain: usize) -> usize {
+    plain + plain / 64 + 64
 }
 
 /// Adds to `raw` what must go over the wire for these parts.

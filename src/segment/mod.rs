@@ -1,7 +1,7 @@
 //! Segments: building them from a run of the sequence, and reading them back from the store.
 //!
 //! Owns the way between blocks and segment objects. Guarantees: what [`open_frame`] returns was verified against its
-//! checksum; a built segment's bytes never change. Knows nothing of the log it is filled from or the
+//! checksum, or its tag where it has one; a built segment's bytes never change. Knows nothing of the log it is filled from or the
 //! cache its frames may go to.
 
 mod apply;

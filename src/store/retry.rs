@@ -19,8 +19,8 @@
 //! effect any more; but one may have been applied and then replaced by the one whose object was found.
 //!
 //! Deadlines: a try that runs out of time makes the next one's deadline twice as long, up to eight times, and for a long body there is more
-//! patience, so that a slow line carries it in the end. A part that is fetched in pieces goes on where the last try ended, and patience begins anew with whatever
-//! arrives. Dropping a request stops it; nothing runs on.
+//! patience, so that a slow line carries it in the end. A part that is fetched in pieces goes on where the last try ended, and there is more patience for
+//! whatever has arrived. Dropping a request stops it; nothing runs on.
 
 use std::fmt;
 use std::future::Future;
@@ -40,7 +40,7 @@ use crate::clock;
 
 /// Tries of a request whose answer is malformed. Cut bodies pass; rot does not, and is to be reported soon.
 const MALFORMED_TRIES: u32 = 4;
-/// For each so many bytes of a body there is a second more of patience.
+/// For each so many bytes of a body, or of what has arrived in pieces, there is a second more of patience.
 const BYTES_FOR_A_SECOND: u64 = 128 << 10;
 /// How often the deadline of a try is doubled at most.
 const DEADLINE_DOUBLINGS: u32 = 3;
@@ -60,7 +60,7 @@ pub struct RetryPolicy {
     pub delay_max: Duration,
     /// How long one try may take before it is given up.
     pub try_deadline: Duration,
-    /// How long to go on altogether; `None`: for as long as it takes.
+    /// How long to go on altogether, and longer for long bodies and what arrives of them; `None`: for as long as it takes.
     pub patience: Option<Duration>,
     /// Pause after the store refused us (`Denied`, `NoStore`, `Full`); `None`: such a failure is returned at once.
     pub refused_delay: Option<Duration>,
@@ -197,10 +197,7 @@ impl Store for Retry {
             match tries.once(self.get_rest(key, offset, &rest), StoreErrorKind::Unavailable).await {
                 Ok(()) => return Ok(()),
                 Err(error) => {
-                    // Patience is with what does not move.
-                    if rest.arrived() > before {
-                        tries = Tries::new(&self.policy, "read", key, 0);
-                    }
+                    tries.earn(rest.arrived() - before);
                     tries.pause_after(error).await?;
                 }
             }
@@ -307,6 +304,12 @@ impl<'a> Tries<'a> {
         let patience = policy.patience.map(|patience| patience + Duration::from_secs(bytes / BYTES_FOR_A_SECOND));
         let began = clock::running();
         Tries { policy, what, key, patience, began, failed: 0, malformed: 0, timeouts: 0, delays }
+    }
+
+    /// There is more patience for what has moved by so many bytes.
+    fn earn(&mut self, bytes: u64) {
+        let earned = Duration::from_secs_f64(bytes as f64 / BYTES_FOR_A_SECOND as f64);
+        self.patience = self.patience.map(|patience| patience + earned);
     }
 
     fn elapsed(&self) -> Duration {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::block_device::{Attempt, BlockDevice, Change, ChangeExtent, CommitDone, Geometry, ResidenceExtent};
+use crate::block_device::{Attempt, BlockDevice, Change, ChangeExtent, CommitDone, Geometry, ResidenceExtent, Sharing};
 use crate::error::Result;
 use crate::log::Committer;
 use crate::service::Durability;
@@ -51,7 +51,7 @@ impl BlockDevice for VolumeDevice {
         Ok(())
     }
 
-    fn try_share(&self, offset: u64, length: u64) -> Option<Vec<Bytes>> {
+    fn try_share(&self, offset: u64, length: u64) -> Sharing {
         self.volume.try_share_bytes(offset, length)
     }
 

@@ -258,9 +258,8 @@ async fn fetch_batch(shared: &Arc<Shared>, segment: SegmentId, batch: Vec<Missin
             Err(_) => damaged.push(missing),
         }
     };
-    let waiting = shared.warming.client_waits();
+    let _waiting = shared.warming.client_waits();
     let fetched = fetch_each(&*shared.store, segment, &entries, each).await;
-    drop(waiting);
     fetched.context(|| format!("cannot read segment {segment}"))?;
     for missing in damaged {
         let (plain, stored) = fetch_again(shared, segment, missing.number, &missing.entry).await?;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::block_device::{
-    Attempt, BlockDevice, Change, ChangeExtent, CommitDone, Geometry, Residence, ResidenceExtent,
+    Attempt, BlockDevice, Change, ChangeExtent, CommitDone, Geometry, Residence, ResidenceExtent, Sharing,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::{self, FrozenMap, FrozenPages};
@@ -146,17 +146,21 @@ impl Inner {
     }
 
     /// As of [`BlockDevice::try_share`].
-    fn try_share(self: &Arc<Self>, offset: u64, length: u64) -> Option<Vec<Bytes>> {
-        self.check_range(offset, length).ok()?;
+    fn try_share(self: &Arc<Self>, offset: u64, length: u64) -> Sharing {
+        if self.check_range(offset, length).is_err() {
+            return Sharing::Copy;
+        }
         let range = BlockRange::covering(offset, length);
         let mut places = Vec::new();
         if !self.map.try_lookup(range, &mut places) {
-            return None;
+            return Sharing::WouldBlock;
         }
         join_places(&mut places);
-        let parts = near::try_share(&self.shared, places.into_iter().map(content))?;
+        let Some(parts) = near::try_share(&self.shared, places.into_iter().map(content)) else {
+            return Sharing::WouldBlock;
+        };
         self.note_hit(offset, length);
-        Some(near::cut(parts, range.start, offset, length))
+        Sharing::Parts(near::cut(parts, range.start, offset, length))
     }
 }
 
@@ -231,7 +235,7 @@ impl BlockDevice for FrozenDevice {
         Ok(())
     }
 
-    fn try_share(&self, offset: u64, length: u64) -> Option<Vec<Bytes>> {
+    fn try_share(&self, offset: u64, length: u64) -> Sharing {
         self.0.try_share(offset, length)
     }
 

@@ -208,7 +208,7 @@ pub trait ReadsAhead: Send + Sync + Sized + 'static {
     fn note_stream(self: &Arc<Self>, offset: u64, length: u64) {
         let size = self.size();
         // What is brought near must still be there when the reader comes.
-        let window = read_ahead::WINDOW_MAX.min(self.shared().cache.room_for_the_new().0 / 4 * 3);
+        let window = read_ahead::WINDOW_MAX.min(self.shared().cache.room_for_the_new().0 / 2);
         let Some(range) = self.reads().lock().note(offset, length, size, window) else { return };
         let disk = self.clone();
         drop(self.shared().runtime.spawn(async move {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::block_device::{Attempt, ChangeExtent, Residence, ResidenceExtent};
+use crate::block_device::{Attempt, ChangeExtent, Residence, ResidenceExtent, Sharing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lineage::{self, FrozenMap};
 use crate::log::LogRead;
@@ -72,20 +72,24 @@ impl Volume {
     }
 
     /// The bytes of a range in parts, if all of them are zeros or in frames at hand.
-    pub(super) fn try_share_bytes(self: &Arc<Self>, offset: u64, length: u64) -> Option<Vec<Bytes>> {
-        self.gate.check().ok()?;
-        self.check_range(offset, length).ok()?;
+    pub(super) fn try_share_bytes(self: &Arc<Self>, offset: u64, length: u64) -> Sharing {
+        if self.gate.check().is_err() || self.check_range(offset, length).is_err() {
+            return Sharing::Copy;
+        }
         let range = BlockRange::covering(offset, length);
         let mut runs = Runs::new();
-        if !self.gather(range, &mut runs, &mut Vec::new()).ok()? {
-            return None;
+        match self.gather(range, &mut runs, &mut Vec::new()) {
+            Ok(true) => {}
+            Ok(false) => return Sharing::WouldBlock,
+            Err(_) => return Sharing::Copy,
         }
         runs.sort_by_key(|(run, _)| run.start);
         let contents: Option<Vec<Content>> = runs.into_iter().map(|(run, source)| source.frozen(run.count)).collect();
-        let parts = near::try_share(&self.shared, contents?)?;
+        let Some(contents) = contents else { return Sharing::Copy };
+        let Some(parts) = near::try_share(&self.shared, contents) else { return Sharing::WouldBlock };
         self.first_reads.note(offset, length);
         self.note_hit(offset, length);
-        Some(near::cut(parts, range.start, offset, length))
+        Sharing::Parts(near::cut(parts, range.start, offset, length))
     }
 
     /// The bytes of a range in parts, fetching what is missing.

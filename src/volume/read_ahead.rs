@@ -24,7 +24,8 @@ fn step_of(window: u64) -> u64 {
 /// The newest stream of reads of one volume.
 #[derive(Debug, Default)]
 pub struct ReadAhead {
-    began: u64,
+    /// What was read in order, in bytes.
+    read: u64,
     expected: u64,
     ahead_to: u64,
     streak: u32,
@@ -42,13 +43,14 @@ impl ReadAhead {
         let end = offset + length;
         if offset.abs_diff(self.expected) <= SLACK && end > self.expected {
             self.streak = self.streak.saturating_add(1);
+            self.read = self.read.saturating_add(length);
         } else if end + SLACK < self.expected || offset > self.expected + SLACK {
-            *self = ReadAhead { began: offset, expected: end, ahead_to: end, streak: 0 };
+            *self = ReadAhead { read: length, expected: end, ahead_to: end, streak: 0 };
             return None;
         }
         self.expected = self.expected.max(end);
         self.ahead_to = self.ahead_to.max(self.expected);
-        let earned = (self.expected - self.began).saturating_mul(GROWTH).max(FIRST_WINDOW);
+        let earned = self.read.saturating_mul(GROWTH).max(FIRST_WINDOW);
         let window = window.min(earned);
         let step = step_of(window);
         let target = (self.expected + window) / step * step;

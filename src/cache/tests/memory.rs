@@ -155,7 +155,7 @@ fn what_is_read_ahead_is_there_when_the_reader_comes() {
         read(&cache, number.saturating_sub(100 + number % 100));
     }
     // As much as is read ahead; the shards do not all get the same.
-    let window = cache.room_for_the_new().0 / 4 * 3 / (32 << 10);
+    let window = cache.room_for_the_new().0 / 2 / (32 << 10);
     for number in 0..window {
         read(&cache, 1_000_000 + number);
     }
