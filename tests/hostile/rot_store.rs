@@ -10,7 +10,7 @@ use varve::lineage::FrozenMap;
 use varve::store::{ByteRange, ObjectKey, Store, list_all};
 use varve::units::SnapshotId;
 
-use super::rot_engine::{World, copy, named, replace, scratch, start};
+use super::rot_engine::{World, copy, named, replace, scratch, start, stop};
 use varve::service::NewSnapshot;
 
 /// What was done, and what came of it.
@@ -153,9 +153,14 @@ async fn volume_case(world: &World, store: &Arc<dyn Store>, key: &ObjectKey, wha
         }
     }
     drop(volume);
-    // It waits for tasks that hold the volume, and nobody here needs to wait with it.
+    // It waits for tasks that hold the volume, and nobody here needs to wait with it. The folder must outlive it: RocksDB sleeps for a second
+    // after a flush that failed, on the one thread that flushes for the whole process.
     let id = world.id;
-    tokio::spawn(async move { fleet.detach(id, true).await });
+    tokio::spawn(async move {
+        // Not in good order where the map is damaged.
+        let _ = fleet.detach(id, true).await;
+        stop(fleet, folder.path()).await;
+    });
 }
 
 async fn snapshot_case(world: &World, store: &Arc<dyn Store>, id: SnapshotId, what: &str, found: &mut Found) {
