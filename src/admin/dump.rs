@@ -89,15 +89,11 @@ async fn checkpoint(store: &Arc<dyn Store>, id: VolumeId) -> Result<String> {
             for (offset, count, place) in page.places() {
                 let first = start + u64::from(offset);
                 let last = first + u64::from(count) - 1;
-                match place.segment.is_lost() {
-                    true => line(&mut out, format_args!("blocks {first}-{last}: lost")),
-                    false => {
-                        line(
-                            &mut out,
-                            format_args!("blocks {first}-{last}: segment {} block {}", place.segment, place.block),
-                        );
-                    }
-                }
+                let leads_to = match place.segment {
+                    segment if segment.is_lost() => "lost".to_owned(),
+                    segment => format!("segment {segment} block {}", place.block),
+                };
+                line(&mut out, format_args!("blocks {first}-{last}: {leads_to}"));
             }
             Ok(())
         })

@@ -16,4 +16,6 @@ pub use reader::{Checkpoint, KnownDirectories, read_census};
 pub use writer::{NewCheckpoint, PageSource, Position, Written, WrittenStats, write};
 
 #[cfg(test)]
+pub mod testing;
+#[cfg(test)]
 mod tests;

@@ -86,8 +86,17 @@ impl Checkpoint {
 
     /// Where a directory is, if there is one.
     pub fn reference(&self, which: u32) -> Option<PageRef> {
-        let at = self.root.directories.partition_point(|(known, _)| *known < which);
-        self.root.directories.get(at).filter(|(known, _)| *known == which).map(|(_, reference)| *reference)
+        position(&self.root.directories, which).map(|at| self.root.directories[at].1)
+    }
+
+    /// Where a page is, if there is one.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::directory`].
+    pub async fn page_reference(&self, index: PageIndex) -> Result<Option<PageRef>> {
+        let (which, slot) = split(index);
+        let directory = self.directory(which).await?;
+        Ok(position(&directory, slot).map(|at| directory[at].1))
     }
 
     /// True if the directory is in memory, and all its pages are `known`. Asks the store for nothing.
@@ -110,10 +119,9 @@ impl Checkpoint {
     pub async fn pages(&self, index: PageIndex, read_ahead: usize) -> Result<Vec<(PageIndex, MapPage)>> {
         let (which, slot) = split(index);
         let directory = self.directory(which).await?;
-        let at = directory.partition_point(|(known, _)| *known < slot);
-        if directory.get(at).is_none_or(|(known, _)| *known != slot) {
+        let Some(at) = position(&directory, slot) else {
             return Ok(vec![(index, MapPage::default())]);
-        }
+        };
         let group = group_at(which, &directory[at..], read_ahead.saturating_add(1));
         let mut fetched = self.fetch_group(&group, 1).await?.into_iter();
         let mut pages = Vec::with_capacity(group.len());
@@ -310,6 +318,11 @@ async fn get(store: &dyn Store, object: MapObjectId, offset: u32, length: u64) -
         StoreErrorKind::Malformed => Error::damaged(error.message),
         _ => error.into(),
     })
+}
+
+/// Where in `references` the one of a directory or a slot is.
+fn position(references: &References, wanted: u32) -> Option<usize> {
+    references.binary_search_by_key(&wanted, |(known, _)| *known).ok()
 }
 
 /// The directory of a page, and its slot there.

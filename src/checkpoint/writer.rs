@@ -339,14 +339,13 @@ async fn what_counts(base: &Checkpoint, changed: &ChangedPages, which: u32) -> R
 
 /// Puts a reference in its slot, and returns the one that was there.
 fn replace(references: &mut References, slot: u32, reference: Option<PageRef>) -> Option<PageRef> {
-    let at = references.partition_point(|(known, _)| *known < slot);
-    let is_there = references.get(at).is_some_and(|(known, _)| *known == slot);
-    match reference {
-        Some(reference) if is_there => Some(std::mem::replace(&mut references[at].1, reference)),
-        Some(reference) => {
+    match (references.binary_search_by_key(&slot, |(known, _)| *known), reference) {
+        (Ok(at), Some(reference)) => Some(std::mem::replace(&mut references[at].1, reference)),
+        (Ok(at), None) => Some(references.remove(at).1),
+        (Err(at), Some(reference)) => {
             references.insert(at, (slot, reference));
             None
         }
-        None => is_there.then(|| references.remove(at).1),
+        (Err(_), None) => None,
     }
 }

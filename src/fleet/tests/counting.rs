@@ -6,9 +6,10 @@ use bytes::Bytes;
 
 use super::{World, read, runtime, write};
 use crate::block_device::{BlockDevice, Change};
+use crate::checkpoint::testing::flip_a_bit;
 use crate::ownership;
 use crate::service::NewSnapshot;
-use crate::store::{ByteRange, Condition, Effect, Gate, Matching, ObjectKey, Operation};
+use crate::store::{Effect, Gate, Matching, ObjectKey, Operation};
 use crate::units::Epoch;
 use crate::volume::VolumeDevice;
 
@@ -78,12 +79,7 @@ fn a_damaged_census_is_counted_anew() {
     });
     runtime().block_on(async {
         let manifest = ownership::load(&*world.store, id).await.unwrap().manifest;
-        let part = manifest.census.unwrap()[0];
-        let key = ObjectKey::map_object(id, part.object.epoch, part.object.number);
-        let mut bytes = world.store.get(&key, ByteRange::Full).await.unwrap().bytes.to_vec();
-        bytes[part.offset as usize] ^= 1;
-        world.store.delete(&key).await.unwrap();
-        world.store.put(&key, bytes.into(), Condition::IfAbsent).await.unwrap();
+        flip_a_bit(&*world.store, manifest.census.unwrap()[0]).await;
     });
     world.life("b", async |fleet| {
         let (volume, _) = fleet.attach(id, false, false).await.unwrap();

@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::{World, read, runtime, write};
 use crate::block_device::{BlockDevice, Change};
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::testing::flip_a_bit;
 use crate::error::ErrorKind;
 use crate::format::map_object::PageRef;
 use crate::ownership;
-use crate::store::{ByteRange, Condition, ObjectKey};
 use crate::units::VolumeId;
 use crate::volume::{Volume, VolumeDevice};
 
@@ -53,11 +53,7 @@ impl World {
                 }
             }
         };
-        let key = ObjectKey::map_object(id, part.object.epoch, part.object.number);
-        let mut bytes = self.store.get(&key, ByteRange::Full).await.unwrap().bytes.to_vec();
-        bytes[part.offset as usize] ^= 1;
-        self.store.delete(&key).await.unwrap();
-        self.store.put(&key, bytes.into(), Condition::IfAbsent).await.unwrap();
+        flip_a_bit(&*self.store, part).await;
         part
     }
 

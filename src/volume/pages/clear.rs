@@ -174,11 +174,7 @@ impl PageTable {
         let base = self.base.read().clone();
         for which in run {
             let counts = !residents.changed.is_cleared(which) && base.reference(which).is_some();
-            residents.changed.clear_directory(which);
-            if !residents.postponed.is_empty() {
-                let outlived = residents.postponed.len();
-                residents.outlived.insert(which, outlived);
-            }
+            residents.clear_directory(which);
             if counts && !base.has_only(which, |index| seen.contains(index)) {
                 let first = u64::from(which) * DIRECTORY_PAGES;
                 gone(Gone::Unseen(PageIndex(first)..PageIndex(first + DIRECTORY_PAGES)));

@@ -86,9 +86,7 @@ impl PageTable {
     /// What the segments that were replayed say of a page of which nothing is known here but that.
     fn replayed_only(&self, index: PageIndex) -> Result<Option<MapPage>> {
         let residents = self.residents.lock();
-        // What is kept here is newer, even if it cannot be read.
-        let is_kept = residents.pages.contains_key(&index) || self.index.page(self.volume, index)?.is_some();
-        if is_kept || residents.changed.is_cleared(directory_of(index)) {
+        if self.is_kept(&residents, index)? || residents.changed.is_cleared(directory_of(index)) {
             return Ok(None);
         }
         let (mut page, _) = lost_page(&self.base(), index);
@@ -99,7 +97,7 @@ impl PageTable {
     pub(super) fn has_moved_on(&self, base: &Arc<Checkpoint>, index: PageIndex) -> Result<bool> {
         let residents = self.residents.lock();
         let is_other = !Arc::ptr_eq(base, &self.base.read()) || residents.changed.is_cleared(directory_of(index));
-        Ok(is_other || residents.pages.contains_key(&index) || self.index.page(self.volume, index)?.is_some())
+        Ok(is_other || self.is_kept(&residents, index)?)
     }
 
     /// True if something was given up that the checkpoint still has.
@@ -175,9 +173,7 @@ impl PageTable {
         if self.residents.lock().changed.is_cleared(which) {
             return Ok(());
         }
-        let slot = (index.0 % DIRECTORY_PAGES) as u32;
-        let directory = base.directory(which).await?;
-        let object = directory.iter().find(|(known, _)| *known == slot).map(|(_, page)| page.object);
+        let object = base.page_reference(index).await?.map(|page| page.object);
         match base.pages(index, 0).await {
             Err(error) if error.is_damage() => {
                 if !self.may_give_up(on_damage, object) {
@@ -216,7 +212,7 @@ impl PageTable {
         pages.extend((first..end).map(PageIndex));
         let (mut blocks, mut rest) = (0, Vec::new());
         for &index in &pages {
-            if residents.pages.contains_key(&index) || self.index.page(self.volume, index)?.is_some() {
+            if self.is_kept(&residents, index)? {
                 continue;
             }
             let (mut page, count) = lost_page(base, index);
@@ -228,12 +224,8 @@ impl PageTable {
             volume = %self.volume, first = first * PAGE_BLOCKS, blocks, %error,
             "a directory of the block map is damaged for good: what it led to and was not written since is lost"
         );
-        residents.changed.clear_directory(which);
+        residents.clear_directory(which);
         self.note_given_up(&mut residents, pages);
-        if !residents.postponed.is_empty() {
-            let outlived = residents.postponed.len();
-            residents.outlived.insert(which, outlived);
-        }
         for (index, page) in rest {
             self.insert(&mut residents, index, Arc::new(page), true);
         }

@@ -80,6 +80,14 @@ impl Residents {
         Ok(())
     }
 
+    /// Nothing of what the checkpoint has in a directory counts any more, nor what its pages lack.
+    pub fn clear_directory(&mut self, which: u32) {
+        self.changed.clear_directory(which);
+        if !self.postponed.is_empty() {
+            self.outlived.insert(which, self.postponed.len());
+        }
+    }
+
     /// True if no page of a directory holds anything.
     pub fn is_void(&self, base: &Checkpoint, which: u32) -> bool {
         match self.changed.directory(which) {
@@ -213,7 +221,7 @@ impl PageTable {
         residents.only_if_open(self.volume)?;
         let (mut fresh, mut found) = (Vec::new(), None);
         for (index, mut page) in fetched {
-            if residents.pages.contains_key(&index) || self.index.page(self.volume, index)?.is_some() {
+            if self.is_kept(&residents, index)? {
                 continue;
             }
             if !page.is_empty() {
@@ -229,6 +237,11 @@ impl PageTable {
         self.index.put_pages(self.volume, fresh)?;
         self.evict(&mut residents)?;
         Ok(found)
+    }
+
+    /// True if a page is in memory or in RocksDB: what is kept here is newer than the checkpoint's, even if it cannot be read.
+    pub(super) fn is_kept(&self, residents: &Residents, index: PageIndex) -> Result<bool> {
+        Ok(residents.pages.contains_key(&index) || self.index.page(self.volume, index)?.is_some())
     }
 
     pub(super) fn change(&self, index: PageIndex, mut page: Arc<MapPage>, edit: impl FnOnce(&mut MapPage)) {

@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::*;
+use crate::checkpoint::testing::flip_a_bit;
 use crate::format::map_object::PageRef;
-use crate::store::{ByteRange, Condition, ObjectKey};
 
 const AT_ONCE: OnDamage = OnDamage::GiveUp(Duration::ZERO);
 
@@ -42,7 +42,7 @@ impl World {
         let start = u64::from(which) * DIRECTORY;
         let is_directory = random.random();
         if is_directory {
-            self.flip(directory).await;
+            flip_a_bit(&*self.store, directory).await;
             return Some(Damaged {
                 blocks: start..start + DIRECTORY,
                 is_directory,
@@ -52,18 +52,9 @@ impl World {
         }
         let pages = checkpoint.directory(which).await.unwrap();
         let (slot, page) = pages[random.random_range(0..pages.len())];
-        self.flip(page).await;
+        flip_a_bit(&*self.store, page).await;
         let start = start + u64::from(slot) * PAGE_BLOCKS;
         Some(Damaged { blocks: start..start + PAGE_BLOCKS, is_directory, part: page, written: Vec::new() })
-    }
-
-    /// Doing it again puts it right.
-    async fn flip(&self, part: PageRef) {
-        let key = ObjectKey::map_object(part.object.volume, part.object.epoch, part.object.number);
-        let mut bytes = self.store.get(&key, ByteRange::Full).await.unwrap().bytes.to_vec();
-        bytes[(part.offset + part.stored_length / 2) as usize] ^= 4;
-        self.store.delete(&key).await.unwrap();
-        self.store.put(&key, bytes.into(), Condition::IfAbsent).await.unwrap();
     }
 
     /// Looks at every block that holds something, and some that do not: each is what it should be, or is lost, if it may be. Returns how
@@ -121,7 +112,7 @@ async fn damage_for_good_costs_what_was_damaged_and_not_written_since() {
             let unflushed = world.twin.unflushed();
             if random.random_bool(0.4) {
                 // What was given up before the crash is whole again, and no checkpoint says otherwise.
-                world.flip(damaged.part).await;
+                flip_a_bit(&*world.store, damaged.part).await;
                 damaged.blocks.end = damaged.blocks.start;
             }
             world.attach_again(budget, Some(random.random_range(0..=unflushed))).await;
@@ -155,7 +146,7 @@ async fn what_a_volume_has_grown_by_is_no_part_of_what_is_damaged() {
     world.apply(segment(1, vec![data(grown[0], 2, 0), data(grown[1], 1, 2)])).await;
     let checkpoint = Checkpoint::open(world.store.clone(), world.reference.unwrap()).await.unwrap();
     let part = checkpoint.root().directories[0].1;
-    world.flip(part).await;
+    flip_a_bit(&*world.store, part).await;
     let mut damaged = Damaged { blocks: 0..4 * PAGE_BLOCKS + 5, is_directory: true, part, written: Vec::new() };
     world.attach_again(budget, None).await;
     let late = segment(2, vec![data(2 * PAGE_BLOCKS, 1, 0)]);
