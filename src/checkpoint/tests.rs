@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
+use super::testing::damage_object;
 use super::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::census::{Counted, Making, ObjectAt, ObjectKind, Row, encode_rows};
@@ -12,8 +13,7 @@ use crate::format::map_object::CheckpointRef;
 use crate::limits::{DIRECTORY_PAGES, PAGE_BLOCKS};
 use crate::map::{ChangedPages, MapPage, PageIndex, SegmentPlace};
 use crate::store::{
-    ByteRange, Condition, Effect, Faults, Gate, Matching, MemoryStore, ObjectKey, Operation, Store, StoreErrorKind,
-    wrap,
+    ByteRange, Effect, Faults, Gate, Matching, MemoryStore, ObjectKey, Operation, Store, StoreErrorKind, wrap,
 };
 use crate::units::{ByteLen, Epoch, SegmentId, SegmentNumber, Sequence, VolumeId};
 
@@ -281,21 +281,12 @@ async fn a_flipped_bit_on_the_way_is_healed_by_asking_again() {
     assert_equals(&checkpoint, &model).await;
 }
 
-/// Replaces the object with the pages by what `damage` makes of it.
-async fn damage_object(store: &Arc<dyn Store>, damage: impl FnOnce(&mut Vec<u8>)) {
-    let key = ObjectKey::map_object(VolumeId(1), Epoch(1), 0);
-    let fetched = store.get(&key, ByteRange::Full).await.unwrap();
-    let mut body = fetched.bytes.to_vec();
-    damage(&mut body);
-    store.put(&key, body.into(), Condition::IfMatch(fetched.etag)).await.unwrap();
-}
-
 #[tokio::test]
 async fn a_damaged_page_harms_no_other() {
     let (_, store, reference, model) = twenty_pages().await;
     let checkpoint = Checkpoint::open(store.clone(), reference).await.unwrap();
     // Pages of 7 KiB follow the header: the third is hit.
-    damage_object(&store, |body| body[16_500] ^= 1).await;
+    damage_object(&*store, reference.root.object, |body| body[16_500] ^= 1).await;
     let pages = checkpoint.pages(PageIndex(0), 30).await.unwrap();
     assert_eq!(pages.len(), 19);
     assert!(pages.iter().all(|(index, page)| *index != PageIndex(2) && Some(page) == model.0.get(index)));
@@ -320,7 +311,7 @@ async fn a_cut_or_missing_object_is_damage_and_an_outage_is_not() {
     let (faults, store, reference, _) = twenty_pages().await;
     let checkpoint = Checkpoint::open(store.clone(), reference).await.unwrap();
     checkpoint.pages(PageIndex(0), 0).await.unwrap();
-    damage_object(&store, |body| body.truncate(30_000)).await;
+    damage_object(&*store, reference.root.object, |body| body.truncate(30_000)).await;
     assert_eq!(checkpoint.pages(PageIndex(0), 19).await.unwrap().len(), 1, "the page that is still there");
     assert_eq!(checkpoint.pages(PageIndex(19), 0).await.unwrap_err().kind(), ErrorKind::Damaged);
     store.delete(&ObjectKey::map_object(VolumeId(1), Epoch(1), 0)).await.unwrap();
