@@ -268,8 +268,10 @@ fn late_writes_of_a_lost_host_change_nothing() {
     site.host.varve(&["volumes", "sync", &site.volume]).succeeded();
     let floor = site.history.moment();
     let rule = site.proxy.add("PUT", "", 0, u64::MAX, Fault::Postpone);
-    while site.proxy.hits(rule) < UPLOADS_AT_ONCE as u64 {
-        site.step(&mut load, &daemon);
+    // Little by little: whoever writes on while nothing is stored fills the log, and is not answered any more.
+    for segment in 1..=UPLOADS_AT_ONCE {
+        site.write(&mut load, &daemon, 50);
+        process::until("another segment is on its way", || site.proxy.hits(rule) >= segment as u64);
     }
     daemon.kill9();
     load.wreck(&mut site.history);
