@@ -10,7 +10,6 @@ mod support {
     pub mod process;
 }
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use support::client::Client;
@@ -250,11 +249,10 @@ fn passphrases_and_commands_open_volumes(kind: StoreKind) {
     let script = world.path().join("wrapper");
     std::fs::write(
         &script,
-        "#!/bin/sh\ntest -n \"$VARVE_VOLUME\" || exit 3\ncase $1 in wrap) exec base64 -w0;; unwrap) exec base64 -d;; esac\nexit 4\n",
+        "test -n \"$VARVE_VOLUME\" || exit 3\ncase $1 in wrap) exec base64 -w0;; unwrap) exec base64 -d;; esac\nexit 4\n",
     )
     .unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700)).unwrap();
-    let command = format!("command:{}", script.display());
+    let command = format!("command:/bin/sh {}", script.display());
     for (name, key) in [("passphrase", "passphrase-env:HORSE"), ("command", &command)] {
         let host = world.host(name).with_environment("VARVE_KEY", key).with_environment("HORSE", "correct battery");
         let volume = host.create(name, SIZE);

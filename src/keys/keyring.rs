@@ -238,7 +238,16 @@ fn wrap(volume: VolumeId, bundle: &Bundle, opener: &Opener) -> Result<Encryption
             Ok(Encryption::new(wrapping.clone(), &bundle.wrap(volume, key, salt)))
         }
         Opener::Command(command) => {
-            let wrapped = command::run(command, Ask::Wrap, volume, &bundle.encode(volume))?;
+            let keys = bundle.encode(volume);
+            let wrapped = command::run(command, Ask::Wrap, volume, &keys)?;
+            // The manifest will have them in this shape only: a command that cannot undo what it did would cost the volume.
+            let unwrapped = command::run(command, Ask::Unwrap, volume, &wrapped)?;
+            if *unwrapped != *keys {
+                let message = format!(
+                    "the key command does not give back the keys of {volume} that it has just wrapped: mend the command; nothing was changed"
+                );
+                return Err(Error::new(ErrorKind::Denied, message));
+            }
             Ok(Encryption::new(Wrapping::Command, &wrapped))
         }
     }

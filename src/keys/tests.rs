@@ -47,6 +47,11 @@ fn sources_are_named_and_what_is_none_is_not_repeated() {
     }
 }
 
+/// A key command of these lines. (A file that was just written may not be executed as long as a child of another thread still has it open.)
+fn command(directory: &Path, lines: &str) -> String {
+    format!("command:/bin/sh {}", file(directory, "kms", lines))
+}
+
 #[test]
 fn every_kind_of_source_wraps_and_unwraps() {
     let directory = tempfile::tempdir().unwrap();
@@ -64,14 +69,33 @@ fn every_kind_of_source_wraps_and_unwraps() {
     let error = refused.unlock(VOLUME, Some(&encryption), &[VOLUME]).unwrap_err();
     assert!(error.kind() == ErrorKind::Denied && error.message().contains("another key"), "{error}");
 
-    let script = "#!/bin/sh\ntest -n \"$VARVE_VOLUME\" || exit 3\n\
-         case $1 in wrap) exec base64 -w0;; unwrap) exec base64 -d;; *) echo no such thing >&2; exit 1;; esac\n";
-    let script = file(directory.path(), "kms", script);
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700)).unwrap();
-    assert_eq!(round_trip(&format!("command:{script}").parse().unwrap()).wrapping, Wrapping::Command);
-    let failing: KeySource = format!("command:{script} rubbish").parse().unwrap();
+    let script = command(
+        directory.path(),
+        "test -n \"$VARVE_VOLUME\" || exit 3\n\
+         case $1 in wrap) exec base64 -w0;; unwrap) exec base64 -d;; *) echo no such thing >&2; exit 1;; esac",
+    );
+    assert_eq!(round_trip(&script.parse().unwrap()).wrapping, Wrapping::Command);
+    let failing: KeySource = format!("{script} rubbish").parse().unwrap();
     let error = Keyring::new(vec![failing]).create(VOLUME).unwrap_err();
     assert!(error.kind() == ErrorKind::Denied && error.message().contains("no such thing"), "{error}");
+}
+
+#[test]
+fn a_command_that_cannot_undo_what_it_wraps_costs_no_keys() {
+    let directory = tempfile::tempdir().unwrap();
+    let sound = Keyring::new(vec![given(1)]);
+    let encryption = sound.create(VOLUME).unwrap();
+    for (unwrap, said) in [("echo something else", "does not give back"), ("exit 1", "unwrap")] {
+        let script = command(directory.path(), &format!("case $1 in wrap) cat; echo salt;; unwrap) {unwrap};; esac"));
+        let broken: KeySource = script.parse().unwrap();
+        let errors = [
+            sound.rewrap(VOLUME, &encryption, Some(&broken), |_| true).unwrap_err(),
+            Keyring::new(vec![broken]).create(VOLUME).unwrap_err(),
+        ];
+        for error in errors {
+            assert!(error.kind() == ErrorKind::Denied && error.message().contains(said), "{error}");
+        }
+    }
 }
 
 #[test]

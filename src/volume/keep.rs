@@ -31,8 +31,11 @@ struct Queue {
 
 /// Keeps a frame that the disk part does not have.
 pub fn keep_on_disk(shared: &Arc<Shared>, frame: FrameId, stored: &[u8]) {
+    if !shared.cache.keeps_on_disk() {
+        return;
+    }
     let waits = shared.waiting_for_disk.0.lock().is_served;
-    if !shared.cache.keeps_on_disk() || (!waits && shared.cache.try_insert_stored(frame, stored)) {
+    if !waits && shared.cache.try_insert_stored(frame, stored) {
         return;
     }
     let mut queue = shared.waiting_for_disk.0.lock();

@@ -66,7 +66,7 @@ impl Progress {
         }
     }
 
-    /// Notes an accepted record of `bytes` of data. True if a whole segment has gathered by now.
+    /// Notes an accepted record of `bytes` of data. True if a whole segment has gathered before it, so that one more can be cut.
     pub fn accept(&mut self, end: Mark, bytes: u64, now: Duration) -> bool {
         self.accepted = end;
         match self.uncut.back_mut() {
@@ -78,10 +78,13 @@ impl Progress {
                 piece.end = end;
                 piece.bytes += bytes;
                 piece.records += 1;
+                false
             }
-            _ => self.uncut.push_back(Piece { end, bytes, records: 1, since: now, closed: false }),
+            _ => {
+                self.uncut.push_back(Piece { end, bytes, records: 1, since: now, closed: false });
+                self.uncut.len() > 1
+            }
         }
-        self.uncut.len() > 1
     }
 
     /// Notes where the log ends: behind the last record there may be a fence, which belongs to no run.
@@ -189,15 +192,16 @@ mod tests {
         assert!(!progress.accept(mark(11), SEGMENT_BYTES_TARGET / 2, Duration::ZERO));
         assert!(progress.next_run(Duration::from_secs(1), age).is_none());
         assert!(!progress.accept(mark(12), SEGMENT_BYTES_TARGET / 2, Duration::ZERO));
-        assert!(progress.accept(mark(13), 4096, Duration::from_secs(1)));
+        assert!(progress.accept(mark(13), 4096, Duration::from_secs(1)), "a whole segment lies before it");
+        assert!(!progress.accept(mark(14), 4096, Duration::from_secs(1)), "that was said once");
         let run = progress.next_run(Duration::from_secs(1), age).unwrap();
         assert_eq!((run.after, run.end, run.bytes), (mark(10), mark(12), SEGMENT_BYTES_TARGET));
         assert!(progress.next_run(Duration::from_secs(2), age).is_none());
-        assert_eq!(progress.next_run(Duration::from_secs(4), age).unwrap().end, mark(13));
-        assert_eq!(progress.lag(Duration::from_secs(5)).bytes, ByteLen(SEGMENT_BYTES_TARGET + 4096));
+        assert_eq!(progress.next_run(Duration::from_secs(4), age).unwrap().end, mark(14));
+        assert_eq!(progress.lag(Duration::from_secs(5)).bytes, ByteLen(SEGMENT_BYTES_TARGET + 8192));
         progress.store(mark(12));
-        assert_eq!(progress.lag(Duration::from_secs(5)), Lag { bytes: ByteLen(4096), seconds: 4.0 });
-        progress.store(mark(13));
+        assert_eq!(progress.lag(Duration::from_secs(5)), Lag { bytes: ByteLen(8192), seconds: 4.0 });
+        progress.store(mark(14));
         assert_eq!(progress.lag(Duration::from_secs(5)), Lag::default());
     }
 

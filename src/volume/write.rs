@@ -233,7 +233,7 @@ impl Volume {
                 NewRecord::Write { data, .. } => data.len() as u64,
                 NewRecord::Zero { .. } => 0,
             };
-            gathered = progress.accept(Mark { sequence: place.sequence, end: place.end }, bytes, now);
+            gathered |= progress.accept(Mark { sequence: place.sequence, end: place.end }, bytes, now);
         }
         drop(progress);
         if gathered || was_empty {
