@@ -6,6 +6,7 @@
 //! | `write`, `read` | the two paths |
 //! | `progress` | how far the sequence has come; when a segment is cut |
 //! | `upload`, `release` | cutting, packing, uploading, taking effect; giving back log space |
+//! | `packers` | the threads that pack, and how urgent that is |
 //! | `checkpointing`, `stop` | checkpoints, and the end of an attachment |
 //! | `damage` | going on with a block map that is damaged |
 //! | `cleaning` | emptying segments, deleting what nobody needs, and knowing what there is |
@@ -33,6 +34,7 @@ mod keep;
 mod local_state;
 mod near;
 mod open;
+mod packers;
 mod pages;
 mod places;
 mod progress;
@@ -59,6 +61,7 @@ pub(crate) use gate::PULSE;
 pub use local_state::LocalState;
 pub(crate) use open::log_path;
 pub use open::{Opened, attach};
+pub use packers::Packers;
 pub use pages::PageBudget;
 pub(crate) use schedule::LOOK;
-pub use shared::{CLEANING, EngineSettings, IndexWeight, Packers, Shared};
+pub use shared::{CLEANING, EngineSettings, IndexWeight, Shared};

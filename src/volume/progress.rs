@@ -115,6 +115,18 @@ impl Progress {
         self.uncut.front().map(|piece| piece.since + age)
     }
 
+    /// When what is not stored becomes urgent, if there is any: at once if somebody waits for it, else when the oldest of it is `age` old.
+    pub fn urgent_at(&self, age: Duration) -> Option<Duration> {
+        if self.wanted > self.stored.sequence {
+            return Some(Duration::ZERO);
+        }
+        self.oldest().map(|since| since + age)
+    }
+
+    fn oldest(&self) -> Option<Duration> {
+        self.cut_runs.front().map(|run| run.1).or_else(|| self.uncut.front().map(|piece| piece.since))
+    }
+
     /// Notes that the run up to `end` has taken effect in the store, and returns those who waited for it.
     pub fn store(&mut self, end: Mark) -> Vec<CommitDone> {
         self.stored = end;
@@ -170,8 +182,7 @@ impl Progress {
     pub fn lag(&self, now: Duration) -> Lag {
         let bytes =
             self.uncut.iter().map(|p| p.bytes).sum::<u64>() + self.cut_runs.iter().map(|run| run.0).sum::<u64>();
-        let oldest = self.cut_runs.front().map(|run| run.1).or_else(|| self.uncut.front().map(|piece| piece.since));
-        let seconds = oldest.map_or(0.0, |since| now.saturating_sub(since).as_secs_f64());
+        let seconds = self.oldest().map_or(0.0, |since| now.saturating_sub(since).as_secs_f64());
         Lag { bytes: ByteLen(bytes), seconds }
     }
 }
@@ -201,8 +212,10 @@ mod tests {
         assert_eq!(progress.lag(Duration::from_secs(5)).bytes, ByteLen(SEGMENT_BYTES_TARGET + 8192));
         progress.store(mark(12));
         assert_eq!(progress.lag(Duration::from_secs(5)), Lag { bytes: ByteLen(8192), seconds: 4.0 });
+        assert_eq!(progress.urgent_at(age), Some(Duration::from_secs(1) + age), "cut, but not stored");
         progress.store(mark(14));
         assert_eq!(progress.lag(Duration::from_secs(5)), Lag::default());
+        assert_eq!(progress.urgent_at(age), None);
     }
 
     #[test]
@@ -236,6 +249,8 @@ mod tests {
         progress.accept(mark(2), 4096, Duration::ZERO);
         let run = progress.next_run(Duration::ZERO, Duration::MAX).unwrap();
         assert_eq!(run.end, mark(2), "a waiting flush takes along what came after it");
+        assert_eq!(progress.urgent_at(Duration::MAX / 2), Some(Duration::ZERO));
         assert_eq!(progress.store(run.end).len(), 1);
+        assert_eq!(progress.urgent_at(Duration::ZERO), None, "nobody waits any more");
     }
 }

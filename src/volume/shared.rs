@@ -11,7 +11,7 @@ use crate::cache::ReadCache;
 use crate::checkpoint::KnownDirectories;
 use crate::clean::Goal;
 use crate::disk::Disk;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::segment::{FrameEntry, SegmentIndex};
 use crate::index::Index;
 use crate::limits::SEGMENT_BYTES_TARGET;
@@ -22,10 +22,11 @@ use crate::volume::fetch::SegmentIndexCache;
 use crate::volume::first_reads::RunsNoted;
 use crate::volume::frozen_device::FrozenMaps;
 use crate::volume::keep::Waiting;
+use crate::volume::packers::Packers;
 use crate::volume::pages::PageBudget;
 use crate::volume::places::PlacesBudget;
 use crate::volume::warm::Warming;
-use crate::work::{self, Runtime};
+use crate::work::Runtime;
 
 /// How clean a volume is kept: its segments take at most 1.35 times what is in use in them, besides what a small volume may waste.
 pub const CLEANING: Goal = Goal { percent: 135, slack: 64 << 20, fullest: 90 };
@@ -94,14 +95,6 @@ pub struct Shared {
     pub settings: EngineSettings,
 }
 
-/// Threads of the lowest priority that pack segments: they take what the foreground leaves, and all of it once a full log makes
-/// writers wait.
-pub struct Packers {
-    /// `None` once they have stopped, and in the simulated world, where packing is a task.
-    runtime: Option<tokio::runtime::Runtime>,
-    is_simulated: bool,
-}
-
 impl Shared {
     /// Verifies the stored bytes of a frame and returns its blocks.
     ///
@@ -109,53 +102,6 @@ impl Shared {
     /// `Damaged`; `Denied` for a volume that was not unlocked.
     pub fn open_frame(&self, segment: SegmentId, number: u32, entry: &FrameEntry, stored: &Bytes) -> Result<Bytes> {
         open_frame(segment, number, entry, stored, self.store.key_of(segment.volume)?.as_deref())
-    }
-}
-
-impl Packers {
-    /// As many threads as there are cores.
-    ///
-    /// # Errors
-    /// `Io` if the threads cannot be made.
-    pub fn start() -> Result<Self> {
-        if work::simulated::is_here() {
-            return Ok(Packers { runtime: None, is_simulated: true });
-        }
-        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .max_blocking_threads(cores)
-            .thread_name("varve-pack")
-            .on_thread_start(|| {
-                // On Linux the priority belongs to the thread. Without the right to lower it, packing merely competes.
-                if let Err(error) = rustix::process::setpriority_process(None, 19) {
-                    tracing::debug!(%error, "packing runs at ordinary priority");
-                }
-            })
-            .build()
-            .map_err(|error| Error::io("cannot start the packing threads", &error))?;
-        Ok(Packers { runtime: Some(runtime), is_simulated: false })
-    }
-
-    /// Runs `job` on one of the threads.
-    ///
-    /// # Errors
-    /// What the job says; `Stopping` if the threads are gone.
-    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-        let stopping = || Error::new(crate::error::ErrorKind::Stopping, "the packing threads have stopped");
-        if self.is_simulated {
-            return Runtime::Simulated.spawn_blocking(job).await.map_err(|_| stopping())?;
-        }
-        let handle = self.runtime.as_ref().ok_or_else(stopping)?.spawn_blocking(job);
-        handle.await.map_err(|_| stopping())?
-    }
-}
-
-impl Drop for Packers {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
     }
 }
 

@@ -28,9 +28,10 @@ use crate::store::Store;
 use crate::units::{ByteLen, StoreId};
 use crate::volume::fetch::new_segment_index_cache;
 use crate::volume::frozen_device::FrozenMaps;
+use crate::volume::packers::Packers;
 use crate::volume::pages::PageBudget;
 use crate::volume::places::PlacesBudget;
-use crate::volume::shared::{CLEANERS, EngineSettings, Packers, Shared, SlotsInIndex, UPLOADS_KIB_MAX};
+use crate::volume::shared::{CLEANERS, EngineSettings, Shared, SlotsInIndex, UPLOADS_KIB_MAX};
 use crate::volume::warm::Warming;
 use crate::work::Runtime;
 

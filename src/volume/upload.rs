@@ -35,6 +35,7 @@ use crate::units::{BLOCK_SIZE, BlockCount, SegmentId, SegmentNumber};
 use crate::volume::cleaning::Relocation;
 use crate::volume::core::Volume;
 use crate::volume::fetch::keep_index;
+use crate::volume::packers::Pace;
 use crate::volume::progress::Run;
 use crate::volume::shared::UPLOADS_KIB_MAX;
 use crate::work::Task;
@@ -43,6 +44,8 @@ use crate::work::simulated::{self, Mutation};
 /// First and longest pause between attempts at a store that refuses.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
+/// What is not stored this long after it could have been cut is urgent.
+const OVERDUE: Duration = Duration::from_secs(10);
 
 struct Uploaded {
     index: SegmentIndex,
@@ -88,8 +91,15 @@ impl Volume {
     async fn upload(self: &Arc<Self>) -> Result<()> {
         let mut uploads = Uploads::new();
         let mut runs_since_move = 0;
+        let mut urgency = self.shared.packers.urgency();
         while self.gate.closed().is_none() || self.is_draining() {
             self.serve_moment_waiters();
+            let eased = self.shared.places.eased();
+            tokio::pin!(eased);
+            eased.as_mut().enable();
+            let urgent_at = self.urgent_at();
+            let is_urgent = urgent_at.is_some_and(|at| at <= clock::uptime());
+            urgency.set(is_urgent);
             // The cleaner asks for one at a time and takes breath in between, so what it asks for need not wait.
             if uploads.len() < UPLOADS_AT_ONCE
                 && let Some((relocation, done)) = self.relocation.lock().take()
@@ -123,12 +133,29 @@ impl Volume {
                 () = self.upload_wake.notified() => {}
                 () = pressed => {}
                 () = sleep_until(due), if due.is_some() && may_cut => {}
+                () = eased, if is_urgent => {}
+                () = sleep_until(urgent_at), if urgent_at.is_some() && !is_urgent => {}
             }
             if self.stopping.load(Ordering::Acquire) && uploads.is_empty() && !self.has_uncut() {
                 return Ok(());
             }
         }
         self.gate.closed().map_or(Ok(()), Err)
+    }
+
+    /// When what is not stored becomes urgent, if there is any: somebody waits for it or for its room, or it is much, or late. (A log or memory
+    /// that is merely tight is full of what is stored and is given back as it is needed.)
+    fn urgent_at(&self) -> Option<Duration> {
+        let progress = self.progress.lock();
+        let unstored = progress.accepted().end.0 - progress.stored().end.0;
+        if self.stopping.load(Ordering::Acquire)
+            || unstored > self.committer.length().0 / 2
+            || self.shared.places.is_full()
+            || self.is_cleaning_pressing.load(Ordering::Acquire)
+        {
+            return Some(Duration::ZERO);
+        }
+        progress.urgent_at(self.shared.settings.segment_age + OVERDUE)
     }
 
     /// The header of the next segment, with no place of the sequence in it yet.
@@ -166,7 +193,7 @@ impl Volume {
         // Whoever has room waits for the store alone, so that it comes free again in any order.
         let mut room = self.room_to_upload(run.bytes).await?;
         let key = self.key.clone();
-        let built = self.shared.packers.run(move || pack(&log, header, run, key)).await?;
+        let built = self.shared.packers.run(move |pace| pack(&log, header, run, key.clone(), pace)).await?;
         drop(room.split(room.num_permits().saturating_sub(built.bytes.len().div_ceil(1024))));
         self.put_segment(header.id, built.bytes).await?;
         drop(room);
@@ -176,7 +203,7 @@ impl Volume {
     async fn pack_and_move(self: Arc<Self>, relocation: Relocation, header: SegmentHeader) -> Result<Uploaded> {
         let room = self.room_to_upload(relocation.blocks() * BLOCK_SIZE).await?;
         let key = self.key.clone();
-        let (built, frames) = self.shared.packers.run(move || relocation.pack(header, key)).await?;
+        let (built, frames) = self.shared.packers.run(move |pace| relocation.pack(header, key.clone(), pace)).await?;
         self.put_segment(header.id, built.bytes.clone()).await?;
         drop(room);
         self.keep_moved(&built, &frames);
@@ -298,9 +325,11 @@ fn pack(
     header: SegmentHeader,
     run: Run,
     key: Option<Arc<VolumeKey>>,
+    pace: &Pace,
 ) -> Result<crate::segment::BuiltSegment> {
     let mut last = LogOverlay::default();
     for view in log.headers(run.after.end, run.end.end) {
+        pace.go_on()?;
         let view = view.context(|| format!("packing segment {}", header.id))?;
         match view.kind {
             RecordKind::Write => {
@@ -316,6 +345,7 @@ fn pack(
             OverlayPlace::Zero(_) if simulated::has(Mutation::ForgetTrim) => {}
             OverlayPlace::Zero(_) => builder.push_zero(range),
             OverlayPlace::Log(place) => builder.push_data(range, |from, buffer| {
+                pace.go_on()?;
                 let block = place.block + from as u32;
                 match log.read_blocks(place.record, block, buffer)? {
                     LogRead::Done => Ok(()),

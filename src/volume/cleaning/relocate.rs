@@ -20,6 +20,7 @@ use crate::volume::cleaning::aside::frames_aside;
 use crate::volume::core::Volume;
 use crate::volume::fetch::segment_index;
 use crate::volume::keep::keep_on_disk;
+use crate::volume::packers::Pace;
 
 /// Frames of which the blocks are copied at a time: bounds memory.
 const FRAMES_AT_ONCE: usize = 128;
@@ -49,14 +50,21 @@ impl Relocation {
     /// Packs it as the segment of this name: in the order of the volume, so that neighbours come to lie side by side.
     ///
     /// # Errors
-    /// What the compressor says.
-    pub fn pack(mut self, header: SegmentHeader, key: Option<Arc<VolumeKey>>) -> Result<(BuiltSegment, BTreeSet<u32>)> {
-        self.runs.sort_unstable_by_key(|run| run.range.start);
+    /// What the compressor and the pace say.
+    pub fn pack(
+        &self,
+        header: SegmentHeader,
+        key: Option<Arc<VolumeKey>>,
+        pace: &Pace,
+    ) -> Result<(BuiltSegment, BTreeSet<u32>)> {
+        let mut runs: Vec<&LiveRun> = self.runs.iter().collect();
+        runs.sort_unstable_by_key(|run| run.range.start);
         let mut builder = SegmentBuilder::new(header, BlockCount(self.blocks()), key);
         let (mut read, mut block) = (BTreeSet::new(), 0);
-        for run in &self.runs {
+        for run in runs {
             let bytes = &self.data[run.at..][..run.range.count.bytes().0 as usize];
             builder.push_moved(run.range, run.place, |from, buffer| {
+                pace.go_on()?;
                 let start = (from * BLOCK_SIZE) as usize;
                 buffer.copy_from_slice(&bytes[start..start + buffer.len()]);
                 Ok(())
