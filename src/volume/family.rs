@@ -203,14 +203,19 @@ impl Volume {
     /// # Errors
     /// `Invalid` for a smaller size; as for a change of the manifest.
     pub async fn update(&self, change: &VolumeChange) -> Result<()> {
+        let before = self.durability();
         if change.durability == Some(Durability::Store) {
             self.durability.store(Durability::Store as u8, Ordering::Release);
         }
-        let manifest = self.change_manifest(|manifest| apply_change(manifest, change)).await?;
-        // From the manifest in force: another change may have come after this one.
-        let in_force = self.manifest.lock().await;
-        self.durability.store(in_force.manifest.durability as u8, Ordering::Release);
-        drop(in_force);
+        let changed = self.change_manifest(|manifest| apply_change(manifest, change)).await;
+        // What was strict before stays so if there is an error, and so does what the store has not answered for: it may be in force there.
+        let keeps = |error: &Error| before == Durability::Store || error.kind() == ErrorKind::Unavailable;
+        if !changed.as_ref().is_err_and(keeps) {
+            // From the manifest in force: another change may have come after this one, and one that was refused changes nothing.
+            let in_force = self.manifest.lock().await;
+            self.durability.store(in_force.manifest.durability as u8, Ordering::Release);
+        }
+        let manifest = changed?;
         self.size.fetch_max(manifest.size.0, Ordering::AcqRel);
         Ok(())
     }

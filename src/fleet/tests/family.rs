@@ -3,7 +3,7 @@
 use super::*;
 use crate::error::ErrorKind;
 use crate::lineage::FrozenMap;
-use crate::service::{NewForks, NewSnapshot, ScheduleChange, VolumeChange, VolumeState};
+use crate::service::{Durability, NewForks, NewSnapshot, ScheduleChange, VolumeChange, VolumeState};
 use crate::store::{ObjectKey, Operation};
 use crate::units::{BlockCount, BlockRange, Lba, SnapshotId};
 
@@ -32,15 +32,20 @@ fn a_live_snapshot_holds_exactly_what_was_acknowledged_before() {
         let volume = attach(&fleet, id).await;
         let mut snapshots = Vec::new();
         for count in 0..20u64 {
+            let suspensions = volume.gate.suspensions();
+            let is_open = volume.gate.check().is_ok();
             let (taken, ()) = tokio::join!(
+                biased;
                 // Polled first: what is asked for before the write is acknowledged does not hold it.
                 volume.snapshot(NewSnapshot::default()),
                 write(&volume, count * 4096, 7)
             );
-            snapshots.push((taken.unwrap().id, count));
+            // Unless the process stood still just then: both wait at the gate, and the write may pass first.
+            let is_first = is_open && volume.gate.suspensions() == suspensions;
+            snapshots.push((taken.unwrap().id, count..=count + u64::from(!is_first)));
         }
         for (snapshot, blocks) in snapshots {
-            assert_eq!(mapped(&world, snapshot).await, blocks);
+            assert!(blocks.contains(&mapped(&world, snapshot).await), "not {blocks:?} blocks");
         }
         fleet.detach(id, false).await.unwrap();
     });
@@ -122,8 +127,13 @@ fn growth_is_seen_at_once_and_after_a_sudden_death() {
         let volume = attach(&fleet, id).await;
         volume.update(&larger).await.unwrap();
         write(&volume, 11 << 20, 3).await;
-        let smaller = VolumeChange { size: Some(ByteLen(8 << 20)), ..VolumeChange::default() };
+        let smaller = VolumeChange {
+            size: Some(ByteLen(8 << 20)),
+            durability: Some(Durability::Store),
+            ..VolumeChange::default()
+        };
         assert!(volume.update(&smaller).await.unwrap_err().message().contains("cannot shrink"));
+        assert_eq!(volume.status().durability, Durability::Local, "of what was refused nothing is in force");
     });
     world.life("a", async |fleet| {
         let volume = attach(&fleet, id).await;
