@@ -154,7 +154,7 @@ fn who_has_none_learns_nothing(kind: StoreKind) {
     let _ = plain.read_to_end(&mut answer);
     assert!(!answer.starts_with(b"HTTP"), "{}", String::from_utf8_lossy(&answer));
     let script =
-        r#"curl --silent --max-time 20 --cacert "$2" --write-out '\n%{http_code}' "${@:4}" "https://localhost:$1$3""#;
+        r#"curl --silent --max-time 120 --cacert "$2" --write-out '\n%{http_code}' "${@:4}" "https://localhost:$1$3""#;
     let asked = |path: &str, more: &[&str]| {
         let all = [&[port.as_str(), ca.to_str().unwrap(), path], more].concat();
         shell(script, &all).succeeded()

@@ -11,8 +11,9 @@ mod support {
     pub mod process;
 }
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use support::bridged::Bridged;
 use support::daemon::{StoreKind, both_stores};
@@ -21,10 +22,9 @@ use support::process::{self, repository, run_within, tail, text_of};
 
 /// Deaths of the daemon below each of them.
 const KILLS: usize = 5;
-/// Operations between two deaths.
+/// Operations between two deaths, and after the last.
 const OPERATIONS: usize = 400;
-/// How often as many are left after the last death: on a quick machine they go by while nobody looks.
-const LEFT: usize = 5;
+const SIGKILL: i32 = 9;
 
 both_stores!(on_ext4, on_xfs, on_btrfs, on_the_bare_device);
 
@@ -70,6 +70,16 @@ fn on_the_bare_device(kind: StoreKind) {
     bridged.end();
 }
 
+/// Does not outlive its test.
+struct Fsx(Child);
+
+impl Drop for Fsx {
+    fn drop(&mut self) {
+        // Not waited for: it may be waiting for a disk that is gone.
+        let _ = self.0.kill();
+    }
+}
+
 /// Runs fsx on a file or device, and kills the daemon below it every few hundred operations.
 fn exercise(bridged: &mut Bridged, path: &Path, settings: &str) {
     let folder = bridged.world.path().join("fsx");
@@ -77,21 +87,28 @@ fn exercise(bridged: &mut Bridged, path: &Path, settings: &str) {
     let (config, log) = (folder.join("fsx.toml"), folder.join("log"));
     std::fs::write(&config, settings).unwrap();
     let output = std::fs::File::create(&log).unwrap();
-    let total = (OPERATIONS * (KILLS + LEFT)).to_string();
     let mut command = Command::new(binary());
-    // It says each operation, so that its progress can be seen.
-    command.args(["-v", "-S", "71", "-N", &total, "-f"]).arg(&config).arg("-P").arg(&folder).arg(path);
+    // It says each operation, so that its progress can be seen, and goes on until it finds a difference.
+    command.args(["-v", "-S", "71", "-f"]).arg(&config).arg("-P").arg(&folder).arg(path);
     command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
-    let mut fsx = command.spawn().unwrap();
+    let mut fsx = Fsx(command.spawn().unwrap());
     let said = || text_of(&log);
-    for kill in 1..=KILLS {
-        process::until("fsx goes on", || said().lines().count() >= kill * OPERATIONS);
-        assert!(fsx.try_wait().unwrap().is_none(), "fsx ended before all the deaths of the daemon:\n{}", tail(&said()));
+    let mut go_on = || {
+        let goal = said().lines().count() + OPERATIONS;
+        process::until("fsx goes on", || {
+            assert!(fsx.0.try_wait().unwrap().is_none(), "fsx found a difference:\n{}", tail(&said()));
+            said().lines().count() >= goal
+        });
+    };
+    for _ in 0..KILLS {
+        go_on();
         bridged.kill();
     }
-    let status = process::wait(&mut fsx, process::PATIENCE * LEFT as u32);
+    go_on();
+    fsx.0.kill().unwrap();
+    let status = process::wait(&mut fsx.0, process::PATIENCE);
     let status = status.unwrap_or_else(|| panic!("fsx does not end:\n{}", tail(&said())));
-    assert!(status.success(), "fsx found a difference:\n{}", tail(&said()));
+    assert_eq!(status.signal(), Some(SIGKILL), "fsx found a difference:\n{}", tail(&said()));
 }
 
 fn binary() -> PathBuf {

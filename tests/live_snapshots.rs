@@ -22,7 +22,7 @@ use support::client::Client;
 use support::daemon::{Host, StoreKind, World, both_stores, id_in};
 use support::database::{Writer, check_database};
 use support::disk::{BlockDisk, FileSystem};
-use support::process::{self, shell};
+use support::process::{self, SetOnDrop, shell};
 
 both_stores!(
     a_snapshot_under_load_is_one_moment,
@@ -151,6 +151,7 @@ fn a_snapshot_under_load_is_one_moment(kind: StoreKind) {
     let mut taken = Vec::new();
     let writers: Vec<Vec<Stamped>> = std::thread::scope(|scope| {
         let (ticks, stop) = (&ticks, &stop);
+        let stop_in_the_end = SetOnDrop(stop);
         let start = |writer| {
             let (host, volume) = (&host, &volume);
             scope.spawn(move || write_stamps(host, volume, writer, ticks, stop))
@@ -164,7 +165,7 @@ fn a_snapshot_under_load_is_one_moment(kind: StoreKind) {
             let id = snapshot(&host, &volume);
             taken.push((id, before, ticks.fetch_add(1, Ordering::SeqCst)));
         }
-        stop.store(true, Ordering::SeqCst);
+        drop(stop_in_the_end);
         let status = load.wait().unwrap();
         assert!(status.success(), "fio did not find what it had written, or could not write: {status}");
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -245,9 +246,9 @@ fn put(client: &mut Client, block: u64, byte: u8) {
     client.write(block * BLOCK as u64, &[byte; BLOCK]).unwrap();
 }
 
-/// A volume of which a snapshot is taken every second, and kept for ten: each look at them takes a new process, and none must be missed.
+/// A volume of which a snapshot is taken every second, and kept for half a minute: each look at them takes a new process, and none must be missed.
 fn hurried(host: &Host) -> String {
-    let schedule = ["--snapshot-interval", "1s", "--snapshot-retention", "10s"];
+    let schedule = ["--snapshot-interval", "1s", "--snapshot-retention", "30s"];
     let create = ["volumes", "create", "disk", "--size", "16MiB"];
     id_in(&host.varve(&[&create[..], &schedule].concat()).succeeded())
 }

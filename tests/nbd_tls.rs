@@ -237,7 +237,7 @@ fn plain_clients_get_nothing_where_tls_is_required() {
 
 #[test]
 fn who_waits_for_an_answer_is_not_idle() {
-    let idle = Duration::from_secs(3);
+    let idle = Duration::from_secs(6);
     let guarded = Guarded::with(|settings| settings.idle_time = Some(idle));
     let uri = guarded.uri("disk", &guarded.client("patient", None));
     guarded.fixture.disk.slow.store(true, Ordering::Relaxed);
@@ -247,7 +247,7 @@ fn who_waits_for_an_answer_is_not_idle() {
         let reader = scope.spawn(|| succeeds("/usr/bin/python3", &["-c", script, &uri]));
         guarded.fixture.wait_for(|fixture| fixture.exports.clients.load(Ordering::SeqCst) == 1);
         // The socket's time runs out more than once.
-        std::thread::sleep(3 * idle);
+        std::thread::sleep(2 * idle + idle / 2);
         drop(held);
         assert_eq!(reader.join().unwrap().trim(), "512");
     });

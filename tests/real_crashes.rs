@@ -31,7 +31,7 @@ use support::daemon::{Daemon, Host, StoreKind, World, binary, both_stores};
 use support::fault_proxy::{Fault, FaultProxy};
 use support::history::{Chance, History, Load};
 use support::injection::Injection;
-use support::process::PATIENCE;
+use support::process::{PATIENCE, SetOnDrop};
 
 const SIZE: u64 = 16 << 20;
 const SIZE_ARGUMENT: &str = "16MiB";
@@ -197,6 +197,7 @@ impl Trial {
                 trap = self.arm(&daemon, point);
             }
             std::thread::scope(|scope| {
+                let _died_in_the_end = SetOnDrop(&died);
                 match during {
                     During::Stop => daemon.terminate(),
                     During::Snapshots => drop(scope.spawn(|| snapshots(&self.host, &self.volume, &died))),
@@ -207,7 +208,6 @@ impl Trial {
                     assert!(since.elapsed() < PATIENCE, "{} was never met", point.name());
                 }
                 load.wreck(&mut self.history);
-                died.store(true, Ordering::SeqCst);
             });
         }
         let status = daemon.end();

@@ -22,7 +22,7 @@ use support::bridged::Bridged;
 use support::daemon::{StoreKind, both_stores};
 use support::disk::FileSystem;
 use support::exerciser::Exerciser;
-use support::process::{self, shell, text_of};
+use support::process::{self, SetOnDrop, shell, text_of};
 
 /// Deaths of the daemon below each of them.
 const KILLS: u64 = 5;
@@ -51,6 +51,7 @@ fn files_ride_over(kind: StoreKind, system: FileSystem) {
     let mut exerciser = Exerciser::new(&path, 71);
     let (done, enough) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
+        let enough_in_the_end = SetOnDrop(&enough);
         let exercising = scope.spawn(|| {
             while !enough.load(Ordering::SeqCst) {
                 exerciser.step();
@@ -65,7 +66,7 @@ fn files_ride_over(kind: StoreKind, system: FileSystem) {
         }
         let goal = done.load(Ordering::SeqCst) + OPERATIONS;
         process::until("the exerciser goes on", || exercising.is_finished() || done.load(Ordering::SeqCst) >= goal);
-        enough.store(true, Ordering::SeqCst);
+        drop(enough_in_the_end);
     });
     exerciser.check();
     let wanted = exerciser.content().to_vec();
@@ -76,11 +77,10 @@ fn files_ride_over(kind: StoreKind, system: FileSystem) {
     site.end();
 }
 
-/// Transactions of each of the four clients of pgbench.
-const TRANSACTIONS: u64 = 1000;
-const CLIENTS: u64 = 4;
-/// Parts of the transactions, as long as that between two deaths, that are left after the last: on a quick machine they go by while nobody looks.
-const LEFT: u64 = 4;
+/// Transactions of pgbench between two deaths, and after the last.
+const TRANSACTIONS: u64 = 400;
+/// In seconds: pgbench goes on until it is told that its time is over.
+const WITHOUT_END: &str = "86400";
 
 /// A PostgreSQL on a mounted disk, reached through a Unix socket.
 struct Postgres {
@@ -159,30 +159,36 @@ fn postgresql_keeps_every_transaction(kind: StoreKind) {
 
     let progress = site.world.path().join("pgbench.log");
     let output = std::fs::File::create(&progress).unwrap();
-    let (clients, transactions) = (CLIENTS.to_string(), TRANSACTIONS.to_string());
-    let arguments = ["-n", "-c", &clients, "-t", &transactions, "--progress=1", "postgres"];
-    let mut pgbench = postgres.client("pgbench", &arguments);
-    let mut pgbench = pgbench.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap();
-    let mut kills = 0;
-    while kills < KILLS && pgbench.try_wait().unwrap().is_none() {
-        let goal = CLIENTS * TRANSACTIONS * (kills + 1) / (KILLS + LEFT);
-        process::until("transactions go on", || pgbench.try_wait().unwrap().is_some() || history_of(&postgres) >= goal);
-        if pgbench.try_wait().unwrap().is_none() {
-            site.kill();
-            kills += 1;
-        }
+    // Not by runuser, which does not pass on the signal that ends it.
+    let mut pgbench = Command::new(postgres.programs.join("pgbench"));
+    pgbench.args(["-h", &postgres.sockets, "-U", "postgres", "-n", "-c", "4", "-T", WITHOUT_END, "--progress=1"]);
+    pgbench.arg("postgres").stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
+    let mut pgbench = pgbench.spawn().unwrap();
+    let mut go_on = || {
+        let goal = history_of(&postgres) + TRANSACTIONS;
+        process::until("transactions go on", || {
+            let ended = pgbench.try_wait().unwrap();
+            assert!(ended.is_none(), "pgbench ended\n{}\n{}", text_of(&progress), text_of(&log));
+            history_of(&postgres) >= goal
+        });
+    };
+    for _ in 0..KILLS {
+        go_on();
+        site.kill();
     }
-    let status = process::wait(&mut pgbench, process::PATIENCE * LEFT as u32);
+    go_on();
+    // Its own alarm: each client ends with the transaction that it is at.
+    process::run(Command::new("kill").args(["-ALRM", &pgbench.id().to_string()])).succeeded();
+    let status = process::wait(&mut pgbench, process::PATIENCE);
     let said = text_of(&progress);
     let status = status.unwrap_or_else(|| panic!("pgbench does not end\n{said}\n{}", text_of(&log)));
     assert!(status.success(), "{said}\n{}", text_of(&log));
-    assert!(kills == KILLS, "pgbench was done after {kills} kills\n{said}");
     postgres.stop(&data);
 
     // From the disk, by a server that has none of it in memory.
     let mount = site.check(FileSystem::Ext4, mount);
     let postgres = Postgres::start(&mount.path, &log);
-    assert_eq!(history_of(&postgres), CLIENTS * TRANSACTIONS, "transactions are missing");
+    assert_eq!(history_of(&postgres), processed(&said), "transactions are missing");
     let sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history) \
                 AND (SELECT sum(bbalance) FROM pgbench_branches) = (SELECT sum(tbalance) FROM pgbench_tellers)";
     assert_eq!(postgres.query(sums), "t", "balances do not add up");
@@ -190,6 +196,12 @@ fn postgresql_keeps_every_transaction(kind: StoreKind) {
     postgres.stop(&data);
     mount.unmount();
     site.end();
+}
+
+/// How many transactions pgbench says that it has made.
+fn processed(said: &str) -> u64 {
+    let mut lines = said.lines().filter_map(|line| line.strip_prefix("number of transactions actually processed: "));
+    lines.next().and_then(|count| count.trim().parse().ok()).unwrap_or_else(|| panic!("no count in\n{said}"))
 }
 
 fn history_of(postgres: &Postgres) -> u64 {

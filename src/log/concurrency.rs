@@ -124,7 +124,7 @@ fn a_sync_covers_only_what_was_appended_before_it_began() {
     log.committer.commit(Box::new(move |result| sender.send(result).unwrap()));
     go.send(()).unwrap();
     first.recv().unwrap().unwrap();
-    second_arrival.recv_timeout(Duration::from_secs(20)).unwrap();
+    second_arrival.recv_timeout(Duration::from_secs(60)).unwrap();
     assert_eq!(log.committer.synced_to(), covered.end, "the second commit got a sync of its own");
     assert!(second.try_recv().is_err());
     second_go.send(()).unwrap();

@@ -92,8 +92,10 @@ fn key() -> ObjectKey {
     ObjectKey::manifest(VolumeId(1))
 }
 
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// An object of 100,000 bytes in a store whose answers have `most` bytes at most, and `beyond` too many.
-async fn cutting(most: usize, beyond: usize) -> (Arc<Cutting>, Retry, Arc<Counts>, Bytes) {
+async fn cutting(most: usize, beyond: usize, patience: Duration) -> (Arc<Cutting>, Retry, Arc<Counts>, Bytes) {
     let inner = MemoryStore::new();
     let body: Bytes = (0..100_000u32).map(|at| (at % 251) as u8).collect();
     inner.put(&key(), body.clone(), Condition::IfAbsent).await.unwrap();
@@ -102,7 +104,7 @@ async fn cutting(most: usize, beyond: usize) -> (Arc<Cutting>, Retry, Arc<Counts
         first_delay: Duration::from_micros(500),
         delay_max: Duration::from_millis(2),
         try_deadline: Duration::from_secs(5),
-        patience: Some(Duration::from_millis(200)),
+        patience: Some(patience),
         refused_delay: None,
     };
     let counts = Arc::new(Counts::default());
@@ -112,7 +114,7 @@ async fn cutting(most: usize, beyond: usize) -> (Arc<Cutting>, Retry, Arc<Counts
 
 #[tokio::test]
 async fn a_part_goes_on_where_it_was_cut() {
-    let (cutting, store, counts, body) = cutting(17_001, 0).await;
+    let (cutting, store, counts, body) = cutting(17_001, 0, PATIENCE).await;
     cutting.deaf_tries.store(2, Ordering::Relaxed);
     let gathered = Gathered::default();
     store.get_in_pieces(&key(), 5_000, 90_000, &gathered).await.unwrap();
@@ -126,17 +128,17 @@ async fn a_part_goes_on_where_it_was_cut() {
 
 #[tokio::test]
 async fn what_does_not_move_is_given_up() {
-    let (cutting, store, ..) = cutting(0, 0).await;
+    let (cutting, store, ..) = cutting(0, 0, Duration::from_secs(1)).await;
     let gathered = Gathered::default();
     let error = store.get_in_pieces(&key(), 0, 100_000, &gathered).await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Unavailable);
-    assert!(cutting.asked.lock().len() > 3, "it was tried again");
+    assert!(cutting.asked.lock().len() > 1, "it was tried again");
     assert!(gathered.bytes().is_empty());
 }
 
 #[tokio::test]
 async fn more_than_was_asked_for_is_no_answer() {
-    let (_, store, _, body) = cutting(usize::MAX, 10).await;
+    let (_, store, _, body) = cutting(usize::MAX, 10, PATIENCE).await;
     let gathered = Gathered::default();
     let error = store.get_in_pieces(&key(), 0, 50_000, &gathered).await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Malformed);

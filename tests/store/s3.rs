@@ -189,7 +189,7 @@ async fn child(url: &str) {
     let outcome = match open(url, false).await {
         Ok(open) => {
             let open =
-                open.with_policy(RetryPolicy { patience: Some(Duration::from_secs(10)), ..RetryPolicy::default() });
+                open.with_policy(RetryPolicy { patience: Some(Duration::from_secs(60)), ..RetryPolicy::default() });
             open.put(&key(), Bytes::from_static(b"body"), Condition::IfAbsent)
                 .await
                 .map(|_| ())

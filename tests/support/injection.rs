@@ -40,11 +40,13 @@ impl Injection {
         let mut strace = command.stdin(Stdio::null()).spawn().expect("strace: run tools/test once, which installs it");
         let state = Path::new("/proc").join(pid.to_string()).join("stat");
         process::until("strace holds every thread of varved", || {
+            // Looked at first: it also ends with the daemon.
+            let ended = strace.try_wait().unwrap();
             // What was to happen may have happened already.
             if deed.contains("SIGKILL") && text_of(&state).contains(") Z ") {
                 return true;
             }
-            assert!(strace.try_wait().unwrap().is_none(), "strace ended: may this container trace processes?");
+            assert!(ended.is_none(), "strace ended: may this container trace processes?");
             let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
             threads.flatten().all(|thread| {
                 let status = text_of(&thread.path().join("status"));

@@ -1,4 +1,4 @@
-//! An NBD client that says exactly what it is told to, right or wrong, and gives up after ten seconds of silence.
+//! An NBD client that says exactly what it is told to, right or wrong, and gives up after a minute of silence.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -33,7 +33,7 @@ impl RawClient {
     /// Connects, and takes the server's greeting.
     pub fn connect(address: &str) -> Self {
         let stream = TcpStream::connect(address.trim_start_matches("nbd://").trim_start_matches("nbds://")).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.set_nodelay(true).unwrap();
         let mut client = RawClient { stream, style: Style::Simple };
         let greeting = client.take(18);
@@ -101,12 +101,7 @@ impl RawClient {
 
     /// Sends an option.
     pub fn send_option(&mut self, option: u32, data: &[u8]) {
-        let mut bytes = Vec::new();
-        bytes.put_u64(protocol::OPTION_MAGIC);
-        bytes.put_u32(option);
-        bytes.put_u32(data.len() as u32);
-        bytes.put(data);
-        self.send(&bytes);
+        self.send(&option_bytes(option, data));
     }
 
     /// Takes one reply to `option`: its kind and payload.
@@ -185,6 +180,16 @@ impl RawClient {
         }
         Reply { cookie, errno, data, message, kind }
     }
+}
+
+/// The bytes of an option.
+pub fn option_bytes(option: u32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.put_u64(protocol::OPTION_MAGIC);
+    bytes.put_u32(option);
+    bytes.put_u32(data.len() as u32);
+    bytes.put(data);
+    bytes
 }
 
 /// The data of INFO and GO.

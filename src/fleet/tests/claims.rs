@@ -34,10 +34,10 @@ fn a_death_between_claim_and_log_needs_no_takeover() {
     world.life("a", async |fleet| {
         let (volume, report) = fleet.attach(volume, false, false).await.unwrap();
         assert!(!report.taken_over && report.rescued_log.is_none());
-        world.faults.outage(Some(StoreErrorKind::Unavailable));
+        world.refuse_puts();
         write(&volume, 0, 7).await;
     });
-    world.faults.outage(None);
+    world.faults.clear();
     world.life("a", async |fleet| {
         let (volume, report) = fleet.attach(volume, false, false).await.unwrap();
         assert_eq!((report.replayed_records, read(&volume, 0).await), (1, 7));
@@ -58,10 +58,10 @@ fn a_death_during_a_takeover_keeps_the_old_log_aside_later() {
     let id = world.create();
     world.life("a", async |fleet| {
         let (volume, _) = fleet.attach(id, false, false).await.unwrap();
-        world.faults.outage(Some(StoreErrorKind::Unavailable));
+        world.refuse_puts();
         write(&volume, 0, 7).await;
     });
-    world.faults.outage(None);
+    world.faults.clear();
     world.life("b", async |fleet| {
         let (volume, report) = fleet.attach(id, true, false).await.unwrap();
         assert!(report.taken_over && read(&volume, 0).await == 0);
@@ -158,10 +158,10 @@ fn a_takeover_that_fails_leaves_the_volume_to_its_owner() {
     let id = world.create();
     world.life("a", async |fleet| {
         let (volume, _) = fleet.attach(id, false, false).await.unwrap();
-        world.faults.outage(Some(StoreErrorKind::Unavailable));
+        world.refuse_puts();
         write(&volume, 0, 7).await;
     });
-    world.faults.outage(None);
+    world.faults.clear();
     world.life("b", async |fleet| {
         let matching = Matching::operation(Operation::Put).on("segments");
         world.faults.inject(matching, Effect::FailBefore(StoreErrorKind::Unavailable), 1);

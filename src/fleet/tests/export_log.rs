@@ -10,7 +10,6 @@ use crate::error::ErrorKind;
 use crate::format::log::{RING_START, write_span};
 use crate::log::Recovered;
 use crate::service::LogExtent;
-use crate::store::StoreErrorKind;
 use crate::units::Sequence;
 use crate::volume::VolumeDevice;
 
@@ -24,14 +23,14 @@ fn kept_aside(world: &World) -> PathBuf {
     let id = world.create();
     world.life("a", async |fleet| {
         let (volume, _) = fleet.attach(id, false, false).await.unwrap();
-        world.faults.outage(Some(StoreErrorKind::Unavailable));
+        world.refuse_puts();
         for (block, byte) in [(3, 1), (4, 2), (3, 7), (9, 9)] {
             write(&volume, block * 4096, byte).await;
         }
         let zero = Change::Zero { offset: 9 * 4096, length: 8192 };
         VolumeDevice::new(volume.clone()).change(zero).await.unwrap();
     });
-    world.faults.outage(None);
+    world.faults.clear();
     world.life("b", async |fleet| drop(fleet.attach(id, true, false).await.unwrap()));
     world.life("a", async |fleet| {
         let (_, report) = fleet.attach(id, true, false).await.unwrap();

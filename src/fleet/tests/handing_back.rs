@@ -6,7 +6,7 @@ use super::{World, first_segments, read, write};
 use crate::error::{Error, ErrorKind};
 use crate::ownership;
 use crate::service::VolumeChange;
-use crate::store::{Condition, Effect, Gate, Matching, Operation, StoreErrorKind};
+use crate::store::{Condition, Effect, Gate, Matching, Operation};
 use crate::units::ByteLen;
 
 #[test]
@@ -61,13 +61,13 @@ fn a_volume_that_had_failed_is_not_said_to_be_handed_back() {
     let id = world.create();
     world.life("a", async |fleet| {
         let (volume, _) = fleet.attach(id, false, false).await.unwrap();
-        world.faults.outage(Some(StoreErrorKind::Unavailable));
+        world.refuse_puts();
         write(&volume, 0, 1).await;
         volume.fail(&Error::new(ErrorKind::Io, "the disk burns"));
         let refused = fleet.detach(id, false).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Io, "{refused}");
         assert!(refused.message().contains("was not handed back"), "{refused}");
-        world.faults.outage(None);
+        world.faults.clear();
         let (volume, report) = fleet.attach(id, false, false).await.unwrap();
         assert_eq!((report.replayed_records, read(&volume, 0).await), (1, 1));
         volume.fail(&volume.fenced("a rival"));

@@ -12,7 +12,7 @@ use crate::fleet::Fleet;
 use crate::keys::{KeySource, Keyring};
 use crate::seal::{KEY_BYTES, VolumeKey};
 use crate::service::{Durability, NewVolume};
-use crate::store::{Faults, Keyed, MemoryStore, ObjectKey, Store};
+use crate::store::{Effect, Faults, Keyed, Matching, MemoryStore, ObjectKey, Operation, Store, StoreErrorKind};
 use crate::units::{ByteLen, SegmentId, SegmentNumber, StoreId, VolumeId};
 use crate::volume::state_directory::{self, StateSettings};
 use crate::volume::{CLEANING, EngineSettings, Volume, VolumeDevice};
@@ -63,6 +63,13 @@ impl World {
     fn create_as(&self, name: &str) -> VolumeId {
         let new = NewVolume { encrypted: true, ..NewVolume::named(name, ByteLen(8 << 20)) };
         runtime().block_on(self.admin().create_volume(new)).unwrap().id
+    }
+
+    /// From now on nothing can be stored, until the faults are cleared. Reads go on: a volume in doubt whether it is still its host's answers
+    /// nobody until the store does.
+    fn refuse_puts(&self) {
+        let refused = Effect::FailBefore(StoreErrorKind::Unavailable);
+        self.faults.inject(Matching::operation(Operation::Put), refused, usize::MAX);
     }
 
     /// Where a host keeps what is local of a volume.
