@@ -20,7 +20,9 @@ use crate::volume::{self, LOOK, Opened, PULSE, Shared, Volume};
 use crate::work::Task;
 
 /// Clients that end may be seen to leave a moment later; whoever detaches waits so long for them, and looks so often.
-const LEAVING_MAX: Duration = Duration::from_secs(1);
+const LEAVING_MAX: Duration = Duration::from_secs(5);
+/// An attachment that begins in doubt waits so long for the store's word.
+const CONFIRM_MAX: Duration = Duration::from_secs(5);
 const LEAVING_LOOK: Duration = Duration::from_millis(10);
 
 /// An attached volume and the task that uploads for it.
@@ -146,6 +148,12 @@ impl Fleet {
         let warmer = self.shared.settings.prefetch.then(|| self.shared.runtime.spawn(volume.clone().replay_trace()));
         *slot.shown.lock() = Some(volume.clone());
         *attached = Some(Attached { volume: volume.clone(), uploader, cleaner, warmer });
+        // If attaching took long, somebody else may have the volume by now. The pulses see to it that the store is asked; if it does not say
+        // soon, requests wait.
+        if let Ok(Err(error)) = clock::timeout(CONFIRM_MAX, volume.pass_gate()).await {
+            self.forget(&slot, attached.take()).await;
+            return Err(error);
+        }
         Ok((volume, report))
     }
 
@@ -337,7 +345,7 @@ fn report_again(status: AttachedStatus) -> AttachReport {
 
 /// Asks the store until it says whether the volume is still ours.
 async fn resolve_doubt(volume: Arc<Volume>) {
-    tracing::warn!(volume = %volume.id, "this process was suspended; looking whether the volume is still ours");
+    tracing::warn!(volume = %volume.id, "this process was suspended, or took long to attach; looking whether the volume is still ours");
     while volume.gate.closed().is_none() {
         match volume.confirm_ownership().await {
             Ok(()) => break,

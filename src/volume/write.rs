@@ -122,7 +122,10 @@ impl Volume {
     }
 
     /// Waits while the gate is doubtful.
-    pub(super) async fn pass_gate(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// Why it is closed.
+    pub(crate) async fn pass_gate(&self) -> Result<()> {
         loop {
             let woken = self.gate_wake.notified();
             match self.gate.check() {

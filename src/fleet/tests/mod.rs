@@ -32,6 +32,7 @@ mod manifest;
 mod past;
 mod purge;
 mod room;
+mod slow_attach;
 
 const LOG_BYTES: ByteLen = ByteLen(4 << 20);
 
